@@ -235,6 +235,7 @@ class LiberoEnv:
             robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
         self._sim.reset()
         self._sim.forward()
+        self._sim.forward()  # upstream's, as it opens a GL context; the solver's warm start remembers it
         env._reset_internal()
         self._sim.forward()
         env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))
