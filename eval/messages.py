@@ -1,0 +1,39 @@
+"""Hydra's and OmegaConf's errors in one readable line that names the key, the value and the way out."""
+
+import difflib
+import re
+
+from hydra.errors import MissingConfigException
+from omegaconf import Container
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line; the most specific one where Hydra wraps OmegaConf."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        options = ", ".join(option for option in error.options if not option.startswith("_"))
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group} must be one of {options}, got {name!r}"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} has no value; give one with {cause.full_key}=..."
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key}: {_head(cause)}"
+    return _head(error)
+
+
+def _head(error: BaseException) -> str:
+    """Return the lines of a message before OmegaConf's list of node properties, joined."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)]
+    return "; ".join(kept)
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    known = list(map(str, error.parent_node.keys())) if isinstance(error.parent_node, Container) else []
+    parent, _, _ = str(error.full_key).rpartition(".")
+    close = difflib.get_close_matches(str(error.key), known, n=1)
+    hint = f"did you mean {parent + '.' if parent else ''}{close[0]}?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown key {error.full_key}; {hint}"

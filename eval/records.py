@@ -1,0 +1,378 @@
+"""Run records: one JSON line per episode and per inference, on the disk before the next episode begins.
+
+A run is a folder with `episodes.jsonl`, `inferences.jsonl` and `run.json`. They are the truth; summaries are
+pure functions of them.
+"""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from policies.base import EpisodeKey
+
+EPISODES_FILE = "episodes.jsonl"
+INFERENCES_FILE = "inferences.jsonl"
+RUN_FILE = "run.json"
+
+Seeding = Literal["paired", "openpi"]
+Outcome = Literal["success", "failure", "error"]
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """What happened in one episode.
+
+    Attributes:
+        success: whether the task was done in time; None when the episode raised, which is not a failure.
+        steps: control steps after settling.
+        inferences: inferences that returned, warm-up ones included.
+        wall_s: reset to last step, in seconds.
+        checkpoint, checkpoint_sha256: what the policy loaded; None for a policy without weights.
+        actions_sha256: of all executed actions; initial_state_sha256: of the simulator's state before the
+            first action. Either may be None only when the episode raised.
+        error_type, error_message: of the exception; None when the episode finished.
+
+    Raises:
+        ValueError: when outcome, error and hashes contradict one another, or the seeding is unknown.
+    """
+
+    suite: str
+    task_id: int
+    instruction: str
+    episode: int
+    seed: int
+    seeding: Seeding
+    success: bool | None
+    steps: int
+    inferences: int
+    wall_s: float
+    policy: str
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+    actions_sha256: str | None
+    initial_state_sha256: str | None
+    error_type: str | None = None
+    error_message: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeding not in get_args(Seeding):
+            raise ValueError(f"seeding must be one of {get_args(Seeding)}, got {self.seeding!r}")
+        if self.success is None and (self.error_type is None or self.error_message is None):
+            raise ValueError(f"{self.key}: success is None, so error_type and error_message must be given")
+        if self.success is not None:
+            if self.error_type is not None or self.error_message is not None:
+                raise ValueError(f"{self.key}: success is {self.success}, so there is no error to record")
+            if self.actions_sha256 is None or self.initial_state_sha256 is None:
+                raise ValueError(
+                    f"{self.key}: a finished episode has actions_sha256 and initial_state_sha256"
+                )
+
+    @property
+    def key(self) -> EpisodeKey:
+        return EpisodeKey(self.suite, self.task_id, self.episode, self.seed)
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.success is None:
+            return "error"
+        return "success" if self.success else "failure"
+
+
+@dataclass(frozen=True)
+class InferenceRecord:
+    """How long one inference took.
+
+    Attributes:
+        call: number of the inference in its episode, from 0.
+        infer_ms: host observation to host action, synchronised at the end, in milliseconds.
+        stage_ms: stage to milliseconds; empty where a policy has no stages.
+        warmup: whether statistics leave it out.
+        backends: stage to the backend that served this call.
+    """
+
+    suite: str
+    task_id: int
+    episode: int
+    seed: int
+    call: int
+    infer_ms: float
+    stage_ms: Mapping[str, float]
+    warmup: bool
+    backends: Mapping[str, str]
+
+    @property
+    def key(self) -> EpisodeKey:
+        return EpisodeKey(self.suite, self.task_id, self.episode, self.seed)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a run, as `read_run` found them.
+
+    Attributes:
+        run: the content of `run.json`; empty, with a warning, when the run stopped before writing it.
+        episodes: one per key, the last attempt, in the order of the file.
+        inferences: those of `episodes`.
+        superseded: errors that a later attempt of the same key replaced.
+        warnings: what was dropped or not counted, and why.
+    """
+
+    run: Mapping[str, Any]
+    episodes: tuple[EpisodeRecord, ...]
+    inferences: tuple[InferenceRecord, ...]
+    superseded: tuple[EpisodeRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class RunWriter:
+    """Append the records of a run to a new folder.
+
+    Non-obvious behaviors:
+        Inferences stay in memory until their episode is recorded, then reach the disk before it: an episode
+        line always has its inferences. `close` writes those of an interrupted episode; `read_run` reports
+        them.
+
+    Raises:
+        FileExistsError: when the folder already holds records.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
+        if held:
+            raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._inferences = (folder / INFERENCES_FILE).open("xb", buffering=0)
+        self._episodes = (folder / EPISODES_FILE).open("xb", buffering=0)
+        self._pending: dict[EpisodeKey, list[bytes]] = {}
+        self._finished: set[EpisodeKey] = set()
+        _sync_folder(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add_inference(self, record: InferenceRecord) -> None:
+        """Keep one inference until its episode is added.
+
+        Raises:
+            ValueError: when its call is not the next one of its episode, or a number is not finite.
+            TypeError: when a value has no JSON form.
+        """
+        lines = self._pending.setdefault(record.key, [])
+        if record.call != len(lines):
+            raise ValueError(f"{record.key}: inference call must be {len(lines)}, got {record.call}")
+        lines.append(_json_line(record))
+
+    def add_episode(self, record: EpisodeRecord) -> None:
+        """Write the episode's inferences, then the episode; both are on the disk when this returns.
+
+        Raises:
+            ValueError: when the episode has finished before, `record.inferences` is not the number added,
+                or a number is not finite.
+            TypeError: when a value has no JSON form.
+        """
+        if record.key in self._finished:
+            raise ValueError(f"{record.key} has finished and is recorded; only an error may be tried again")
+        line = _json_line(record)
+        inferences = self._pending.get(record.key, [])
+        if record.inferences != len(inferences):
+            raise ValueError(
+                f"{record.key}: inferences is {record.inferences}, but {len(inferences)} were added; "
+                "count those added"
+            )
+        if inferences:
+            _append(self._inferences, b"".join(inferences))
+        _append(self._episodes, line)
+        self._pending.pop(record.key, None)
+        if record.success is not None:
+            self._finished.add(record.key)
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Replace `run.json` in one step: a reader sees the old content or the new, never a part.
+
+        Raises:
+            ValueError, TypeError: naming the field, when a value has no strict JSON form; the old file stays.
+        """
+        text = json.dumps(to_plain(run, RUN_FILE), indent=2, allow_nan=False) + "\n"
+        temporary = self.folder / f".{RUN_FILE}.tmp"
+        with temporary.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / RUN_FILE)
+        _sync_folder(self.folder)
+
+    def close(self) -> None:
+        """Write the inferences of unfinished episodes and close the files; calling it again does nothing."""
+        if self._episodes.closed:
+            return
+        rest = b"".join(line for lines in self._pending.values() for line in lines)
+        if rest:
+            _append(self._inferences, rest)
+        self._inferences.close()
+        self._episodes.close()
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """Return `value` in JSON's own types (dict, list, str, int, float, bool, None).
+
+    Raises:
+        ValueError: naming the field below `where`, when a number is not finite.
+        TypeError: likewise, when a value or a key has no JSON form; nothing is turned into text by guessing.
+    """
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} must be finite, got {value}")
+        return float(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}; JSON keys are text")
+        return {key: to_plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which has no JSON form; convert it before recording"
+    )
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's records.
+
+    A last line that a crash cut short is dropped with a warning. Of several lines with one key the last
+    counts, if all before it are errors. Inferences of no counted episode are reported and left out.
+
+    Raises:
+        FileNotFoundError: when the folder holds no records.
+        ValueError: with file and line number, for a corrupt line, or an episode recorded again after it
+            finished, or without its inferences.
+    """
+    for name in (EPISODES_FILE, INFERENCES_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no records: {name} is missing")
+    warnings: list[str] = []
+    run: dict[str, Any] = {}
+    if (folder / RUN_FILE).exists():
+        run = _parse((folder / RUN_FILE).read_bytes(), str(folder / RUN_FILE))
+    else:
+        warnings.append(f"{RUN_FILE} is missing: the run stopped before it was written")
+    lines = _read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings)
+    episodes, superseded = _last_attempts(folder / EPISODES_FILE, lines)
+    numbered = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
+    inferences = _of_episodes(
+        folder / INFERENCES_FILE, [record for _, record in numbered], episodes, warnings
+    )
+    return Run(run, tuple(episodes.values()), inferences, superseded, tuple(warnings))
+
+
+def _last_attempts(
+    path: Path, lines: list[tuple[int, EpisodeRecord]]
+) -> tuple[dict[EpisodeKey, EpisodeRecord], tuple[EpisodeRecord, ...]]:
+    episodes: dict[EpisodeKey, EpisodeRecord] = {}
+    superseded = []
+    for number, record in lines:
+        earlier = episodes.pop(record.key, None)
+        if earlier is not None:
+            if earlier.success is not None:
+                raise ValueError(f"{path}:{number}: {record.key} is recorded again after it finished")
+            superseded.append(earlier)
+        episodes[record.key] = record
+    return episodes, tuple(superseded)
+
+
+def _of_episodes(
+    path: Path,
+    records: list[InferenceRecord],
+    episodes: Mapping[EpisodeKey, EpisodeRecord],
+    warnings: list[str],
+) -> tuple[InferenceRecord, ...]:
+    """Return the inferences of the counted attempts: per key, the last series from call 0 of its length."""
+    attempts: defaultdict[EpisodeKey, list[list[InferenceRecord]]] = defaultdict(list)
+    for record in records:
+        if record.call == 0 or not attempts[record.key]:
+            attempts[record.key].append([])
+        attempts[record.key][-1].append(record)
+    counted: list[InferenceRecord] = []
+    for key, episode in episodes.items():
+        if episode.inferences == 0:
+            continue
+        matching = [attempt for attempt in attempts[key] if len(attempt) == episode.inferences]
+        if not matching:
+            found = [len(attempt) for attempt in attempts[key]]
+            raise ValueError(
+                f"{path}: {key} made {episode.inferences} inferences, but the file holds {found}"
+            )
+        counted += matching[-1]
+    left = len(records) - len(counted)
+    if left:
+        warnings.append(
+            f"{path.name}: {left} of {len(records)} inferences are not counted: "
+            "their episode was interrupted or retried"
+        )
+    return tuple(counted)
+
+
+_Record = TypeVar("_Record", EpisodeRecord, InferenceRecord)
+
+
+def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[tuple[int, _Record]]:
+    """Return (line number from 1, record) of each whole line."""
+    *lines, tail = path.read_bytes().split(b"\n")
+    records = [(number, _parse(line, f"{path}:{number}", kind)) for number, line in enumerate(lines, start=1)]
+    if tail:
+        warnings.append(
+            f"{path.name}:{len(lines) + 1}: dropped a last line that was cut short ({len(tail)} bytes)"
+        )
+    return records
+
+
+def _parse(text: bytes, where: str, kind: Any = dict) -> Any:
+    try:
+        return kind(**json.loads(text, parse_constant=_refuse_constant))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: corrupt: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:
+    return json.dumps(to_plain(vars(record), str(record.key)), allow_nan=False).encode() + b"\n"
+
+
+def _append(file: FileIO, data: bytes) -> None:
+    """Append all of `data` and wait for the disk; after a failure the file is as long as before."""
+    start = file.tell()
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(start)
+        file.seek(start)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new and renamed files of a folder durable (fsync of a file does not cover its name)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

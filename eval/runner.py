@@ -1,0 +1,180 @@
+"""The local runner: one process, task after task, episode after episode, recorded as they happen.
+
+Non-obvious behaviors:
+    * An episode that raises is recorded with its exception and the environment is built anew; one more than
+      `runner.max_errors` of them stops the run.
+    * Ctrl-C ends the run after the record of the episode before; nothing recorded is lost.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.libero_env import CONTROL_HZ, LiberoEnv, Task
+from eval.progress import Progress
+from eval.records import EpisodeRecord, InferenceRecord, RunWriter, Seeding
+from eval.rollout import Rollout, roll
+from eval.tracking import SafeTracker
+from eval.video import VideoMode, video_name, write_video
+from policies.base import EpisodeKey, Policy
+
+FILM_EVERY = 2  # control steps a video frame: 10 frames a second
+
+
+class RunFailed(RuntimeError):
+    """The run cannot count as a result: too many errors, or a backend that did not engage."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run sets out to do: the chosen tasks, which of their episodes, and how."""
+
+    tasks: Sequence[Task]
+    episodes: range
+    seed: int
+    seeding: Seeding
+    max_steps: int
+    max_errors: int
+    warmup_inferences: int
+    video: VideoMode
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.tasks) * len(self.episodes)
+
+    def keys(self, task: Task) -> Iterator[EpisodeKey]:
+        """Yield the task's episodes in the order in which they are run."""
+        for episode in self.episodes:
+            yield EpisodeKey(task.suite, task.task_id, episode, self.seed)
+
+
+class LocalRunner:
+    """Roll a plan's episodes with one policy; `run_info` is what run.json says besides the outcome."""
+
+    def __init__(
+        self, plan: Plan, policy: Policy, writer: RunWriter, tracker: SafeTracker, run_info: Mapping[str, Any]
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self.writer = writer
+        self.tracker = tracker
+        self.run_info = dict(run_info)
+        self.errors = 0
+        self.finished = False
+        self._warmup_left = plan.warmup_inferences
+        self._progress = Progress(plan.num_episodes)
+
+    def run(self) -> None:
+        """Run every episode of the plan.
+
+        Raises:
+            RunFailed: more than `max_errors` episodes raised, or a stage's backend did not serve every call.
+        """
+        self.write_run()
+        with self._progress:
+            for task in self.plan.tasks:
+                self._run_task(task)
+        self._check_engagement()
+        self.finished = True
+
+    def write_run(self) -> None:
+        """Write run.json as things stand."""
+        outcome = {
+            "finished": self.finished,
+            "engagement": self.policy.engagement(),
+            "tracking_error": self.tracker.error,
+        }
+        self.writer.write_run(self.run_info | outcome)
+
+    def _run_task(self, task: Task) -> None:
+        keys = list(self.plan.keys(task))
+        while keys:
+            with closing(self._build(task)) as env:
+                while keys:
+                    record = self._run_episode(env, task, keys.pop(0))
+                    if record.success is None:
+                        break  # an environment that raised is not used again
+
+    def _build(self, task: Task) -> LiberoEnv:
+        render = bool(self.policy.cameras) or self.plan.video is not VideoMode.NONE
+        return LiberoEnv(task, seeding=self.plan.seeding, render=render)
+
+    def _run_episode(self, env: LiberoEnv, task: Task, key: EpisodeKey) -> EpisodeRecord:
+        self._progress.start_episode(key, task.language)
+        rollout = Rollout()
+        error: Exception | None = None
+        start = time.perf_counter()
+        try:
+            roll(
+                env,
+                self.policy,
+                key,
+                self.plan.max_steps,
+                rollout,
+                self._on_inference,
+                warmup_inferences=self._warmup_left,
+                film_every=0 if self.plan.video is VideoMode.NONE else FILM_EVERY,
+            )
+        except Exception as raised:  # noqa: BLE001  whatever the simulator or the policy raises is this episode's outcome
+            error = raised
+        self._warmup_left = max(0, self._warmup_left - rollout.inferences)
+        record = EpisodeRecord(
+            suite=key.suite,
+            task_id=key.task_id,
+            instruction=task.language,
+            episode=key.episode,
+            seed=key.seed,
+            seeding=self.plan.seeding,
+            success=None if error else bool(rollout.success),
+            steps=rollout.steps,
+            inferences=rollout.inferences,
+            wall_s=time.perf_counter() - start,
+            policy=self.policy.name,
+            checkpoint=self.plan.checkpoint,
+            checkpoint_sha256=self.plan.checkpoint_sha256,
+            actions_sha256=rollout.actions_sha256,
+            initial_state_sha256=rollout.initial_state_sha256,
+            error_type=type(error).__name__ if error else None,
+            error_message=str(error) if error else None,
+        )
+        self._keep(record, env, rollout)
+        if error:
+            self.errors += 1
+            if self.errors > self.plan.max_errors:
+                raise RunFailed(
+                    f"{self.errors} episodes raised, more than runner.max_errors={self.plan.max_errors}; "
+                    f"the last was {key}: {type(error).__name__}: {error}"
+                ) from error
+        return record
+
+    def _keep(self, record: EpisodeRecord, env: LiberoEnv, rollout: Rollout) -> None:
+        self.writer.add_episode(record)
+        if self.run_info.get("first_frame_sha256") is None and rollout.first_frame_sha256 is not None:
+            self.run_info["first_frame_sha256"] = rollout.first_frame_sha256
+            self.write_run()
+        video = None
+        if rollout.film and self.plan.video.keeps(record):
+            video = self.writer.folder / "videos" / video_name(record)
+            frames = [env.render(snapshot) for snapshot in rollout.film]
+            write_video(frames, video, fps=CONTROL_HZ // FILM_EVERY)
+        self.tracker.log_episode(record, video)
+        self._progress.add_episode(record)
+
+    def _on_inference(self, record: InferenceRecord) -> None:
+        self.writer.add_inference(record)
+        self.tracker.log_inference(record)
+        self._progress.add_inference(record)
+
+    def _check_engagement(self) -> None:
+        idle = [
+            f"{stage}: {report['backend']} served {report['calls']} calls and missed {report['misses']}"
+            for stage, report in self.policy.engagement().items()
+            if report["calls"] == 0 or report["misses"] > 0
+        ]
+        if idle:
+            raise RunFailed("a backend did not engage: " + "; ".join(idle))

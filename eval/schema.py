@@ -1,0 +1,159 @@
+"""Types and ranges of the configuration, checked before anything heavy starts.
+
+Hydra composes into these dataclasses (the first entry of the defaults list); `OmegaConf.to_object` turns the result
+into them once, and nothing below `eval/cli.py` sees a DictConfig. They are not frozen because OmegaConf treats frozen
+dataclasses as read-only nodes, which cannot be composed into.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from eval.libero_env import SEEDINGS, SUITES
+from eval.video import VideoMode
+from policies.pi05.checkpoint import CheckpointConfig
+
+POLICY_KINDS = ("pi05", "oracle")
+FORMS = ("lean", "full")
+PRECISIONS = ("auto", "float32", "bfloat16")
+TRACKING_MODES = ("online", "offline", "disabled")
+
+
+class ConfigError(ValueError):
+    """A value that the configuration does not allow; the message names key, value and way out."""
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _at_least(key: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{key} must be >= {least}, got {value}")
+
+
+@dataclass
+class SuiteConfig:
+    """conf/suite: which tasks, and for how many control steps at most."""
+
+    name: str = MISSING
+    max_steps: int = MISSING
+    tasks: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("suite.name", self.name, SUITES)
+        _at_least("suite.max_steps", self.max_steps, 1)
+        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) != len(self.tasks)):
+            raise ConfigError(f"suite.tasks must be null or a list of different task ids, got {list(self.tasks)}")
+
+
+@dataclass
+class ProtocolConfig:
+    """conf/protocol: how many tasks and episodes, and how resets are seeded."""
+
+    name: str = MISSING
+    num_tasks: int | None = None
+    first_episode: int = 0
+    episodes: int = MISSING
+    seeding: str = "paired"
+
+    def __post_init__(self) -> None:
+        _at_least("protocol.num_tasks", self.num_tasks, 1)
+        _at_least("protocol.first_episode", self.first_episode, 0)
+        _at_least("protocol.episodes", self.episodes, 1)
+        _one_of("protocol.seeding", self.seeding, SEEDINGS)
+
+
+@dataclass
+class PolicyConfig:
+    """conf/policy: what acts; the pi0.5 kind also says in which form, precision and place."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    form: str = "lean"
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("policy.kind", self.kind, POLICY_KINDS)
+        _one_of("policy.form", self.form, FORMS)
+        _one_of("policy.precision", self.precision, PRECISIONS)
+
+
+@dataclass
+class OptimConfig:
+    """conf/optim: one pass per stage; each pass checks its own options."""
+
+    vision: Any = None
+    prefix: Any = None
+    denoise: Any = None
+
+
+@dataclass
+class DenoiseConfig:
+    """conf/denoise: the sampler."""
+
+    steps: int = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("denoise.steps", self.steps, 1)
+
+
+@dataclass
+class RunnerConfig:
+    """conf/runner: who rolls the episodes, and how much may go wrong."""
+
+    name: str = MISSING
+    max_errors: int = 3
+    warmup_inferences: int = 3
+
+    def __post_init__(self) -> None:
+        _one_of("runner.name", self.name, ("local",))
+        _at_least("runner.max_errors", self.max_errors, 0)
+        _at_least("runner.warmup_inferences", self.warmup_inferences, 0)
+
+
+@dataclass
+class TrackingConfig:
+    """conf/tracking: where the records are mirrored."""
+
+    name: str = MISSING
+    mode: str = "offline"
+    project: str = "libero-vla-eval"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("tracking.name", self.name, ("wandb", "none"))
+        _one_of("tracking.mode", self.mode, TRACKING_MODES)
+
+
+@dataclass
+class Config:
+    """conf/config.yaml: one run."""
+
+    suite: SuiteConfig = MISSING
+    protocol: ProtocolConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    policy: PolicyConfig = MISSING
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    denoise: DenoiseConfig = MISSING
+    runner: RunnerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    seed: int = 7
+    video: str = "none"
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        _one_of("video", self.video, tuple(VideoMode))
+        if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
+            raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that conf/config.yaml starts with."""
+    ConfigStore.instance().store("schema", node=Config)

@@ -1,0 +1,160 @@
+"""Run summary: `python -m eval.summary RUN [--json]` prints what the records of a run say."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from eval.latency import LatencyStats
+from eval.metrics import SuccessRate, Summary, summarise
+from eval.records import read_run, to_plain
+
+MIN_WIDTH = 100  # columns, where no terminal says how many it has
+
+
+def report_console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as its terminal, or at least `MIN_WIDTH` where there is none."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
+def render(summary: Summary) -> RenderableType:
+    """Return a summary for a rich console; texts from records are never read as markup."""
+    parts: list[RenderableType] = []
+    if summary.random_weights:
+        parts.append(Text(f"*** {summary.weights_label} ***", style="bold white on red"))
+    parts += [_provenance(summary), _success(summary)]
+    if summary.errors:
+        parts.append(_errors(summary))
+    parts.append(_latency(summary))
+    if summary.engagement:
+        parts.append(_engagement(summary))
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in summary.warnings]
+    return Group(*parts)
+
+
+def _table(title: str, first: str, *rest: str) -> Table:
+    """Return an empty table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in rest:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _provenance(summary: Summary) -> Text:
+    commit = "unknown" if summary.commit is None else summary.commit[:12]
+    if summary.commit_dirty:
+        commit += " with uncommitted changes"
+    sha256 = f" (sha256 {summary.checkpoint_sha256[:12]})" if summary.checkpoint_sha256 else ""
+    items = {
+        "policy": summary.policy,
+        "checkpoint": f"{summary.checkpoint or 'none'}{sha256}",
+        "weights": summary.weights_label or "none",
+        "seeding": summary.seeding,
+        "GL": summary.gl_backend or "unknown",
+        "commit": commit,
+    }
+    return Text(" | ".join(f"{name}: {value}" for name, value in items.items()))
+
+
+def _success(summary: Summary) -> Table:
+    of_planned = "" if summary.planned_episodes is None else f" of {summary.planned_episodes} planned"
+    table = _table(
+        f"Success (n = {summary.episodes} episodes{of_planned})",
+        "task",
+        "success / n",
+        "rate",
+        "95 % Wilson",
+        "errors",
+    )
+    for task in summary.tasks:
+        name = Text(f"{task.suite} {task.task_id}  {task.instruction}")
+        table.add_row(name, *_rate_cells(task.success))
+    table.add_section()
+    for suite, success in summary.suites.items():
+        table.add_row(Text(suite, style="bold"), *_rate_cells(success))
+    if len(summary.suites) > 1:
+        table.add_row(Text("all suites, pooled", style="bold"), *_rate_cells(summary.total))
+    return table
+
+
+def _rate_cells(success: SuccessRate) -> tuple[str, str, str, Text]:
+    errors = Text(str(success.errors), style="bold red" if success.errors else "")
+    counts = f"{success.successes} / {success.finished}"
+    if success.rate is None or success.low is None or success.high is None:
+        return counts, "-", "-", errors
+    return counts, f"{success.rate:.1%}", f"{success.low:.1%} to {success.high:.1%}", errors
+
+
+def _errors(summary: Summary) -> Table:
+    retried = sum(error.retried for error in summary.errors)
+    table = Table(
+        title=f"Errors (n = {len(summary.errors) - retried}, and {retried} replaced by a retry)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("episode", "type", "message"):
+        table.add_column(name, overflow="fold")
+    for error in summary.errors:
+        episode = f"{error.episode} (retried)" if error.retried else error.episode
+        table.add_row(Text(episode), Text(error.error_type), Text(error.error_message))
+    return table
+
+
+def _latency(summary: Summary) -> RenderableType:
+    warmup = f"{summary.warmup_inferences} warm-up inferences left out"
+    if summary.infer is None:
+        return Text(f"Latency: n = 0 inferences, {warmup}")
+    table = _table(f"Latency ({warmup})", "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz")
+    for stage, stats in summary.stages.items():
+        table.add_row(Text(stage), *_latency_cells(stats), "")
+    table.add_section()
+    table.add_row(
+        Text("host to host", style="bold"), *_latency_cells(summary.infer), f"{summary.infer.hz:.1f}"
+    )
+    return table
+
+
+def _latency_cells(stats: LatencyStats) -> tuple[str, ...]:
+    return str(stats.n), *(f"{ms:.2f}" for ms in (stats.p50_ms, stats.p95_ms, stats.p99_ms, stats.mean_ms))
+
+
+def _engagement(summary: Summary) -> Table:
+    table = _table("Engagement", "stage", "backend", "calls", "misses")
+    for stage in summary.engagement:
+        bad = stage.calls == 0 or stage.misses > 0
+        cells = (stage.stage, stage.backend, str(stage.calls), str(stage.misses))
+        table.add_row(*(Text(cell) for cell in cells), style="bold red" if bad else "")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a run's summary; return 1 with one line on stderr when it has no records or they are damaged."""
+    parser = argparse.ArgumentParser(prog="python -m eval.summary", description="Summarise a run's records.")
+    parser.add_argument("run", type=Path, help="folder with episodes.jsonl, inferences.jsonl and run.json")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args(arguments)
+    try:
+        summary = summarise(read_run(options.run))
+    except (FileNotFoundError, ValueError) as error:
+        report_console(stderr=True).print(Text(f"error: {options.run}: {error}"), soft_wrap=True)
+        return 1
+    if options.json:
+        sys.stdout.write(json.dumps(to_plain(summary.to_dict(), "summary"), indent=2, allow_nan=False) + "\n")
+    else:
+        report_console().print(render(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,41 @@
+"""ActionQueue: a chunk in, `replan_steps` actions out, then the policy is asked again."""
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.base import ACTION_DIM, ActionChunk
+
+
+class ActionQueue:
+    """Hand out the first `replan_steps` actions of each chunk, one a control step.
+
+    Raises:
+        ValueError: a chunk shorter than `replan_steps`, or actions that are not (horizon, 7) finite numbers.
+    """
+
+    def __init__(self, replan_steps: int) -> None:
+        if replan_steps < 1:
+            raise ValueError(f"replan_steps must be >= 1, got {replan_steps}")
+        self.replan_steps = replan_steps
+        self._actions: deque[NDArray[np.float64]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def refill(self, chunk: ActionChunk) -> None:
+        """Replace what is left by the head of a new chunk."""
+        actions = chunk.actions_HJ
+        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) < self.replan_steps:
+            raise ValueError(
+                f"a chunk needs at least replan_steps={self.replan_steps} rows of {ACTION_DIM} actions, "
+                f"got shape {actions.shape}"
+            )
+        if not np.all(np.isfinite(actions)):
+            raise ValueError(f"the policy returned actions that are not finite: {actions[~np.isfinite(actions)][:3]}")
+        self._actions = deque(actions[: self.replan_steps])
+
+    def pop(self) -> NDArray[np.float64]:
+        """Return the next action (7,); IndexError when the queue is empty."""
+        return self._actions.popleft()

@@ -1,0 +1,335 @@
+"""A scripted expert for libero_spatial: reads object poses from the simulator, grasps a bowl by its rim, places it.
+
+It checks the harness without weights (a score far below 100 % is the harness's fault) and can teach: at every call it
+decides from the current poses, so it recovers from dropped bowls, missed grasps and noise on its actions.
+
+Frames are the world's: z up, lengths in metres; the hand's frame is the grip site's, whose local x is the axis along
+which the fingers close and whose local z points out of the hand.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Observation, Request
+
+SUITE = "libero_spatial"
+BOWL = "akita_black_bowl_1"  # the bowl that the goal names; akita_black_bowl_2 is the distractor
+PLATE = "plate_1"
+NEEDED = (f"{BOWL}_pos", f"{PLATE}_pos", "grip_site_pos", "grip_site_mat")
+
+# LIBERO's OSC_POSE controller (robosuite osc_pose.json): what an action of 1.0 asks for
+METRES_PER_ACTION = 0.05
+RADIANS_PER_ACTION = 0.5
+OPEN, CLOSE = -1.0, 1.0
+
+DOWN = np.array([0.0, 0.0, -1.0])
+PLACED_RADIUS = 0.03  # metres in the plane between the origins; LIBERO's `check_ontop`, which also wants contact
+PLACED_HEIGHT = 0.012  # metres, bowl's origin over the plate's: 5 mm at rest, held at touch-down somewhat more
+
+
+class Phase(StrEnum):
+    """What the hand is doing; the order is that of an episode without mishaps."""
+
+    HOVER = "hover"
+    DESCEND = "descend"
+    CLOSE = "close"
+    LIFT = "lift"
+    CARRY = "carry"
+    LOWER = "lower"
+    RELEASE = "release"
+    RETREAT = "retreat"
+
+
+HOLDING = (Phase.LIFT, Phase.CARRY, Phase.LOWER)
+
+
+@dataclass(frozen=True)
+class OracleOptions:
+    """Tunables: lengths in metres, times in control steps of 1/20 s."""
+
+    rim_radius: float = 0.048  # from the bowl's axis to the grasp; the rim's outer radius is 53 mm
+    grasp_height: float = 0.032  # above the bowl's origin, the rim is at 52 mm; at 40 mm the grasp slips
+    hover_height: float = 0.06  # fingertips above the grasp while aligning: 4 cm over the rim
+    lift_height: float = 0.08  # the drawer's walls reach 6 cm above the origin of the bowl in it
+    slope: float = 1.5  # height over distance of the cone down to the plate; steeper than the drawer's front needs
+    aligned: float = 0.015  # plane error at which the hand may go down
+    astray: float = 0.03  # plane error at which it must go up again
+    tilted_rad: float = 0.2  # orientation error at which the hand may go down
+    close_early: float = 0.02  # above the grasp: the fingers need 3 steps to come near the rim
+    close_steps: int = 9  # the gripper needs 8 from open to shut
+    release_steps: int = 5  # more than half open: the fingers rise without the rim
+    dropped: float = 0.085  # from grip site to bowl's origin; 58 mm in a good grasp
+    press: float = 0.005  # below the plate's origin, 1 cm below rest: aim under the goal, contact ends the way
+    press_steps: int = 25  # in `lower`; it takes 5 to 10 unless the bowl is held so tilted that it never comes to rest
+    retreat_height: float = 0.12  # fingertips above the grasp at the end: clear of the bowl
+    patience: int = 60  # steps in a phase that should take 5 to 35; then something blocks the way
+    gain: float = 1.5  # share of the position error asked for in a step
+    turn_gain: float = 1.0  # share of the orientation error asked for in a step
+    integral_gain: float = 0.1  # per step; against the controller's steady error of 1 to 2 cm near the reach limit
+    integral_limit: float = 0.03  # bound of the integral term on each axis
+    integral_range: float = 0.03  # the integral sleeps while an axis is farther off than this, or it would overshoot
+    live_episodes: int = 256  # episodes remembered at a time; a runner interleaves one per worker
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"oracle {name} must be > 0, got {value}")
+        if self.aligned >= self.astray:
+            raise ValueError(f"oracle aligned must be < astray, got {self.aligned} and {self.astray}")
+
+
+@dataclass
+class _Memory:
+    """What one episode remembers between calls."""
+
+    phase: Phase = Phase.HOVER
+    steps: int = 0  # in this phase
+    attempts: int = 0  # grasps that failed
+    grasped_height: float = 0.0  # of the bowl's origin when the fingers closed
+    integral: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+
+    def enter(self, phase: Phase) -> None:
+        self.phase, self.steps = phase, 0
+
+    def retry(self) -> None:
+        self.attempts += 1
+        self.integral[:] = 0.0  # what it has learnt against the obstacle is wrong in free space
+        self.enter(Phase.HOVER)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The poses that matter now, and the grasp aimed at."""
+
+    bowl: NDArray[np.float64]
+    plate: NDArray[np.float64]
+    grip: NDArray[np.float64]
+    grasp: NDArray[np.float64]
+    turn: NDArray[np.float64]  # axis-angle in the world frame from the hand's orientation to the one wanted
+
+    @property
+    def grasp_miss(self) -> float:
+        return float(np.linalg.norm((self.grasp - self.grip)[:2]))
+
+    @property
+    def plate_miss(self) -> float:
+        return float(np.linalg.norm((self.plate - self.bowl)[:2]))
+
+    @property
+    def placed(self) -> bool:
+        return self.plate_miss < PLACED_RADIUS and bool(self.bowl[2] - self.plate[2] < PLACED_HEIGHT)
+
+
+def rim_angle_deg(instruction: str) -> float:
+    """Return where on the rim to grasp, as the angle from the bowl's centre to the grasp in the world's plane."""
+    if "drawer" in instruction:
+        return 0.0  # the drawer leaves no room for the fingers in y
+    if "on the wooden cabinet" in instruction:
+        return 180.0  # towards the robot: the far rim is at the end of its reach
+    return 90.0  # the hand starts with its fingers closing along y: nothing to turn
+
+
+class OraclePolicy:
+    """The expert as a policy: no cameras, privileged poses, one action per call.
+
+    Non-obvious behaviors:
+        * It has memory per episode. Call 0 starts an episode anew, wherever the objects are; a later call of an episode
+          that it does not remember is an error.
+        * LIBERO ends an episode at touch-down, while the fingers still hold the bowl. Release and retreat are seen only
+          by those who step on, such as recorders of demonstrations.
+    """
+
+    name = "oracle"
+    cameras: tuple[str, ...] = ()
+    needs_privileged = True
+    replan_steps = 1
+
+    def __init__(self, options: OracleOptions | None = None) -> None:
+        self.options = options or OracleOptions()
+        self._memories: OrderedDict[EpisodeKey, _Memory] = OrderedDict()
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Return one action (1, 7) in [-1, 1] per request.
+
+        Raises:
+            ValueError: the scene has no such bowl or plate, or the instruction asks for something else.
+            KeyError: a call after 0 of an episode that is not remembered.
+        """
+        return [ActionChunk(actions_HJ=self._act(request)[None]) for request in requests]
+
+    def phase(self, episode: EpisodeKey) -> Phase:
+        """Return the phase in which the last action of a remembered episode was chosen."""
+        return self._memories[episode].phase
+
+    def provenance(self) -> dict[str, Any]:
+        return {"kind": "oracle", "suite": SUITE, "privileged": True, "options": asdict(self.options)}
+
+    def engagement(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def _act(self, request: Request) -> NDArray[np.float64]:
+        _check_served(request.observation)
+        memory = self._remember(request)
+        scene = self._look(request.observation, memory.attempts)
+        before = memory.attempts
+        self._advance(memory, scene)
+        if memory.attempts != before:
+            scene = self._look(request.observation, memory.attempts)
+        target, gripper = self._aim(memory, scene)
+        memory.steps += 1
+        return self._servo(memory, target - scene.grip, scene.turn, gripper)
+
+    def _remember(self, request: Request) -> _Memory:
+        if request.call == 0:
+            self._memories.pop(request.episode, None)
+            while len(self._memories) >= self.options.live_episodes:
+                self._memories.popitem(last=False)
+            self._memories[request.episode] = _Memory()
+        elif request.episode not in self._memories:
+            raise KeyError(
+                f"oracle got call {request.call} of {request.episode} but does not remember it; start an episode with "
+                f"call 0 and keep at most live_episodes={self.options.live_episodes} in flight"
+            )
+        self._memories.move_to_end(request.episode)
+        return self._memories[request.episode]
+
+    def _look(self, observation: Observation, attempts: int) -> _Scene:
+        """Read the poses and choose the grasp; every failed attempt changes to the opposite side of the rim."""
+        poses, options = observation.privileged, self.options
+        angle = np.deg2rad(rim_angle_deg(observation.instruction) + 180.0 * attempts)
+        rim = options.rim_radius * np.array([np.cos(angle), np.sin(angle), 0.0])
+        # Of the two ways to close along this line take the one in [90, 270) degrees: the hand starts at 90, and turning
+        # it the other way ends near the limit of the last joint.
+        folded = np.pi / 2 + (angle - np.pi / 2) % np.pi
+        closing = np.array([np.cos(folded), np.sin(folded), 0.0])
+        wanted = np.column_stack([closing, np.cross(DOWN, closing), DOWN])
+        return _Scene(
+            bowl=poses[f"{BOWL}_pos"],
+            plate=poses[f"{PLATE}_pos"],
+            grip=poses["grip_site_pos"],
+            grasp=poses[f"{BOWL}_pos"] + rim + [0.0, 0.0, options.grasp_height],
+            turn=Rotation.from_matrix(wanted @ poses["grip_site_mat"].T).as_rotvec(),
+        )
+
+    def _advance(self, memory: _Memory, scene: _Scene) -> None:
+        """Enter the next phase where the poses say that this one is over, or the first one after a mishap."""
+        options = self.options
+        if memory.phase in HOLDING and np.linalg.norm(scene.bowl - scene.grip) > options.dropped:
+            memory.retry()
+        match memory.phase:
+            case Phase.HOVER:
+                level = np.linalg.norm(scene.turn) < options.tilted_rad
+                if scene.placed:
+                    memory.enter(Phase.RETREAT)
+                elif scene.grasp_miss < options.aligned and level:
+                    memory.enter(Phase.DESCEND)
+            case Phase.DESCEND:
+                if scene.grasp_miss > options.astray:
+                    memory.enter(Phase.HOVER)
+                elif scene.grip[2] < scene.grasp[2] + options.close_early:
+                    memory.enter(Phase.CLOSE)
+                elif memory.steps > options.patience:
+                    memory.retry()
+            case Phase.CLOSE:
+                if memory.steps >= options.close_steps:
+                    memory.grasped_height = float(scene.bowl[2])
+                    memory.enter(Phase.LIFT)
+            case Phase.LIFT:
+                if scene.bowl[2] > self._carry_height(memory, scene) - options.aligned:
+                    memory.enter(Phase.CARRY)
+                elif memory.steps > options.patience:
+                    memory.retry()
+            case Phase.CARRY:
+                if scene.plate_miss < options.aligned:
+                    memory.enter(Phase.LOWER)
+                elif memory.steps > options.patience:
+                    memory.retry()
+            case Phase.LOWER:
+                if scene.plate_miss > options.astray:
+                    memory.enter(Phase.CARRY)
+                elif scene.placed or memory.steps > options.press_steps:
+                    memory.integral[:] = 0.0
+                    memory.enter(Phase.RELEASE)
+            case Phase.RELEASE:
+                if memory.steps >= options.release_steps:
+                    memory.enter(Phase.RETREAT)
+            case Phase.RETREAT:
+                clear = scene.grip[2] > scene.grasp[2] + options.hover_height
+                if clear and not scene.placed:
+                    memory.retry()
+
+    def _aim(self, memory: _Memory, scene: _Scene) -> tuple[NDArray[np.float64], float]:
+        """Return where the grip site should be, and whether the fingers open or close."""
+        options = self.options
+        target = scene.grip.copy()
+        match memory.phase:
+            case Phase.HOVER:
+                return self._above(scene, options.hover_height), OPEN
+            case Phase.DESCEND:
+                return scene.grasp, OPEN
+            case Phase.CLOSE:
+                return scene.grasp, CLOSE
+            case Phase.LIFT:
+                target[2] += self._carry_height(memory, scene) - scene.bowl[2]
+                return target, CLOSE
+            case Phase.CARRY:
+                cone = scene.plate[2] + options.slope * scene.plate_miss
+                target[:2] += (scene.plate - scene.bowl)[:2]
+                target[2] += min(self._carry_height(memory, scene), cone) - scene.bowl[2]
+                return target, CLOSE
+            case Phase.LOWER:
+                return target + scene.plate - scene.bowl + options.press * DOWN, CLOSE
+            case Phase.RELEASE:
+                return target, OPEN
+            case Phase.RETREAT:
+                return self._above(scene, options.retreat_height), OPEN
+
+    def _above(self, scene: _Scene, height: float) -> NDArray[np.float64]:
+        """Return the point above the grasp, or above the hand while it is low and elsewhere: sweep nothing."""
+        target = scene.grasp + [0.0, 0.0, height]
+        low = scene.grip[2] < scene.grasp[2] + self.options.hover_height - self.options.aligned
+        if low and scene.grasp_miss > self.options.astray:
+            target[:2] = scene.grip[:2]
+        return target
+
+    def _carry_height(self, memory: _Memory, scene: _Scene) -> float:
+        """Return the height of the bowl's origin on its way to the plate."""
+        return max(memory.grasped_height, float(scene.plate[2])) + self.options.lift_height
+
+    def _servo(
+        self, memory: _Memory, error: NDArray[np.float64], turn: NDArray[np.float64], gripper: float
+    ) -> NDArray[np.float64]:
+        """Return the action (7,) of a proportional controller with a small, bounded integral term."""
+        options = self.options
+        near = np.abs(error) < options.integral_range
+        memory.integral = np.clip(
+            memory.integral + np.where(near, options.integral_gain * error, 0.0),
+            -options.integral_limit,
+            options.integral_limit,
+        )
+        action = np.empty(ACTION_DIM)
+        action[:3] = (options.gain * error + memory.integral) / METRES_PER_ACTION
+        action[3:6] = options.turn_gain * turn / RADIANS_PER_ACTION
+        action[6] = gripper
+        return np.clip(action, -1.0, 1.0)
+
+
+def _check_served(observation: Observation) -> None:
+    missing = [name for name in NEEDED if name not in observation.privileged]
+    if missing:
+        raise ValueError(
+            f"the oracle serves {SUITE} only: {', '.join(missing)} missing from the privileged state of "
+            f"{observation.instruction!r}"
+        )
+    words = observation.instruction
+    if "black bowl" not in words or "place it on the plate" not in words:
+        raise ValueError(
+            f"the oracle serves {SUITE} only: it places the black bowl on the plate, but the instruction is {words!r}"
+        )

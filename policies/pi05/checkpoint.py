@@ -1,0 +1,319 @@
+"""Checkpoints: what is bound to weights, loaded whole or refused.
+
+Layouts: `native` (config.json, model.safetensors, norm_stats.json, tokenizer.model), `openpi` (a converted
+folder with assets/<asset_id>/norm_stats.json), `lerobot` (a folder or hub id), `random` (no files).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from policies.pi05.checkpoint_files import (
+    find_folder,
+    find_norm_stats,
+    find_tokenizer,
+    find_weights,
+    read_config,
+    refuse_pickle,
+)
+from policies.pi05.checkpoint_layouts import LAYOUT_PREFIX, load_stages, save_weights
+from policies.pi05.dims import RANDOM_SIZES, Pi05Dims
+from policies.pi05.norm_stats import (
+    ACTION_DIM,
+    NORM_MODES,
+    STATE_DIM,
+    Normalizer,
+    NormStats,
+    unit_stats,
+    write_json_stats,
+)
+from policies.pi05.postprocess import Postprocess
+from policies.pi05.preprocess import Preprocess
+from policies.pi05.prompt import PromptTokenizer
+from policies.pi05.random_weights import random_stages, recipe_sha256
+from policies.reference.tokenizer import TOKENIZER_PATH
+
+LAYOUTS = (*LAYOUT_PREFIX, "random")
+_READ_DIMS = {
+    "native": Pi05Dims.from_native,
+    "openpi": Pi05Dims.from_openpi,
+    "lerobot": Pi05Dims.from_lerobot,
+}
+
+
+@dataclass(kw_only=True)  # not frozen: OmegaConf cannot compose into a frozen dataclass
+class CheckpointConfig:
+    """The schema of conf/checkpoint/*.yaml. What training fixed has no default.
+
+    Attributes:
+        name: label in records.
+        layout: native, openpi, lerobot or random.
+        path: folder, or hub id (lerobot); null for random.
+        revision: of the hub id; null is its main branch, or what the cache has.
+        sizes: small or full; random only.
+        tokenizer: SentencePiece file; null is tokenizer.model in the folder (random: the reference
+            tokenizer).
+        norm_stats: file; null is the one in the folder (random: statistics that change nothing).
+        norm_mode: quantile or mean_std.
+        state_in_prompt: whether the prompt carries the state.
+        state_prompt_dims: numbers of state in the prompt: 8 for openpi, 32 for lerobot, which pads before it
+            discretises; null if and only if there is no state in it.
+        horizon: actions per chunk; must agree with the checkpoint's config.json.
+        replan_steps: actions executed before the next inference.
+        denoise_steps: Euler steps.
+        sha256: expected of model.safetensors; null accepts any.
+        seed: of random weights.
+
+    Raises:
+        ValueError: a value out of range, or two that contradict each other.
+    """
+
+    name: str
+    layout: str
+    path: str | None = None
+    revision: str | None = None
+    sizes: str | None = None
+    tokenizer: str | None = None
+    norm_stats: str | None = None
+    norm_mode: str
+    state_in_prompt: bool
+    state_prompt_dims: int | None = None
+    horizon: int
+    replan_steps: int
+    denoise_steps: int
+    sha256: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
+        _check(self.norm_mode in NORM_MODES, "norm_mode", f"one of {tuple(NORM_MODES)}", self.norm_mode)
+        if self.layout == "random":
+            _check(self.path is None, "path", "null with layout=random", self.path)
+            _check(self.sha256 is None, "sha256", "null with layout=random", self.sha256)
+            _check(
+                self.sizes in RANDOM_SIZES,
+                "sizes",
+                f"one of {tuple(RANDOM_SIZES)} with layout=random",
+                self.sizes,
+            )
+        else:
+            _check(bool(self.path), "path", f"a folder with layout={self.layout}", self.path)
+            _check(
+                self.sizes is None, "sizes", "null unless layout=random (config.json has them)", self.sizes
+            )
+        _check(
+            self.revision is None or self.layout == "lerobot",
+            "revision",
+            "null unless layout=lerobot",
+            self.revision,
+        )
+        if self.path is not None:
+            refuse_pickle(self.path)
+        _check(self.horizon >= 1, "horizon", ">= 1", self.horizon)
+        _check(
+            1 <= self.replan_steps <= self.horizon,
+            "replan_steps",
+            f"1 to horizon={self.horizon}",
+            self.replan_steps,
+        )
+        _check(self.denoise_steps >= 1, "denoise_steps", ">= 1", self.denoise_steps)
+        if self.state_in_prompt:
+            enough = self.state_prompt_dims is not None and self.state_prompt_dims >= STATE_DIM
+            wanted = f">= {STATE_DIM} with state_in_prompt=true (8 for openpi, 32 for lerobot)"
+            _check(enough, "state_prompt_dims", wanted, self.state_prompt_dims)
+        else:
+            _check(
+                self.state_prompt_dims is None,
+                "state_prompt_dims",
+                "null with state_in_prompt=false",
+                self.state_prompt_dims,
+            )
+        if self.sha256 is not None:
+            is_hash = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")
+            _check(is_hash, "sha256", "64 lower-case hexadecimal digits or null", self.sha256)
+        _check(self.seed >= 0, "seed", ">= 0", self.seed)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        config: what was asked for.
+        dims: sizes of the network.
+        stages: vision, prefix and denoise, on `device`, eager.
+        tokenizer: of the prompt.
+        norm_stats: of state and actions.
+        weights_sha256: of model.safetensors; of the recipe for random weights.
+        weights_label: what a table must say of the weights: the folder, or RANDOM WEIGHTS.
+        device: where the stages are.
+        dtype: their precision.
+    """
+
+    config: CheckpointConfig
+    dims: Pi05Dims
+    stages: Mapping[str, nn.Module]
+    tokenizer: PromptTokenizer
+    norm_stats: NormStats
+    weights_sha256: str
+    weights_label: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def preprocess(self) -> Preprocess:
+        """Return the preprocessing that these weights were trained with."""
+        state = _normalizer(self.norm_stats, self.config, "state") if self.config.state_in_prompt else None
+        return Preprocess(self.dims, self.tokenizer, state, self.config.state_prompt_dims or 0, self.device)
+
+    def postprocess(self) -> Postprocess:
+        """Return the postprocessing that these weights were trained with."""
+        return Postprocess(_normalizer(self.norm_stats, self.config, "actions"))
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what a record must say of the weights; plain JSON values."""
+        return {
+            "checkpoint": self.config.name,
+            "layout": self.config.layout,
+            "path": self.config.path,
+            "revision": self.config.revision,
+            "weights_label": self.weights_label,
+            "weights_sha256": self.weights_sha256,
+            "norm_stats_source": self.norm_stats.source,
+            "norm_stats_sha256": self.norm_stats.sha256,
+            "norm_mode": self.config.norm_mode,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "state_in_prompt": self.config.state_in_prompt,
+            "horizon": self.dims.action_horizon,
+        }
+
+
+def load_checkpoint(
+    config: CheckpointConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Load weights, statistics and tokenizer; the cheap checks come before the weights.
+
+    Args:
+        device: where the stages go, tensor by tensor.
+        dtype: precision of the matmuls, float32 or bfloat16; norms, embeddings of patches and heads stay
+            float32.
+
+    Raises:
+        FileNotFoundError: a part of the checkpoint is not where it belongs.
+        ValueError: a part does not fit the config or the network.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}; fp16 overflows in the prefix")
+    device = torch.device(device)
+    if config.path is None:
+        return _load_random(config, device, dtype)
+    folder = find_folder(config.path, config.layout, config.revision)
+    weights = find_weights(folder)
+    raw = read_config(folder)
+    dims = _READ_DIMS[config.layout](raw, str(folder / "config.json"))
+    if dims.action_horizon != config.horizon:
+        raise ValueError(
+            f"horizon must be {dims.action_horizon} as in {folder / 'config.json'}, got {config.horizon}; "
+            "the horizon belongs to the weights"
+        )
+    if config.layout == "lerobot":
+        _check_lerobot_norm_mode(raw, config, folder)
+    norm_stats = find_norm_stats(config.layout, folder, config.norm_stats)
+    tokenizer = _tokenizer(find_tokenizer(folder, config.tokenizer), dims)
+    _check_stats(norm_stats, config)
+    weights_sha256 = file_sha256(weights)
+    if config.sha256 not in (None, weights_sha256):
+        raise ValueError(
+            f"sha256 of {weights} must be {config.sha256}, got {weights_sha256}; these are other weights"
+        )
+    stages = load_stages(weights, LAYOUT_PREFIX[config.layout], dims, config.denoise_steps, device, dtype)
+    return Checkpoint(config, dims, stages, tokenizer, norm_stats, weights_sha256, str(folder), device, dtype)
+
+
+def save_checkpoint(
+    folder: Path, dims: Pi05Dims, stages: Mapping[str, nn.Module], norm_stats: NormStats, tokenizer: Path
+) -> None:
+    """Write a native checkpoint; files of an earlier one in `folder` are replaced, the weights last.
+
+    Args:
+        stages: in any precision; each parameter keeps its own.
+        tokenizer: SentencePiece file to copy.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dims.to_native(), indent=1))
+    write_json_stats(folder / "norm_stats.json", norm_stats)
+    if tokenizer.resolve() != (folder / "tokenizer.model").resolve():
+        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    save_weights(folder / "model.safetensors", stages)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_random(config: CheckpointConfig, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    dims = replace(RANDOM_SIZES[str(config.sizes)], action_horizon=config.horizon)
+    folder = TOKENIZER_PATH.parent
+    tokenizer = _tokenizer(find_tokenizer(folder, config.tokenizer), dims)
+    norm_stats = (
+        unit_stats() if config.norm_stats is None else find_norm_stats("native", folder, config.norm_stats)
+    )
+    _check_stats(norm_stats, config)
+    return Checkpoint(
+        config,
+        dims,
+        random_stages(dims, config.denoise_steps, config.seed, device, dtype),
+        tokenizer,
+        norm_stats,
+        recipe_sha256(dims, config.seed, device),
+        f"RANDOM WEIGHTS ({config.sizes})",
+        device,
+        dtype,
+    )
+
+
+def _tokenizer(path: Path, dims: Pi05Dims) -> PromptTokenizer:
+    tokenizer = PromptTokenizer(path)
+    if tokenizer.vocab_size > dims.vocab_size:
+        raise ValueError(
+            f"tokenizer must have at most vocab_size={dims.vocab_size} pieces, got {tokenizer.vocab_size} "
+            f"in {path}; it belongs to another network"
+        )
+    return tokenizer
+
+
+def _normalizer(stats: NormStats, config: CheckpointConfig, feature: str) -> Normalizer:
+    dim = STATE_DIM if feature == "state" else ACTION_DIM
+    return Normalizer(
+        getattr(stats, feature), config.norm_mode, stats.eps, dim, f"{feature} in {stats.source}"
+    )
+
+
+def _check_stats(stats: NormStats, config: CheckpointConfig) -> None:
+    _normalizer(stats, config, "actions")
+    if config.state_in_prompt:
+        _normalizer(stats, config, "state")
+
+
+def _check_lerobot_norm_mode(raw: Mapping[str, Any], config: CheckpointConfig, folder: Path) -> None:
+    expected = {"quantile": "QUANTILES", "mean_std": "MEAN_STD"}[config.norm_mode]
+    mapping = raw.get("normalization_mapping", {})
+    for feature in ("STATE", "ACTION"):
+        if mapping.get(feature) != expected:
+            raise ValueError(
+                f"norm_mode={config.norm_mode} needs normalization_mapping.{feature}={expected}, got "
+                f"{mapping.get(feature)} in {folder / 'config.json'}; use the norm_mode of the training run"
+            )
+
+
+def _check(holds: bool, key: str, wanted: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"checkpoint.{key} must be {wanted}, got {got!r}")

@@ -1,0 +1,162 @@
+"""Files of a checkpoint: where folder, weights, statistics and tokenizer are, or what to do about it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["config.json", "model.safetensors", "policy_preprocessor*", "tokenizer.model"]
+HUB_TIMEOUT_S = 10.0  # for metadata; the download itself takes what it takes
+
+
+def refuse_pickle(path: str) -> None:
+    """Raise ValueError for a path that names a pickle."""
+    if path.endswith(PICKLES):
+        raise ValueError(
+            f"checkpoint.path must be a folder with model.safetensors, got the pickle {path!r}; "
+            "unpickling runs code from the file, so convert it to safetensors where you trust it"
+        )
+
+
+def find_folder(path: str, layout: str, revision: str | None) -> Path:
+    """Return the checkpoint's folder; a hub id (lerobot only) is taken from the cache, else downloaded.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a hub id that can be had.
+        ValueError: `path` is a file.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(
+            f"checkpoint.path must be a folder, got the file {path!r}; name the folder that holds it"
+        )
+    if layout == "lerobot" and HUB_ID.fullmatch(path):
+        return _hub_folder(path, revision)
+    hub = "; a hub id must be <owner>/<name>" if layout == "lerobot" else f"; layout={layout} takes no hub id"
+    raise FileNotFoundError(f"checkpoint.path: no folder {path!r} (looked at {folder.resolve()}){hub}")
+
+
+def find_weights(folder: Path) -> Path:
+    """Return model.safetensors.
+
+    Raises:
+        ValueError: the folder has only pickles.
+        FileNotFoundError: there is no such file.
+    """
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        return weights
+    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise ValueError(
+            f"{folder} has no model.safetensors, only pickles: {pickles}; "
+            "unpickling runs code from the file, so convert them to safetensors where you trust them"
+        )
+    hint = "save it as one model.safetensors"
+    if (folder / "params").is_dir():
+        hint = "it looks like a JAX checkpoint: run openpi's examples/convert_jax_model_to_pytorch.py first"
+    raise FileNotFoundError(
+        f"no {weights}; the folder has {sorted(p.name for p in folder.iterdir())}; {hint}"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, or not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}, which holds the network's sizes; copy it from where the weights came from"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(config).__name__}")
+    return config
+
+
+def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStats:
+    """Return the statistics of `checkpoint.norm_stats`, or the only ones in the folder.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: there are several.
+    """
+    pattern, read = _STATS[layout]
+    if explicit is not None:
+        path = Path(explicit).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"checkpoint.norm_stats: no file {explicit!r} (looked at {path.resolve()})"
+            )
+        return read_lerobot_stats(path) if path.suffix == ".safetensors" else read_json_stats(path)
+    found = sorted(folder.glob(pattern))
+    if len(found) == 1:
+        return read(found[0])
+    if not found:
+        raise FileNotFoundError(
+            f"no norm stats: looked for {folder / pattern}; without them actions have the wrong scale; "
+            "copy them from the training run or set checkpoint.norm_stats to the file"
+        )
+    raise ValueError(
+        f"{len(found)} norm stats match {folder / pattern}: {[str(path) for path in found]}; "
+        "set checkpoint.norm_stats to the one of the training data"
+    )
+
+
+def find_tokenizer(folder: Path, explicit: str | None) -> Path:
+    """Return the SentencePiece model of `checkpoint.tokenizer`, or tokenizer.model in the folder.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    path = folder / "tokenizer.model" if explicit is None else Path(explicit).expanduser()
+    if path.is_file():
+        return path
+    raise FileNotFoundError(
+        f"no tokenizer: looked at {path.resolve()}; put PaliGemma's SentencePiece model there or set "
+        "checkpoint.tokenizer to it (tokenizer.model of google/paligemma-3b-pt-224, or openpi's "
+        "~/.cache/openpi/big_vision/paligemma_tokenizer.model)"
+    )
+
+
+def _hub_folder(hub_id: str, revision: str | None) -> Path:
+    try:
+        folder = Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )
+        if (folder / "model.safetensors").is_file():
+            return folder
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: download it
+    try:
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, etag_timeout=HUB_TIMEOUT_S)
+        )
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"checkpoint.path: no folder {hub_id!r}, and the hub did not give it: {error}; "
+            "check the id, or download it where there is a network (`hf download`) and set "
+            "checkpoint.path to the folder"
+        ) from error
+
+
+_STATS: dict[str, tuple[str, Callable[[Path], NormStats]]] = {
+    "native": ("norm_stats.json", read_json_stats),
+    "openpi": ("assets/**/norm_stats.json", read_json_stats),
+    "lerobot": ("policy_preprocessor_step_*_normalizer_processor.safetensors", read_lerobot_stats),
+}

@@ -1,0 +1,189 @@
+"""Tensors of a checkpoint: which key is which parameter, in which precision; read all or none."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from policies.pi05.denoise import Denoise
+from policies.pi05.dims import Pi05Dims
+from policies.pi05.prefix import Prefix
+from policies.pi05.vision import Vision
+
+LAYOUT_PREFIX = {"native": "", "openpi": "", "lerobot": "model."}
+NAMES_SHOWN = 20
+
+_PALIGEMMA = "paligemma_with_expert.paligemma."
+_TOWER = f"{_PALIGEMMA}model.vision_tower.vision_model."
+_LANGUAGE = f"{_PALIGEMMA}model.language_model."
+_EXPERT = "paligemma_with_expert.gemma_expert."
+EMBEDDING_KEY = f"{_PALIGEMMA}lm_head.weight"
+TIED_EMBEDDING_KEY = f"{_LANGUAGE}embed_tokens.weight"  # the same tensor; either may be stored, or both
+
+# per stage: head of a parameter's name in the module -> head of its key in openpi's model.safetensors
+_HEADS: dict[str, dict[str, str]] = {
+    "vision": {
+        "embeddings.": f"{_TOWER}embeddings.",
+        "layers.": f"{_TOWER}encoder.layers.",
+        "post_layernorm.": f"{_TOWER}post_layernorm.",
+        "projector.": f"{_PALIGEMMA}model.multi_modal_projector.linear.",
+    },
+    "prefix": {"embedding.weight": EMBEDDING_KEY, "layers.": f"{_LANGUAGE}layers."},
+    "denoise": {"layers.": f"{_EXPERT}model.layers.", "norm.": f"{_EXPERT}model.norm."},
+}
+
+
+def meta_stages(dims: Pi05Dims, denoise_steps: int) -> dict[str, nn.Module]:
+    """Return the three stages with shapes but no storage."""
+    with torch.device("meta"):
+        stages = {"vision": Vision(dims), "prefix": Prefix(dims), "denoise": Denoise(dims, denoise_steps)}
+    for stage in stages.values():
+        stage.eval().requires_grad_(False)
+    return stages
+
+
+def checkpoint_key(stage: str, name: str) -> str:
+    """Return the key, in openpi's layout, of parameter `name` of a stage."""
+    for ours, theirs in _HEADS[stage].items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def parameter_dtype(stage: str, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of a parameter in a stage of precision `dtype`.
+
+    float32 always: patch and position embeddings, all norms (adaRMS linears too), and the expert's heads,
+    which openpi keeps outside of its bfloat16 part because x and t are float32.
+    """
+    is_norm = "norm" in name
+    is_embedding = stage == "vision" and name.startswith("embeddings.")
+    is_head = stage == "denoise" and not name.startswith("layers.")
+    return torch.float32 if is_norm or is_embedding or is_head else dtype
+
+
+def named_tensors(stages: Mapping[str, nn.Module]) -> dict[str, tuple[str, str, Tensor]]:
+    """Return checkpoint key to (stage, parameter name, parameter) for every parameter."""
+    return {
+        checkpoint_key(stage, name): (stage, name, tensor)
+        for stage, module in stages.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def unused_shapes(dims: Pi05Dims) -> dict[str, tuple[int, ...]]:
+    """Return keys that a checkpoint may hold and inference never reads, with their shapes.
+
+    They are the expert's language head, and all that follows keys and values in the last prefix layer.
+    """
+    last, prefix = f"{_LANGUAGE}layers.{dims.prefix.depth - 1}.", dims.prefix
+    attention = prefix.num_heads * prefix.head_dim
+    return {
+        f"{_EXPERT}lm_head.weight": (dims.vocab_size, dims.expert.width),
+        f"{last}self_attn.q_proj.weight": (attention, prefix.width),
+        f"{last}self_attn.o_proj.weight": (prefix.width, attention),
+        f"{last}mlp.gate_proj.weight": (prefix.mlp_dim, prefix.width),
+        f"{last}mlp.up_proj.weight": (prefix.mlp_dim, prefix.width),
+        f"{last}mlp.down_proj.weight": (prefix.width, prefix.mlp_dim),
+        f"{last}post_attention_layernorm.weight": (prefix.width,),
+        f"{_LANGUAGE}norm.weight": (prefix.width,),
+    }
+
+
+def load_stages(
+    path: Path, key_prefix: str, dims: Pi05Dims, denoise_steps: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """Return the stages with the weights of a safetensors file, on `device`, one tensor in flight at a time.
+
+    Args:
+        key_prefix: what the layout puts before every key.
+
+    Raises:
+        ValueError: no safetensors file, or tensors missing, unexpected or of another shape: all of them in
+            one message.
+    """
+    stages = meta_stages(dims, denoise_steps)
+    wanted = named_tensors(stages)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            source = _match(shapes, key_prefix, wanted, dims, path)
+            if key_prefix + EMBEDDING_KEY in shapes and key_prefix + TIED_EMBEDDING_KEY in shapes:
+                head = file.get_tensor(key_prefix + EMBEDDING_KEY)
+                _check_tied(head, file.get_tensor(key_prefix + TIED_EMBEDDING_KEY), path)
+            loaded: dict[str, dict[str, Tensor]] = {stage: {} for stage in stages}
+            for key, (stage, name, _) in wanted.items():
+                tensor = file.get_tensor(source[key])
+                loaded[stage][name] = tensor.to(device, parameter_dtype(stage, name, dtype))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file: {error}; download or convert it again"
+        ) from error
+    assign(stages, loaded)
+    return stages
+
+
+def assign(stages: Mapping[str, nn.Module], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Make `tensors[stage][name]` the parameters of meta stages, without a copy."""
+    for stage, module in stages.items():
+        module.load_state_dict(tensors[stage], strict=True, assign=True)
+        module.requires_grad_(False)
+
+
+def save_weights(path: Path, stages: Mapping[str, nn.Module]) -> None:
+    """Write the stages' parameters under openpi's keys; the unused ones are not written."""
+    tensors = {
+        key: tensor.detach().cpu().contiguous() for key, (_, _, tensor) in named_tensors(stages).items()
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(path)
+
+
+def _match(
+    shapes: Mapping[str, tuple[int, ...]],
+    key_prefix: str,
+    wanted: Mapping[str, tuple[str, str, Tensor]],
+    dims: Pi05Dims,
+    path: Path,
+) -> dict[str, str]:
+    """Return wanted key to key in the file."""
+    allowed = {key: tuple(tensor.shape) for key, (_, _, tensor) in wanted.items()} | unused_shapes(dims)
+    allowed[TIED_EMBEDDING_KEY] = allowed[EMBEDDING_KEY]
+    source = {key: key_prefix + key for key in wanted}
+    if source[EMBEDDING_KEY] not in shapes and key_prefix + TIED_EMBEDDING_KEY in shapes:
+        source[EMBEDDING_KEY] = key_prefix + TIED_EMBEDDING_KEY
+    missing = [key for key in source.values() if key not in shapes]
+    unexpected, misshaped = [], []
+    for key, shape in shapes.items():
+        bare = key.removeprefix(key_prefix)
+        if not key.startswith(key_prefix) or bare not in allowed:
+            unexpected.append(key)
+        elif shape != allowed[bare]:
+            misshaped.append(f"{key}: expected {list(allowed[bare])}, got {list(shape)}")
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    if any(problems.values()):
+        lists = "".join(_listing(title, names) for title, names in problems.items() if names)
+        raise ValueError(
+            f"{path} does not hold this network:{lists}\n"
+            "check `layout`, and that config.json belongs to these weights; nothing was loaded"
+        )
+    return source
+
+
+def _listing(title: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    shown = "".join(f"\n    {name}" for name in names[:NAMES_SHOWN])
+    rest = f"\n    ... and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"\n  {len(names)} {title}:{shown}{rest}"
+
+
+def _check_tied(head: Tensor, embedding: Tensor, path: Path) -> None:
+    if not torch.equal(head, embedding):
+        raise ValueError(
+            f"{path} stores {EMBEDDING_KEY} and {TIED_EMBEDDING_KEY} with different values, but they are "
+            "one tied tensor; remove the stale one"
+        )

@@ -1,0 +1,190 @@
+"""Denoise stage: the action expert and its whole K-step Euler loop.
+
+B batch, H horizon (actions are tokens), A padded action dims, P prefix tokens, L layers, G KV heads, D head
+dimension, W width, K Euler steps, M = 3 W one norm's modulation, N = 2 L + 1 norms.
+"""
+
+import copy
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.pi05.dims import GemmaDims, Pi05Dims
+from policies.pi05.layers import Attention, GatedMlp, attend, mask_bias, rms_normalise, rope_tables
+
+MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding (openpi models_pytorch/pi0_pytorch.py)
+
+
+def euler_timesteps(steps: int) -> tuple[float, ...]:
+    """Return t at the start of each step, from 1 downwards, summed up in float32 as openpi does."""
+    if steps < 1:
+        raise ValueError(f"denoise_steps must be >= 1, got {steps}")
+    dt = np.float32(-1.0 / steps)
+    times = [np.float32(1.0)]
+    for _ in range(steps - 1):
+        times.append(np.float32(times[-1] + dt))
+    return tuple(float(t) for t in times)
+
+
+def time_embedding(times_K: Tensor, width: int) -> Tensor:
+    """Return sin and cos of t at `width / 2` log-spaced periods, float32 (K, width), computed in float64."""
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=times_K.device)
+    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
+    angles = times_K.double()[:, None] * (2 * math.pi / period)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
+
+
+class AdaptiveNorm(nn.Module):
+    """adaRMS: a linear of the time embedding gives scale, shift and gate; weights in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, 3 * width)
+
+
+def modulate(x_BHW: Tensor, modulation_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the normed input and the gate of the residual, both in the input's dtype."""
+    scale, shift, gate = modulation_BM[:, None].chunk(3, dim=-1)
+    normed = rms_normalise(x_BHW) * (1.0 + scale) + shift
+    return normed.to(x_BHW.dtype), gate.to(x_BHW.dtype)
+
+
+class ExpertLayer(nn.Module):
+    """One layer of the action expert; its norms live here, their modulations come from outside."""
+
+    def __init__(self, dims: GemmaDims) -> None:
+        super().__init__()
+        self.input_layernorm = AdaptiveNorm(dims.width)
+        self.self_attn = Attention(dims.width, dims.num_heads, dims.num_kv_heads, dims.head_dim)
+        self.post_attention_layernorm = AdaptiveNorm(dims.width)
+        self.mlp = GatedMlp(dims.width, dims.mlp_dim)
+
+    def forward(
+        self,
+        x_BHW: Tensor,
+        attention_BM: Tensor,
+        mlp_BM: Tensor,
+        keys_BGPD: Tensor,
+        values_BGPD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
+        normed, gate = modulate(x_BHW, attention_BM)
+        keys, values = self.self_attn.keys_values(normed, rope)
+        keys = torch.cat((keys_BGPD, keys), dim=2)
+        values = torch.cat((values_BGPD, values), dim=2)
+        attended = attend(self.self_attn.queries(normed, rope), keys, values, bias)
+        x_BHW = x_BHW + self.self_attn.output(attended) * gate
+        normed, gate = modulate(x_BHW, mlp_BM)
+        return x_BHW + self.mlp(normed) * gate
+
+
+class Denoise(nn.Module):
+    """Noise and KV cache in, normalised actions out.
+
+    Non-obvious behaviors:
+        x, t, dt, the four heads and the modulations are float32 in every precision; only the layers follow
+        the cache's dtype.
+    """
+
+    def __init__(self, dims: Pi05Dims, steps: int) -> None:
+        super().__init__()
+        width = dims.expert.width
+        self.head_dim = dims.expert.head_dim
+        self.timesteps = euler_timesteps(steps)
+        self.action_in_proj = nn.Linear(dims.action_dim, width)
+        self.action_out_proj = nn.Linear(width, dims.action_dim)
+        self.time_mlp_in = nn.Linear(width, width)
+        self.time_mlp_out = nn.Linear(width, width)
+        self.layers = nn.ModuleList(ExpertLayer(dims.expert) for _ in range(dims.expert.depth))
+        self.norm = AdaptiveNorm(width)
+
+    def with_steps(self, steps: int) -> "Denoise":
+        """Return the same stage, weights shared, that takes `steps` Euler steps."""
+        other = copy.copy(self)
+        other.timesteps = euler_timesteps(steps)
+        return other
+
+    def forward(
+        self, noise_BHA: Tensor, keys_LBGPD: Tensor, values_LBGPD: Tensor, prefix_mask_BP: Tensor | None
+    ) -> Tensor:
+        """Return actions_BHA, float32, still normalised.
+
+        Args:
+            noise_BHA: float32 N(0, 1).
+            keys_LBGPD: prefix keys after RoPE.
+            values_LBGPD: prefix values.
+            prefix_mask_BP: False where the prefix is masked; None if nowhere.
+        """
+        device = noise_BHA.device
+        times = [torch.full((1,), t, dtype=torch.float64, device=device) for t in self.timesteps]
+        modulations_NKM = self.modulations(torch.cat(times))
+        return self.integrate(noise_BHA, modulations_NKM, keys_LBGPD, values_LBGPD, prefix_mask_BP)
+
+    def modulations(self, times_K: Tensor) -> Tensor:
+        """Return float32 modulations_NKM: all that depends on t, for K values of t at once.
+
+        Norms come in the order in which they are applied: each layer's attention norm, then its MLP norm; the
+        final norm last.
+        """
+        embedding = time_embedding(times_K, self.time_mlp_in.in_features)
+        condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
+        norms = [
+            module for module in self.modules() if isinstance(module, AdaptiveNorm)
+        ]  # registered as applied
+        return torch.stack([norm.dense(condition) for norm in norms])
+
+    def integrate(
+        self,
+        noise_BHA: Tensor,
+        modulations_NKM: Tensor,
+        keys_LBGPD: Tensor,
+        values_LBGPD: Tensor,
+        prefix_mask_BP: Tensor | None,
+    ) -> Tensor:
+        """Return actions_BHA: the Euler loop with the modulations of its K timesteps given."""
+        rope, bias = self.suffix_geometry(noise_BHA, keys_LBGPD, prefix_mask_BP)
+        dt = -1.0 / len(self.timesteps)
+        x = noise_BHA
+        for step in range(len(self.timesteps)):
+            modulations_NBM = modulations_NKM[:, step, None]
+            x = x + dt * self.velocity(x, modulations_NBM, keys_LBGPD, values_LBGPD, rope, bias)
+        return x
+
+    def suffix_geometry(
+        self, noise_BHA: Tensor, keys_LBGPD: Tensor, prefix_mask_BP: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Return RoPE tables of the action tokens, which follow the valid prefix, and the attention bias."""
+        suffix_1H = torch.arange(noise_BHA.shape[1], device=noise_BHA.device)[None]
+        if prefix_mask_BP is None:
+            return rope_tables(suffix_1H + keys_LBGPD.shape[3], self.head_dim), None
+        positions_BH = suffix_1H + prefix_mask_BP.sum(dim=1, keepdim=True)
+        visible = torch.cat((prefix_mask_BP, torch.ones_like(positions_BH, dtype=torch.bool)), dim=1)
+        return rope_tables(positions_BH, self.head_dim), mask_bias(visible[:, None, None], keys_LBGPD.dtype)
+
+    def velocity(
+        self,
+        x_BHA: Tensor,
+        modulations_NBM: Tensor,
+        keys_LBGPD: Tensor,
+        values_LBGPD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Return v(x, t), float32 (B, H, A); the modulations' B may be 1 for one t in the whole batch."""
+        x = self.action_in_proj(x_BHA).to(keys_LBGPD.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                modulations_NBM[2 * i],
+                modulations_NBM[2 * i + 1],
+                keys_LBGPD[i],
+                values_LBGPD[i],
+                rope,
+                bias,
+            )
+        normed, _ = modulate(x, modulations_NBM[-1])
+        return self.action_out_proj(normed.float())

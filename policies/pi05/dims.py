@@ -1,0 +1,240 @@
+"""Sizes of a pi0.5 network, and how each checkpoint format names them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+OPENPI_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+LIBERO_MASKED_CAMERAS = ("right_wrist_0_rgb",)  # LIBERO has two cameras (openpi policies/libero_policy.py)
+OPENPI_MAX_TOKEN_LEN = 200  # pi0.5's default in openpi models/pi0_config.py; not in the converted config.json
+
+
+@dataclass(frozen=True)
+class VisionDims:
+    """SigLIP: `hidden_size` wide, `layers` deep."""
+
+    intermediate_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+
+@dataclass(frozen=True)
+class GemmaDims:
+    """One Gemma stack: the prefix (PaliGemma's language model) or the action expert."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+# openpi models/gemma.py `get_config`; LoRA variants hold adapters that this code does not merge.
+GEMMA_VARIANTS: dict[str, GemmaDims] = {
+    "gemma_2b": GemmaDims(width=2048, depth=18, mlp_dim=16384, num_heads=8, num_kv_heads=1, head_dim=256),
+    "gemma_300m": GemmaDims(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256),
+}
+
+
+@dataclass(frozen=True)
+class Pi05Dims:
+    """All sizes of one network.
+
+    Attributes:
+        action_dim: padded action dimensions; LIBERO uses the first 7.
+        cameras: slots of the network, in order.
+        masked_cameras: slots that have no camera in LIBERO: masked in the full form, absent in the lean form.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    vocab_size: int
+    vision: VisionDims
+    prefix: GemmaDims
+    expert: GemmaDims
+    action_horizon: int
+    action_dim: int
+    max_token_len: int
+    image_size: int
+    patch_size: int
+    cameras: tuple[str, ...]
+    masked_cameras: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_positive("vision", asdict(self.vision))
+        _check_positive("prefix", asdict(self.prefix))
+        _check_positive("expert", asdict(self.expert))
+        flat = ("vocab_size", "action_horizon", "action_dim", "max_token_len", "image_size", "patch_size")
+        _check_positive("", {name: getattr(self, name) for name in flat})
+        if self.vision.hidden_size % self.vision.heads:
+            raise ValueError(
+                f"vision.hidden_size must be a multiple of vision.heads={self.vision.heads}, "
+                f"got {self.vision.hidden_size}"
+            )
+        for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
+            prefix, expert = getattr(self.prefix, name), getattr(self.expert, name)
+            if prefix != expert:
+                raise ValueError(
+                    f"expert.{name} must equal prefix.{name}={prefix}, got {expert}: "
+                    "layer i of the expert attends to the keys of layer i of the prefix"
+                )
+        if self.prefix.num_heads % self.prefix.num_kv_heads:
+            raise ValueError(
+                f"prefix.num_heads must be a multiple of prefix.num_kv_heads={self.prefix.num_kv_heads}, "
+                f"got {self.prefix.num_heads}"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size={self.patch_size}, got {self.image_size}"
+            )
+        if unknown := set(self.masked_cameras) - set(self.cameras):
+            raise ValueError(f"masked_cameras must be among cameras={self.cameras}, got {sorted(unknown)}")
+        if not self.live_cameras:
+            raise ValueError(f"masked_cameras must leave a camera, got all of {self.cameras}")
+
+    @property
+    def tokens_per_image(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def live_cameras(self) -> tuple[str, ...]:
+        """Slots that have a camera, in order."""
+        return tuple(camera for camera in self.cameras if camera not in self.masked_cameras)
+
+    def to_native(self) -> dict[str, Any]:
+        """Return the content of a native config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_native(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
+        """Read our own config.json; `source` names it in errors. Keys that are not sizes are ignored."""
+        return cls(
+            vocab_size=_get(config, "vocab_size", source),
+            vision=VisionDims(**_group(config, "vision", VisionDims, source)),
+            prefix=GemmaDims(**_group(config, "prefix", GemmaDims, source)),
+            expert=GemmaDims(**_group(config, "expert", GemmaDims, source)),
+            action_horizon=_get(config, "action_horizon", source),
+            action_dim=_get(config, "action_dim", source),
+            max_token_len=_get(config, "max_token_len", source),
+            image_size=_get(config, "image_size", source),
+            patch_size=_get(config, "patch_size", source),
+            cameras=tuple(_get(config, "cameras", source)),
+            masked_cameras=tuple(_get(config, "masked_cameras", source)),
+        )
+
+    @classmethod
+    def from_openpi(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
+        """Read the config.json that openpi's `convert_jax_model_to_pytorch.py` writes."""
+        return _from_variants(
+            config,
+            source,
+            action_horizon=_get(config, "action_horizon", source),
+            action_dim=_get(config, "action_dim", source),
+            max_token_len=OPENPI_MAX_TOKEN_LEN,
+            image_size=224,
+        )
+
+    @classmethod
+    def from_lerobot(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
+        """Read lerobot's config.json (`PI05Config`)."""
+        kind = _get(config, "type", source)
+        if kind != "pi05":
+            raise ValueError(f"type must be 'pi05', got {kind!r} in {source}; this is another policy")
+        height, width = _get(config, "image_resolution", source)
+        if height != width:
+            raise ValueError(f"image_resolution must be square, got {height}x{width} in {source}")
+        return _from_variants(
+            config,
+            source,
+            action_horizon=_get(config, "chunk_size", source),
+            action_dim=_get(config, "max_action_dim", source),
+            max_token_len=_get(config, "tokenizer_max_length", source),
+            image_size=height,
+        )
+
+
+def _from_variants(
+    config: Mapping[str, Any],
+    source: str,
+    *,
+    action_horizon: int,
+    action_dim: int,
+    max_token_len: int,
+    image_size: int,
+) -> Pi05Dims:
+    return Pi05Dims(
+        vocab_size=257152,  # PaliGemma
+        vision=VisionDims(intermediate_size=4304, hidden_size=1152, layers=27, heads=16),  # So400m/14
+        prefix=_variant(config, "paligemma_variant", source),
+        expert=_variant(config, "action_expert_variant", source),
+        action_horizon=action_horizon,
+        action_dim=action_dim,
+        max_token_len=max_token_len,
+        image_size=image_size,
+        patch_size=14,
+        cameras=OPENPI_CAMERAS,
+        masked_cameras=LIBERO_MASKED_CAMERAS,
+    )
+
+
+def _variant(config: Mapping[str, Any], key: str, source: str) -> GemmaDims:
+    name = _get(config, key, source)
+    if name not in GEMMA_VARIANTS:
+        raise ValueError(
+            f"{key} must be one of {sorted(GEMMA_VARIANTS)}, got {name!r} in {source}; "
+            "merge LoRA adapters before converting, or add the variant's sizes to policies/pi05/dims.py"
+        )
+    return GEMMA_VARIANTS[name]
+
+
+def _get(config: Mapping[str, Any], key: str, source: str) -> Any:
+    if key not in config:
+        raise ValueError(
+            f"{source} has no {key!r} (it has {sorted(config)}); "
+            "check that `layout` names the program that wrote this checkpoint"
+        )
+    return config[key]
+
+
+def _group(config: Mapping[str, Any], key: str, kind: type, source: str) -> dict[str, int]:
+    group = _get(config, key, source)
+    return {name: _get(group, name, f"{source} {key}") for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _check_positive(prefix: str, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{prefix}{'.' if prefix else ''}{name} must be a whole number >= 1, got {size!r}")
+
+
+PI05_FULL = Pi05Dims.from_openpi(
+    {
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "action_horizon": 10,
+        "action_dim": 32,
+    },
+    "PI05_FULL",
+)
+PI05_SMALL = Pi05Dims(
+    vocab_size=512,
+    vision=VisionDims(intermediate_size=128, hidden_size=64, layers=2, heads=4),
+    prefix=GemmaDims(width=128, depth=3, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
+    expert=GemmaDims(width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=32),
+    action_horizon=10,
+    action_dim=32,
+    max_token_len=200,
+    image_size=224,
+    patch_size=14,
+    cameras=OPENPI_CAMERAS,
+    masked_cameras=LIBERO_MASKED_CAMERAS,
+)
+"""Widths and head dimensions are multiples of 16, as FP8 matmuls want; a CPU inference takes tens of ms."""
+RANDOM_SIZES = {"small": PI05_SMALL, "full": PI05_FULL}

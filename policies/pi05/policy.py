@@ -1,0 +1,171 @@
+"""pi0.5 as a policy: preprocess, three stages, postprocess.
+
+B batch, H horizon, A padded action dims.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.base import ActionChunk, Request
+from policies.pi05.checkpoint import Checkpoint
+from policies.pi05.dims import Pi05Dims
+from policies.pi05.postprocess import Postprocess
+from policies.pi05.preprocess import FORMS, ModelInputs, Preprocess
+from policies.pi05.timing import StageTimer
+from policies.seeding import action_noise
+
+STAGES = ("vision", "prefix", "denoise")
+StageArgs = dict[str, tuple[Tensor | None, ...]]
+
+
+class ServedStage(Protocol):
+    """A stage that says what serves it and counts its calls (`optim.base.CountedStage`)."""
+
+    backend: str
+    details: dict[str, Any]
+    calls: int
+    misses: int
+
+    def __call__(self, *args: Tensor | None) -> Any: ...
+
+
+@dataclass(eq=False)
+class Pi05Policy:
+    """Implements `policies.base.Policy`.
+
+    Attributes:
+        name: label in records.
+        stages: vision, prefix and denoise, counted.
+        form: lean (only real tokens) or full (what openpi computes).
+        checkpoint_facts: `Checkpoint.provenance()`, for the record.
+
+    Raises:
+        ValueError: `form` is unknown, or `stages` are not the three.
+    """
+
+    name: str
+    stages: Mapping[str, ServedStage]
+    preprocess: Preprocess
+    postprocess: Postprocess
+    dims: Pi05Dims
+    device: torch.device
+    dtype: torch.dtype
+    form: str
+    replan_steps: int
+    denoise_steps: int
+    checkpoint_facts: Mapping[str, Any]
+    needs_privileged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {FORMS}, got {self.form!r}")
+        if set(self.stages) != set(STAGES):
+            raise ValueError(f"stages must be exactly {STAGES}, got {tuple(self.stages)}")
+        self.cameras = self.preprocess.cameras
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, stages: Mapping[str, ServedStage], *, name: str, form: str = "lean"
+    ) -> "Pi05Policy":
+        """Return a policy that runs `stages` with everything else taken from the checkpoint."""
+        return cls(
+            name=name,
+            stages=stages,
+            preprocess=checkpoint.preprocess(),
+            postprocess=checkpoint.postprocess(),
+            dims=checkpoint.dims,
+            device=checkpoint.device,
+            dtype=checkpoint.dtype,
+            form=form,
+            replan_steps=checkpoint.config.replan_steps,
+            denoise_steps=checkpoint.config.denoise_steps,
+            checkpoint_facts=checkpoint.provenance(),
+        )
+
+    def with_stages(self, stages: Mapping[str, ServedStage]) -> "Pi05Policy":
+        """Return the same policy on other stages."""
+        return replace(self, stages=stages)
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Return one chunk per request; see `policies.base.Policy`.
+
+        Raises:
+            KeyError: an observation lacks a camera.
+            FloatingPointError: the network gave a number that is not finite.
+        """
+        timer = StageTimer(self.device)
+        actions_BHA, _ = self._run(requests, timer)
+        actions_BHJ = self.postprocess(actions_BHA.cpu().numpy())  # the copy waits for the device
+        stage_ms = timer.read_ms()
+        backends = {name: self.stages[name].backend for name in STAGES}
+        return [ActionChunk(actions_HJ, stage_ms, backends) for actions_HJ in actions_BHJ]
+
+    def example_inputs(
+        self, batches: Sequence[Sequence[Request]]
+    ) -> dict[str, list[tuple[Tensor | None, ...]]]:
+        """Return, per stage, the arguments of one call for each batch of requests: a pass builds on them.
+
+        Non-obvious behaviors:
+            An engine that reuses its output buffers would overwrite an earlier example, so call this on eager
+            stages.
+        """
+        runs = [self._run(requests, StageTimer(self.device))[1] for requests in batches]
+        return {name: [run[name] for run in runs] for name in STAGES}
+
+    def provenance(self) -> dict[str, Any]:
+        """Return the checkpoint's facts, device, precision, form and steps."""
+        is_cuda = self.device.type == "cuda"
+        return {
+            **self.checkpoint_facts,
+            "policy": self.name,
+            "device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "form": self.form,
+            "denoise_steps": self.denoise_steps,
+            "replan_steps": self.replan_steps,
+        }
+
+    def engagement(self) -> dict[str, dict[str, Any]]:
+        """Return per stage: backend, calls, misses, and the pass's details."""
+        return {
+            name: {
+                "backend": stage.backend,
+                "calls": stage.calls,
+                "misses": stage.misses,
+                "details": stage.details,
+            }
+            for name, stage in self.stages.items()
+        }
+
+    @torch.no_grad()
+    def _run(self, requests: Sequence[Request], timer: StageTimer) -> tuple[Tensor, StageArgs]:
+        if not requests:
+            raise ValueError("infer needs at least one request, got none")
+        inputs = self.preprocess([request.observation for request in requests], self.form)
+        return run_stages(self.stages, inputs, self._noise(requests), timer)
+
+    def _noise(self, requests: Sequence[Request]) -> Tensor:
+        size = (self.dims.action_horizon, self.dims.action_dim)
+        noise_BHA = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
+        return torch.from_numpy(noise_BHA).to(self.device)
+
+
+def run_stages(
+    stages: Mapping[str, Any], inputs: ModelInputs, noise_BHA: Tensor, timer: StageTimer
+) -> tuple[Tensor, StageArgs]:
+    """Return actions_BHA, still normalised and on the device, and the arguments that each stage got."""
+    args: StageArgs = {"vision": (inputs.images_BNCHW,)}
+    with timer("vision"):
+        image_tokens_BQD = stages["vision"](*args["vision"])
+    args["prefix"] = (image_tokens_BQD, inputs.image_mask_BN, inputs.tokens_BT, inputs.token_mask_BT)
+    with timer("prefix"):
+        keys_LBGPD, values_LBGPD, prefix_mask_BP = stages["prefix"](*args["prefix"])
+    args["denoise"] = (noise_BHA, keys_LBGPD, values_LBGPD, prefix_mask_BP)
+    with timer("denoise"):
+        actions_BHA = stages["denoise"](*args["denoise"])
+    return actions_BHA, args

@@ -1,0 +1,164 @@
+"""Preprocessing: observations in, the tensors of one inference out, in full or lean form.
+
+B batch, N camera slots, H W C image height, width, channels, T prompt tokens.
+
+Full form: what openpi computes, masked cameras and padded prompts included. Lean form: only what is real;
+exact, because masked tokens take no position and are invisible as keys.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policies.base import Observation
+from policies.pi05.dims import Pi05Dims
+from policies.pi05.norm_stats import STATE_DIM, Normalizer
+from policies.pi05.prompt import PromptTokenizer
+
+FORMS = ("lean", "full")
+# which image of an observation feeds which slot (openpi policies/libero_policy.py)
+CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_eye_in_hand_image"}
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the stages read.
+
+    Attributes:
+        images_BNCHW: float32 in [-1, 1].
+        image_mask_BN: False for a slot without a camera; None in the lean form, where every slot has one.
+        tokens_BT: int64.
+        token_mask_BT: False for padding; None if no prompt is padded.
+    """
+
+    images_BNCHW: Tensor
+    image_mask_BN: Tensor | None
+    tokens_BT: Tensor
+    token_mask_BT: Tensor | None
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns observations into `ModelInputs` on `device`.
+
+    Attributes:
+        state: normaliser of the state, or None for the prompt format without state.
+        state_prompt_dims: how many numbers of state the prompt carries; the normalised state is padded with
+            zeros (lerobot pads to 32 before it makes words of them, openpi does not pad).
+        sources: camera slot to image name.
+
+    Raises:
+        ValueError: a slot that is not masked has no source.
+    """
+
+    dims: Pi05Dims
+    tokenizer: PromptTokenizer
+    state: Normalizer | None
+    state_prompt_dims: int
+    device: torch.device
+    sources: Mapping[str, str] = field(default_factory=lambda: dict(CAMERA_SOURCES))
+
+    def __post_init__(self) -> None:
+        for slot in self.dims.live_cameras:
+            if slot not in self.sources:
+                raise ValueError(
+                    f"camera slot {slot!r} has no source among {dict(self.sources)}; "
+                    "name one, or list the slot in masked_cameras"
+                )
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Images that an observation must have."""
+        return tuple(self.sources[slot] for slot in self.dims.live_cameras)
+
+    def __call__(self, observations: Sequence[Observation], form: str) -> ModelInputs:
+        """Return the inputs of one batch.
+
+        Raises:
+            KeyError: an observation lacks a camera.
+            ValueError: an image is not uint8 (height, width, 3), images differ in size, or a prompt is too
+                long.
+        """
+        rows = [[self._image(observation, name) for name in self.cameras] for observation in observations]
+        shapes = {image.shape for row in rows for image in row}
+        if len(shapes) > 1:
+            raise ValueError(f"images of one batch must have one size, got {sorted(shapes)}; render them alike")
+        images = np.stack(rows)
+        prompts = [self._prompt(observation) for observation in observations]
+        return assemble(torch.from_numpy(images).to(self.device), prompts, self.dims, form)
+
+    def _image(self, observation: Observation, name: str) -> NDArray[np.uint8]:
+        if name not in observation.images:
+            raise KeyError(
+                f"observation has no image {name!r}, it has {sorted(observation.images)}; "
+                f"render the cameras that the policy asks for: {self.cameras}"
+            )
+        image = observation.images[name]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"image {name!r} must be uint8 (height, width, 3), got {image.dtype} {image.shape}"
+            )
+        return image
+
+    def _prompt(self, observation: Observation) -> list[int]:
+        state = None
+        if self.state is not None:
+            state = np.zeros(self.state_prompt_dims)
+            state[:STATE_DIM] = self.state.normalize(observation.state)
+        return self.tokenizer.encode(observation.instruction, state, self.dims.max_token_len)
+
+
+def assemble(
+    images_BNHWC: Tensor, prompts: Sequence[Sequence[int]], dims: Pi05Dims, form: str
+) -> ModelInputs:
+    """Return the inputs for uint8 images of the live cameras, in slot order, and unpadded prompts.
+
+    Raises:
+        ValueError: `form` is unknown.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    device = images_BNHWC.device
+    images_BNCHW = normalise_pixels(resize_with_pad(images_BNHWC, dims.image_size))
+    lengths = [len(prompt) for prompt in prompts]
+    width = dims.max_token_len if form == "full" else max(lengths)
+    tokens_BT = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
+    token_mask_BT = None
+    if form == "full" or min(lengths) < width:
+        token_mask_BT = torch.tensor(
+            [[i < length for i in range(width)] for length in lengths], device=device
+        )
+    if form == "lean":
+        return ModelInputs(images_BNCHW, None, tokens_BT, token_mask_BT)
+    black = torch.full_like(images_BNCHW[:, 0], -1.0)
+    live = dict(zip(dims.live_cameras, images_BNCHW.unbind(1), strict=True))
+    slots = torch.stack([live.get(slot, black) for slot in dims.cameras], dim=1)
+    image_mask_BN = torch.tensor([[slot in live for slot in dims.cameras]] * len(prompts), device=device)
+    return ModelInputs(slots, image_mask_BN, tokens_BT, token_mask_BT)
+
+
+def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
+    """Return float32 (B, N, C, size, size), whole levels 0 to 255: antialiased bilinear, centred on black.
+
+    Within one level of openpi's PIL path (openpi_client/image_tools.py), which rounds between its two passes.
+    """
+    images = images_BNHWC.permute(0, 1, 4, 2, 3).float()
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images.contiguous()
+    ratio = max(height, width) / size
+    inner = (int(height / ratio), int(width / ratio))
+    resized = F.interpolate(images.flatten(0, 1), inner, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
+    padding = (left, size - inner[1] - left, top, size - inner[0] - top)
+    return F.pad(resized.round().clamp(0.0, 255.0), padding).unflatten(0, images.shape[:2])
+
+
+def normalise_pixels(levels: Tensor) -> Tensor:
+    """Map 0..255 to -1..1."""
+    return levels / 255.0 * 2.0 - 1.0

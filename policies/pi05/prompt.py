@@ -1,0 +1,82 @@
+"""The prompt: an instruction, with or without the robot's state in words, as SentencePiece ids."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+STATE_BINS = np.linspace(-1.0, 1.0, 257)[:-1]  # lower edges of 256 bins (openpi models/tokenizer.py)
+
+
+def clean_instruction(instruction: str) -> str:
+    """Strip, and turn underscores and newlines into spaces; case stays."""
+    return instruction.strip().replace("_", " ").replace("\n", " ")
+
+
+def discretise_state(state: NDArray[np.float64]) -> list[int]:
+    """Return the bin, 0 to 255, of each normalised number; below -1 is bin -1, above 1 is bin 255."""
+    return (np.digitize(state, STATE_BINS) - 1).tolist()
+
+
+def state_prompt(instruction: str, state: NDArray[np.float64]) -> str:
+    """Return pi0.5's default prompt, which carries the normalised state."""
+    numbers = " ".join(str(number) for number in discretise_state(state))
+    return f"Task: {clean_instruction(instruction)}, State: {numbers};\nAction: "
+
+
+class PromptTokenizer:
+    """A SentencePiece model and the two prompt formats.
+
+    Attributes:
+        path: the model file.
+        vocab_size: number of pieces.
+        sha256: of the model file.
+
+    Raises:
+        ValueError: the file is no SentencePiece model, or has no beginning-of-sentence piece.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        content = self.path.read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(content)
+        except RuntimeError as error:
+            raise ValueError(
+                f"tokenizer must be a SentencePiece model, got {self.path}: {error}; "
+                "a Hugging Face tokenizer.json will not do, take tokenizer.model"
+            ) from error
+        if self._model.bos_id() < 0:
+            raise ValueError(f"tokenizer must have a <bos> piece as PaliGemma's has, got {self.path}")
+        self.vocab_size: int = self._model.vocab_size()
+
+    def encode(self, instruction: str, state: NDArray[np.float64] | None, max_tokens: int) -> list[int]:
+        """Return the ids of one prompt, unpadded.
+
+        Args:
+            instruction: the task in words.
+            state: normalised state to put into the prompt, or None for the format without state.
+            max_tokens: `dims.max_token_len`.
+
+        Raises:
+            ValueError: the prompt is longer; openpi would cut it, and with it the words that start the
+                action.
+        """
+        if state is None:
+            ids = [self._model.bos_id(), *self._encode(clean_instruction(instruction)), *self._encode("\n")]
+        else:
+            ids = [self._model.bos_id(), *self._encode(state_prompt(instruction, state))]
+        if len(ids) > max_tokens:
+            raise ValueError(
+                f"prompt must have at most max_token_len={max_tokens} tokens, got {len(ids)} for "
+                f"{instruction!r}; shorten the instruction or use a checkpoint with a larger max_token_len"
+            )
+        return ids
+
+    def _encode(self, text: str) -> Sequence[int]:
+        return self._model.EncodeAsIds(text)

@@ -1,0 +1,21 @@
+"""Shared fixtures: the simulator stack, GPU skips."""
+
+import pytest
+import torch
+
+from eval.sim_stack import import_simulator, prepare
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def simulator() -> dict[str, str]:
+    """The simulator stack, checked and imported; its versions and GL backend."""
+    stack = prepare()
+    import_simulator()
+    return stack

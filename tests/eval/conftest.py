@@ -1,0 +1,77 @@
+"""Makers of records for the tests of eval/."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from eval.records import EpisodeRecord, InferenceRecord
+
+EPISODE = EpisodeRecord(
+    suite="libero_spatial",
+    task_id=0,
+    instruction="pick up the black bowl between the plate and the ramekin and place it on the plate",
+    episode=0,
+    seed=7,
+    seeding="paired",
+    success=True,
+    steps=112,
+    inferences=0,
+    wall_s=14.25,
+    policy="full_optimized",
+    checkpoint="pi05_libero",
+    checkpoint_sha256="c" * 64,
+    actions_sha256="a" * 64,
+    initial_state_sha256="b" * 64,
+)
+INFERENCE = InferenceRecord(
+    suite="libero_spatial",
+    task_id=0,
+    episode=0,
+    seed=7,
+    call=0,
+    infer_ms=20.5,
+    stage_ms={"vision": 4.25, "prefix": 8.5, "denoise": 7.0},
+    warmup=False,
+    backends={"vision": "tensorrt_fp8", "prefix": "tensorrt_fp8", "denoise": "cuda_graph"},
+)
+
+
+@pytest.fixture(scope="session")
+def make_episode() -> Callable[..., EpisodeRecord]:
+    """A successful episode with some fields changed; giving `error_type` makes it an error."""
+
+    def make(**changes: Any) -> EpisodeRecord:
+        if "error_type" in changes:
+            changes = {"success": None, "error_message": "GL context lost", "actions_sha256": None, **changes}
+        return replace(EPISODE, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_inference() -> Callable[..., InferenceRecord]:
+    """An inference of that episode with some fields changed."""
+
+    def make(**changes: Any) -> InferenceRecord:
+        return replace(INFERENCE, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_json() -> dict[str, Any]:
+    """What the runner writes into run.json, as far as a summary reads it."""
+    return {
+        "weights_label": None,
+        "gl_backend": "egl",
+        "engagement": {
+            "vision": {"backend": "tensorrt_fp8", "calls": 12, "misses": 0},
+            "prefix": {"backend": "tensorrt_fp8", "calls": 12, "misses": 0},
+            "denoise": {"backend": "cuda_graph", "calls": 12, "misses": 0},
+        },
+        "provenance": {"git": {"commit": "0123456789abcdef", "dirty": False, "error": None}},
+        "planned_episodes": 1,
+        "tracking_error": None,
+    }

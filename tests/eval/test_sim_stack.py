@@ -1,0 +1,39 @@
+"""The simulator stack refuses machines whose pixels or physics would differ."""
+
+import ctypes.util
+from importlib import metadata
+
+import pytest
+
+from eval.sim_stack import PINS, SimStackError, check_versions, choose_gl, prepare
+
+
+def test_no_gl_names_the_library_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(SimStackError, match=r"no GL: libOSMesa was not found; run `apt-get install libosmesa6`"):
+        prepare()
+
+
+def test_mujoco_gl_is_respected_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    for backend in ("egl", "osmesa"):
+        monkeypatch.setenv("MUJOCO_GL", backend)
+        assert choose_gl() == backend
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    with pytest.raises(SimStackError, match="MUJOCO_GL must be one of egl, osmesa, got 'vulkan'"):
+        choose_gl()
+
+
+def test_contradicting_gl_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    with pytest.raises(SimStackError, match="PYOPENGL_PLATFORM='egl' contradicts the GL backend 'osmesa'"):
+        choose_gl()
+
+
+def test_another_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "3.4.0" if name == "mujoco" else PINS[name])
+    with pytest.raises(SimStackError, match="mujoco is 3.4.0, 3.2.3 is needed: other versions change physics"):
+        check_versions()

@@ -1,0 +1,167 @@
+"""Summary: what a reader of the printed text sees."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from eval.metrics import summarise
+from eval.records import EpisodeRecord, InferenceRecord, Run, RunWriter
+from eval.summary import main, render
+
+Episode = Callable[..., EpisodeRecord]
+Inference = Callable[..., InferenceRecord]
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(
+    tmp_path: Path, make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
+) -> WriteRun:
+    """Write a run of 10 tasks x 10 episodes with 97 successes and some more episodes; return its folder."""
+
+    def write(more: tuple[EpisodeRecord, ...] = (), **changes: Any) -> Path:
+        folder = tmp_path / "run"
+        with RunWriter(folder) as writer:
+            writer.write_run({**run_json, "planned_episodes": 100 + len(more), **changes})
+            for i in range(100):
+                key = {"task_id": i // 10, "episode": i % 10}
+                for call in range(2):
+                    writer.add_inference(
+                        make_inference(**key, call=call, warmup=i == 0, infer_ms=20.0 + i / 8)
+                    )
+                writer.add_episode(make_episode(**key, inferences=2, success=i not in (3, 44, 45)))
+            for record in more:
+                writer.add_episode(record)
+        return folder
+
+    return write
+
+
+def show(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+def squeezed(text: str) -> list[str]:
+    return [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
+
+
+def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = show(write_run(), capsys)
+    lines = squeezed(text)
+    assert "Success (n = 100 episodes of 100 planned)" in lines
+    assert "libero_spatial 97 / 100 97.0% 91.5% to 99.0% 0" in lines
+    assert any(line.startswith("libero_spatial 4 ") and " 8 / 10 80.0% " in line for line in lines)
+    assert "Latency (2 warm-up inferences left out)" in lines
+    assert "host to host 198 26.25 31.77 32.25 26.25 38.1" in lines
+    assert "vision 198 4.25 4.25 4.25 4.25" in lines
+    assert "denoise cuda_graph 12 0" in lines
+    assert "warning" not in text
+
+
+def test_the_provenance_line_names_what_was_run(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(show(write_run(), capsys).split())
+    assert (
+        "policy: full_optimized | checkpoint: pi05_libero (sha256 cccccccccccc) | weights: none | "
+        "seeding: paired | GL: egl | commit: 0123456789ab"
+    ) in text
+
+
+def test_random_weights_are_said_first(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
+    text = show(write_run(weights_label="RANDOM WEIGHTS (small)"), capsys)
+    assert text.splitlines()[0].strip() == "*** RANDOM WEIGHTS (small) ***"
+
+
+def test_trained_weights_are_said_quietly(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
+    text = show(write_run(weights_label="/models/pi05_libero"), capsys)
+    assert "***" not in text
+    assert "weights: /models/pi05_libero" in " ".join(text.split())
+
+
+def test_errors_are_shown_apart_with_type_and_message(
+    write_run: WriteRun, make_episode: Episode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = make_episode(
+        task_id=1, episode=10, error_type="RuntimeError", error_message="lost [red]context[/red]"
+    )
+    lines = squeezed(show(write_run((error,)), capsys))
+    assert "libero_spatial 97 / 100 97.0% 91.5% to 99.0% 1" in lines
+    assert "Errors (n = 1, and 0 replaced by a retry)" in lines
+    assert "libero_spatial-task1-episode10-seed7 RuntimeError lost [red]context[/red]" in lines
+
+
+def test_misses_and_missing_episodes_are_warnings(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engagement = {"vision": {"backend": "tensorrt_fp8", "calls": 0, "misses": 2}}
+    lines = squeezed(show(write_run(engagement=engagement, planned_episodes=500), capsys))
+    assert "Success (n = 100 episodes of 500 planned)" in lines
+    assert "warning: 100 of 500 planned episodes are recorded" in lines
+    assert "warning: vision: tensorrt_fp8 never engaged" in lines
+    assert "warning: vision: 2 calls missed tensorrt_fp8" in lines
+
+
+def test_json_is_strict_and_complete(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(write_run()), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert summary["total"]["successes"] == 97
+    assert summary["infer"]["n"] == 198
+    assert summary["engagement"][2] == {"stage": "denoise", "backend": "cuda_graph", "calls": 12, "misses": 0}
+
+
+@pytest.mark.parametrize("name", ["", "nothing"])
+def test_a_folder_without_records_is_one_line_and_exit_1(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / name)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "holds no records: episodes.jsonl is missing" in captured.err
+
+
+def test_a_run_without_episodes_is_one_line_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunWriter(tmp_path).close()
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path}: the run holds no episode records"]
+
+
+def test_a_pipe_gets_plain_text_that_is_wide_enough(write_run: WriteRun) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.summary", str(write_run(weights_label="RANDOM WEIGHTS"))],
+        cwd=Path(__file__).parents[2],
+        env={**environment, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\x1b" not in done.stdout
+    assert 80 < max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 100
+    assert not any("…" in line for line in done.stdout.splitlines())
+
+
+def test_several_suites_get_a_pooled_line(make_episode: Episode, run_json: dict[str, Any]) -> None:
+    episodes = (make_episode(), make_episode(suite="libero_10", success=False))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render(summarise(Run({**run_json, "planned_episodes": 2}, episodes, ()))))
+    lines = squeezed(console.export_text())
+    assert "all suites, pooled 1 / 2 50.0% 9.5% to 90.5% 0" in lines
+    assert "Latency: n = 0 inferences, 0 warm-up inferences left out" in lines

@@ -1,0 +1,292 @@
+"""Tracking: an offline W&B run holds every latency, under frozen names, and its failures cost no episode."""
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+from rich.console import Console
+from wandb.proto import wandb_internal_pb2
+
+from eval.metrics import summarise
+from eval.records import EpisodeRecord, InferenceRecord, Run
+from eval.tracking import NullTracker, SafeTracker, TrackingError, WandbTracker, summary_metrics
+from eval.video import write_video
+
+Episode = Callable[..., EpisodeRecord]
+Inference = Callable[..., InferenceRecord]
+
+INFERENCE_METRICS = {
+    "inference/index",
+    "inference/task_id",
+    "inference/episode",
+    "inference/call",
+    "inference/infer_ms",
+    "inference/vision_ms",
+    "inference/prefix_ms",
+    "inference/denoise_ms",
+    "inference/warmup",
+}
+EPISODE_METRICS = {
+    "episode/index",
+    "episode/success",
+    "episode/steps",
+    "episode/inferences",
+    "episode/wall_s",
+    "episode/error",
+    "episode/success_rate",
+}
+SUMMARY_METRICS = {
+    "summary/success_rate",
+    "summary/success_rate_low",
+    "summary/success_rate_high",
+    "summary/successes",
+    "summary/finished",
+    "summary/errors",
+    "summary/inferences",
+    "summary/warmup_inferences",
+    "summary/infer_hz",
+    *(
+        f"summary/{name}_ms_{statistic}"
+        for name in ("infer", "vision", "prefix", "denoise")
+        for statistic in ("mean", "p50", "p95", "p99")
+    ),
+}
+
+
+def stored(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """Read a .wandb file: a LevelDB log, so blocks of 32 KiB with (crc, length, type) before each chunk."""
+    wandb.teardown()  # waits for W&B's own process, which may write on after `finish`
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    position, whole = 7, b""  # the file begins with 7 bytes of its own
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for record in stored(folder):
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+            rows.append({name: value for name, value in row.items() if not name.startswith("_")})
+    return rows
+
+
+class FailingTracker(NullTracker):
+    """Fails at everything after the start, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def log_inference(self, record: InferenceRecord) -> None:
+        self.asked.append("inference")
+        raise ConnectionError("broken [pipe]")
+
+    def log_episode(self, record: EpisodeRecord, video: Path | None) -> None:
+        self.asked.append("episode")
+        raise OSError("disk full")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.asked.append("finish")
+        raise TimeoutError("still broken")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a login, and no W&B settings in the environment."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    return home
+
+
+@pytest.fixture
+def tracked(
+    tmp_path: Path, home: Path, make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
+) -> tuple[Path, list[InferenceRecord]]:
+    """The folder of a finished offline run of three episodes, and its 120 inferences."""
+    folder = tmp_path / "run"
+    video = tmp_path / "a.mp4"
+    write_video([np.zeros((16, 16, 3), np.uint8)] * 2, video, fps=20)
+    tracker = WandbTracker(mode="offline", project="test")
+    tracker.start({"policy": {"name": "full_optimized"}, "seed": 7}, "name", "group", ["spatial"], folder)
+    outcomes: list[dict[str, Any]] = [{"success": True}, {"success": False}, {"error_type": "OSError"}]
+    episodes, inferences = [], []
+    for number, outcome in enumerate(outcomes):
+        for call in range(40):
+            ms = 20 + number + call / 128
+            inference = make_inference(episode=number, call=call, infer_ms=ms, warmup=number == call == 0)
+            tracker.log_inference(inference)
+            inferences.append(inference)
+        episodes.append(make_episode(episode=number, inferences=40, **outcome))
+        tracker.log_episode(episodes[-1], video if number == 1 else None)
+    tracker.finish(summarise(Run(run_json, tuple(episodes), tuple(inferences))).to_dict())
+    return folder, inferences
+
+
+def test_an_offline_run_holds_every_latency(tracked: tuple[Path, list[InferenceRecord]]) -> None:
+    folder, inferences = tracked
+    rows = [row for row in history(folder) if "inference/index" in row]
+    assert [row["inference/index"] for row in rows] == list(range(120))
+    assert [row["inference/infer_ms"] for row in rows] == [record.infer_ms for record in inferences]
+    assert [row["inference/vision_ms"] for row in rows] == [4.25] * 120
+    assert [row["inference/warmup"] for row in rows] == [1] + [0] * 119
+    assert [(row["inference/episode"], row["inference/call"]) for row in rows] == [
+        (record.episode, record.call) for record in inferences
+    ]
+
+
+def test_metric_names_are_frozen(tracked: tuple[Path, list[InferenceRecord]]) -> None:
+    folder, _ = tracked
+    rows = history(folder)
+    assert set().union(*(row for row in rows if "inference/index" in row)) == INFERENCE_METRICS
+    names = set().union(*(row for row in rows if "episode/index" in row))
+    assert {name for name in names if not name.startswith("episode/video")} == EPISODE_METRICS
+    assert any(name.startswith("episode/video") for name in names)
+    updates = [
+        record.summary.update for record in stored(folder) if record.WhichOneof("record_type") == "summary"
+    ]
+    summary = {item.key or "/".join(item.nested_key) for update in updates for item in update}
+    assert {name for name in summary if name.startswith("summary/")} == SUMMARY_METRICS
+
+
+def test_inferences_and_episodes_have_axes_of_their_own(tracked: tuple[Path, list[InferenceRecord]]) -> None:
+    folder, _ = tracked
+    metrics = [record.metric for record in stored(folder) if record.WhichOneof("record_type") == "metric"]
+    assert {metric.glob_name: metric.step_metric for metric in metrics if metric.glob_name} == {
+        "inference/*": "inference/index",
+        "episode/*": "episode/index",
+    }
+
+
+def test_an_error_has_no_success_and_does_not_move_the_rate(
+    tracked: tuple[Path, list[InferenceRecord]],
+) -> None:
+    folder, _ = tracked
+    rows = [row for row in history(folder) if "episode/index" in row]
+    assert [row.get("episode/success") for row in rows] == [1, 0, None]
+    assert [row["episode/error"] for row in rows] == [0, 0, 1]
+    assert [row["episode/success_rate"] for row in rows] == [1.0, 0.5, 0.5]
+
+
+def test_the_table_and_the_video_are_under_the_run_and_nothing_is_in_the_home(
+    tracked: tuple[Path, list[InferenceRecord]], home: Path
+) -> None:
+    folder, _ = tracked
+    wandb.teardown()
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/episodes_*.table.json")
+    assert len(json.loads(table.read_text())["data"]) == 3
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/videos/episode/video_*.mp4"))) == 1
+    assert [path.name for path in folder.iterdir()] == ["wandb"]
+    assert not [path for path in home.rglob("*") if path.is_file() and path.suffix != ".log"]
+
+
+def test_offline_prints_nothing_and_needs_no_login(tmp_path: Path, home: Path) -> None:
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from eval.tracking import WandbTracker
+        tracker = WandbTracker()
+        tracker.start({}, "name", None, [], Path(sys.argv[1]))
+        tracker.finish({})
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_online_without_a_login_fails_at_the_start_and_does_not_ask(
+    tmp_path: Path, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    safe = SafeTracker(WandbTracker(mode="online"))
+    with pytest.raises(TrackingError, match="online needs a W&B login, and there is none: set WANDB_API_KEY"):
+        safe.start({}, "name", None, [], tmp_path / "run")
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_disabled_writes_nothing(tmp_path: Path, home: Path, make_inference: Inference) -> None:
+    tracker = WandbTracker(mode="disabled")
+    tracker.start({}, "name", None, [], tmp_path / "run")
+    tracker.log_inference(make_inference())
+    tracker.finish({})
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tracking mode must be one of .* got 'dryrun'"):
+        WandbTracker(mode="dryrun")
+
+
+def test_a_failure_is_told_once_and_the_run_goes_on(
+    tmp_path: Path, make_episode: Episode, make_inference: Inference
+) -> None:
+    err = io.StringIO()
+    failing = FailingTracker()
+    safe = SafeTracker(failing, Console(file=err, width=40))
+    safe.start({}, "name", None, [], tmp_path)
+    for call in range(3):
+        safe.log_inference(make_inference(call=call))
+    safe.log_episode(make_episode(), None)
+    safe.finish({})
+    assert failing.asked == ["inference", "finish"]
+    assert safe.error == (
+        "ConnectionError at inference 0 of libero_spatial-task0-episode0-seed7: broken [pipe]"
+    )
+    assert err.getvalue() == f"tracking stopped, the records on disk go on: {safe.error}\n"
+
+
+def test_a_wandb_failure_costs_no_episode(
+    tmp_path: Path, home: Path, make_episode: Episode, make_inference: Inference
+) -> None:
+    tracker = WandbTracker()
+    safe = SafeTracker(tracker, Console(file=io.StringIO()))
+    safe.start({}, "name", None, [], tmp_path)
+    safe.log_episode(make_episode(), tmp_path / "missing.mp4")
+    assert safe.error is not None
+    assert "missing.mp4" in safe.error
+    safe.log_inference(make_inference())
+    safe.finish({})
+    assert not [row for row in history(tmp_path) if "inference/index" in row]
+
+
+def test_a_run_without_numbers_has_fewer_metrics(make_episode: Episode, run_json: dict[str, Any]) -> None:
+    assert summary_metrics({}) == {}
+    summary = summarise(Run(run_json, (make_episode(error_type="OSError"),), ()))
+    assert summary_metrics(summary.to_dict()) == {
+        "summary/successes": 0,
+        "summary/finished": 0,
+        "summary/errors": 1,
+        "summary/warmup_inferences": 0,
+    }

@@ -1,0 +1,37 @@
+"""ActionQueue hands out the head of each chunk and refuses chunks it cannot serve."""
+
+import numpy as np
+import pytest
+
+from policies.base import ActionChunk
+from policies.chunking import ActionQueue
+
+
+def test_queue_hands_out_replan_steps_of_each_chunk_in_order() -> None:
+    queue = ActionQueue(replan_steps=2)
+    actions = np.arange(70.0).reshape(10, 7)
+    queue.refill(ActionChunk(actions))
+    assert len(queue) == 2
+    np.testing.assert_array_equal(queue.pop(), actions[0])
+    queue.refill(ActionChunk(actions + 1))
+    np.testing.assert_array_equal([queue.pop(), queue.pop()], actions[:2] + 1)
+    with pytest.raises(IndexError):
+        queue.pop()
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (10, 8), (7,)])
+def test_queue_refuses_chunks_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least replan_steps=2 rows of 7 actions"):
+        ActionQueue(2).refill(ActionChunk(np.zeros(shape)))
+
+
+def test_queue_refuses_actions_that_are_not_finite() -> None:
+    actions = np.zeros((10, 7))
+    actions[3, 2] = np.inf
+    with pytest.raises(ValueError, match="not finite"):
+        ActionQueue(2).refill(ActionChunk(actions))
+
+
+def test_replan_steps_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="replan_steps must be >= 1, got 0"):
+        ActionQueue(0)
