@@ -17,7 +17,7 @@ from eval.build import build_policy
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import summarise
-from eval.records import RunWriter, read_run
+from eval.records import RecordingError, RunWriter, read_run
 from eval.runner import LocalRunner, Plan, RunFailed
 from eval.schema import Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
@@ -152,7 +152,7 @@ def main() -> None:
     def job(cfg: DictConfig) -> None:
         try:
             run(cfg)
-        except (Refused, RunFailed) as error:
+        except (Refused, RunFailed, RecordingError) as error:
             if full_trace:
                 raise
             _complain(error)

@@ -7,7 +7,7 @@ pure functions of them.
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -23,6 +23,10 @@ RUN_FILE = "run.json"
 
 Seeding = Literal["paired", "openpi"]
 Outcome = Literal["success", "failure", "error"]
+
+
+class RecordingError(RuntimeError):
+    """The disk refused a record: the run must stop, for nothing after it would be kept."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,12 @@ class RunWriter:
     """Append the records of a run to a new folder.
 
     Non-obvious behaviors:
-        Inferences stay in memory until their episode is recorded, then reach the disk before it: an episode
-        line always has its inferences. `close` writes those of an interrupted episode; `read_run` reports
-        them.
+        Inferences are written as they happen, and forced to the disk before their episode's line: an episode line
+        always has its inferences, and those of an interrupted episode stay behind, which `read_run` reports.
 
     Raises:
         FileExistsError: when the folder already holds records.
+        RecordingError: from every method that writes, when the disk refuses; files end with a whole line.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -151,7 +155,7 @@ class RunWriter:
         self.folder = folder
         self._inferences = (folder / INFERENCES_FILE).open("xb", buffering=0)
         self._episodes = (folder / EPISODES_FILE).open("xb", buffering=0)
-        self._pending: dict[EpisodeKey, list[bytes]] = {}
+        self._counts: Counter[EpisodeKey] = Counter()  # inferences of unfinished episodes
         self._finished: set[EpisodeKey] = set()
         _sync_folder(folder)
 
@@ -164,19 +168,20 @@ class RunWriter:
         self.close()
 
     def add_inference(self, record: InferenceRecord) -> None:
-        """Keep one inference until its episode is added.
+        """Append one inference.
 
         Raises:
             ValueError: when its call is not the next one of its episode, or a number is not finite.
             TypeError: when a value has no JSON form.
         """
-        lines = self._pending.setdefault(record.key, [])
-        if record.call != len(lines):
-            raise ValueError(f"{record.key}: inference call must be {len(lines)}, got {record.call}")
-        lines.append(_json_line(record))
+        expected = self._counts[record.key]
+        if record.call != expected:
+            raise ValueError(f"{record.key}: inference call must be {expected}, got {record.call}")
+        _append(self._inferences, _json_line(record))
+        self._counts[record.key] += 1
 
     def add_episode(self, record: EpisodeRecord) -> None:
-        """Write the episode's inferences, then the episode; both are on the disk when this returns.
+        """Append one episode; it and its inferences are on the disk when this returns.
 
         Raises:
             ValueError: when the episode has finished before, `record.inferences` is not the number added,
@@ -186,16 +191,14 @@ class RunWriter:
         if record.key in self._finished:
             raise ValueError(f"{record.key} has finished and is recorded; only an error may be tried again")
         line = _json_line(record)
-        inferences = self._pending.get(record.key, [])
-        if record.inferences != len(inferences):
+        added = self._counts[record.key]
+        if record.inferences != added:
             raise ValueError(
-                f"{record.key}: inferences is {record.inferences}, but {len(inferences)} were added; "
-                "count those added"
+                f"{record.key}: inferences is {record.inferences}, but {added} were added; count those added"
             )
-        if inferences:
-            _append(self._inferences, b"".join(inferences))
-        _append(self._episodes, line)
-        self._pending.pop(record.key, None)
+        _append(self._inferences, b"", sync=True)
+        _append(self._episodes, line, sync=True)
+        del self._counts[record.key]
         if record.success is not None:
             self._finished.add(record.key)
 
@@ -215,12 +218,7 @@ class RunWriter:
         _sync_folder(self.folder)
 
     def close(self) -> None:
-        """Write the inferences of unfinished episodes and close the files; calling it again does nothing."""
-        if self._episodes.closed:
-            return
-        rest = b"".join(line for lines in self._pending.values() for line in lines)
-        if rest:
-            _append(self._inferences, rest)
+        """Close the files; calling it again does nothing."""
         self._inferences.close()
         self._episodes.close()
 
@@ -355,18 +353,19 @@ def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:
     return json.dumps(to_plain(vars(record), str(record.key)), allow_nan=False).encode() + b"\n"
 
 
-def _append(file: FileIO, data: bytes) -> None:
-    """Append all of `data` and wait for the disk; after a failure the file is as long as before."""
+def _append(file: FileIO, data: bytes, *, sync: bool = False) -> None:
+    """Append all of `data`, with `sync` forced to the disk; after a failure the file is as long as before."""
     start = file.tell()
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-    except OSError:
+        if sync:
+            os.fsync(file.fileno())
+    except OSError as error:
         file.truncate(start)
         file.seek(start)
-        raise
+        raise RecordingError(f"{file.name} cannot be written: {error}; what it holds is kept") from error
 
 
 def _sync_folder(folder: Path) -> None:

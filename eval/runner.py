@@ -15,7 +15,7 @@ from typing import Any
 
 from eval.libero_env import CONTROL_HZ, LiberoEnv, Task
 from eval.progress import Progress
-from eval.records import EpisodeRecord, InferenceRecord, RunWriter, Seeding
+from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter, Seeding
 from eval.rollout import Rollout, roll
 from eval.tracking import SafeTracker
 from eval.video import VideoMode, video_name, write_video
@@ -120,6 +120,8 @@ class LocalRunner:
                 warmup_inferences=self._warmup_left,
                 film_every=0 if self.plan.video is VideoMode.NONE else FILM_EVERY,
             )
+        except RecordingError:
+            raise
         except Exception as raised:  # noqa: BLE001  whatever the simulator or the policy raises is this episode's outcome
             error = raised
         self._warmup_left = max(0, self._warmup_left - rollout.inferences)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.records import EpisodeRecord, InferenceRecord, RunWriter, read_run
+from eval.records import RecordingError, EpisodeRecord, InferenceRecord, RunWriter, read_run
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_whole_lines(
         writer.add_episode(make_episode(episode=0))
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(RecordingError, match="No space left"):
                 writer.add_episode(make_episode(episode=1))
         writer.add_episode(make_episode(episode=2))
     run = read_run(tmp_path)
