@@ -149,17 +149,23 @@ class LiberoEnv:
                 f"got {key.episode}"
             )
         if self.seeding == "paired":
-            self.reset_to_random(stable_seed("reset", key.suite, key.task_id, key.episode, key.seed))
+            self._seeded_reset(stable_seed("reset", key.suite, key.task_id, key.episode, key.seed))
         else:
             self._drifting_reset(key)
-        self._obs = self._control.set_init_state(self.task.init_states[key.episode])
-        for _ in range(SETTLE_STEPS):
-            self.step(SETTLE_ACTION)
+        self._start(self.task.init_states[key.episode])
 
-    def reset_to_random(self, seed: int) -> None:
-        """Place fixtures and objects as a fresh upstream environment does in "make; seed; reset", to the bit."""
-        np.random.seed(seed)
-        self._soft_reset(loads=2)  # upstream has loaded the model twice by then: in make and in reset
+    def reset_randomly(self, seed: int, joint_sd: float = 0.02) -> None:
+        """Start an episode that is none of the official ones: placements drawn from `seed`, then settle.
+
+        The official initial states are draws of the same placement samplers with N(0, 0.02 rad) on the arm's joints.
+
+        Args:
+            joint_sd: standard deviation of the noise on the arm's joints, in radians.
+        """
+        self._seeded_reset(seed)
+        joints = self._env.robots[0]._ref_joint_pos_indexes
+        self._sim.data.qpos[joints] += np.random.normal(0.0, joint_sd, len(joints))
+        self._start(self.state_vector())
 
     def step(self, action: NDArray[np.float64]) -> bool:
         """Execute one action (7,) for 1/20 s and return whether the task's goal holds.
@@ -221,6 +227,16 @@ class LiberoEnv:
         """Free the GL context and the simulator."""
         self._context = None
         self._control.close()
+
+    def _start(self, state: NDArray[np.float64]) -> None:
+        self._obs = self._control.set_init_state(state)
+        for _ in range(SETTLE_STEPS):
+            self.step(SETTLE_ACTION)
+
+    def _seeded_reset(self, seed: int) -> None:
+        """Place fixtures and objects as a fresh upstream environment does in "make; seed; reset", to the bit."""
+        np.random.seed(seed)
+        self._soft_reset(loads=2)  # upstream has loaded the model twice by then: in make and in reset
 
     def _soft_reset(self, loads: int) -> None:
         """Do what upstream's reset does, without compiling the model and opening a GL context again.

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import wandb
 from rich.console import Console
 from rich.text import Text
 

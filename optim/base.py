@@ -67,7 +67,7 @@ class CountedStage:
             if self._fallback is None:
                 raise
             self.misses += 1
-            log.warning("%s missed its engine (%d times): %s", self.backend, self.misses, mismatch)
+            log.warning("%s missed a call (%d so far): %s", self.backend, self.misses, mismatch)
             return self._fallback(*args)
         self.calls += 1
         return result

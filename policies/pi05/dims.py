@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+PALIGEMMA_VOCAB = 257152
 OPENPI_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 LIBERO_MASKED_CAMERAS = ("right_wrist_0_rgb",)  # LIBERO has two cameras (openpi policies/libero_policy.py)
 OPENPI_MAX_TOKEN_LEN = 200  # pi0.5's default in openpi models/pi0_config.py; not in the converted config.json
@@ -35,6 +36,7 @@ class GemmaDims:
     head_dim: int
 
 
+SO400M = VisionDims(intermediate_size=4304, hidden_size=1152, layers=27, heads=16)  # SigLIP So400m/14
 # openpi models/gemma.py `get_config`; LoRA variants hold adapters that this code does not merge.
 GEMMA_VARIANTS: dict[str, GemmaDims] = {
     "gemma_2b": GemmaDims(width=2048, depth=18, mlp_dim=16384, num_heads=8, num_kv_heads=1, head_dim=256),
@@ -170,8 +172,8 @@ def _from_variants(
     image_size: int,
 ) -> Pi05Dims:
     return Pi05Dims(
-        vocab_size=257152,  # PaliGemma
-        vision=VisionDims(intermediate_size=4304, hidden_size=1152, layers=27, heads=16),  # So400m/14
+        vocab_size=PALIGEMMA_VOCAB,
+        vision=SO400M,
         prefix=_variant(config, "paligemma_variant", source),
         expert=_variant(config, "action_expert_variant", source),
         action_horizon=action_horizon,
@@ -211,7 +213,9 @@ def _group(config: Mapping[str, Any], key: str, kind: type, source: str) -> dict
 def _check_positive(prefix: str, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{prefix}{'.' if prefix else ''}{name} must be a whole number >= 1, got {size!r}")
+            raise ValueError(
+                f"{prefix}{'.' if prefix else ''}{name} must be a whole number >= 1, got {size!r}"
+            )
 
 
 PI05_FULL = Pi05Dims.from_openpi(

@@ -87,7 +87,9 @@ class Preprocess:
         rows = [[self._image(observation, name) for name in self.cameras] for observation in observations]
         shapes = {image.shape for row in rows for image in row}
         if len(shapes) > 1:
-            raise ValueError(f"images of one batch must have one size, got {sorted(shapes)}; render them alike")
+            raise ValueError(
+                f"images of one batch must have one size, got {sorted(shapes)}; render them alike"
+            )
         images = np.stack(rows)
         prompts = [self._prompt(observation) for observation in observations]
         return assemble(torch.from_numpy(images).to(self.device), prompts, self.dims, form)

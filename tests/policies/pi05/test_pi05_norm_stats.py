@@ -1,0 +1,109 @@
+"""Normalisation statistics and formulas."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from policies.pi05.norm_stats import (
+    Normalizer,
+    read_json_stats,
+    read_lerobot_stats,
+    unit_stats,
+    write_json_stats,
+)
+from policies.pi05.postprocess import Postprocess
+
+STATS = {
+    "mean": np.array([1.0, 2.0]),
+    "std": np.array([0.5, 4.0]),
+    "q01": np.array([-1.0, 0.0]),
+    "q99": np.array([3.0, 8.0]),
+}
+
+
+def test_quantiles_map_to_minus_one_and_one() -> None:
+    normalizer = Normalizer(STATS, "quantile", 1e-6, 2, "test")
+    np.testing.assert_allclose(normalizer.normalize(STATS["q01"]), [-1, -1], atol=1e-6)
+    np.testing.assert_allclose(normalizer.normalize(STATS["q99"]), [1, 1], atol=1e-6)
+    np.testing.assert_allclose(normalizer.normalize(np.array([11.0, 0.0]))[0], 5.0, atol=1e-5)  # no clipping
+
+
+def test_mean_std_maps_to_deviations() -> None:
+    normalizer = Normalizer(STATS, "mean_std", 1e-8, 2, "test")
+    np.testing.assert_allclose(normalizer.normalize(np.array([2.0, 2.0])), [2.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+def test_unnormalize_inverts_normalize(mode: str) -> None:
+    normalizer = Normalizer(STATS, mode, 1e-6, 2, "test")
+    x = np.random.default_rng(0).normal(size=(5, 2)) * 10
+    np.testing.assert_allclose(normalizer.unnormalize(normalizer.normalize(x)), x, rtol=1e-12, atol=1e-12)
+
+
+def test_padded_statistics_use_their_first_dims() -> None:
+    padded = {name: np.concatenate([value, np.zeros(30)]) for name, value in STATS.items()}
+    x = np.array([0.3, 0.7])
+    ours = Normalizer(padded, "quantile", 1e-6, 2, "test").normalize(x)
+    np.testing.assert_array_equal(ours, Normalizer(STATS, "quantile", 1e-6, 2, "test").normalize(x))
+
+
+def test_absent_or_short_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"norm_mode=quantile needs 'q01', here has \['mean', 'std'\]"):
+        Normalizer({k: STATS[k] for k in ("mean", "std")}, "quantile", 1e-6, 2, "here")
+    with pytest.raises(ValueError, match="at least 7 numbers"):
+        Normalizer(STATS, "quantile", 1e-6, 7, "here")
+    with pytest.raises(ValueError, match="norm_mode must be one of"):
+        Normalizer(STATS, "minmax", 1e-6, 2, "here")
+
+
+def test_json_statistics_survive_a_round_trip(tmp_path: Path) -> None:
+    write_json_stats(tmp_path / "norm_stats.json", unit_stats())
+    read = read_json_stats(tmp_path / "norm_stats.json")
+    for feature in ("state", "actions"):
+        for name, value in getattr(unit_stats(), feature).items():
+            np.testing.assert_array_equal(getattr(read, feature)[name], value)
+    assert len(read.sha256) == 64
+
+
+def test_json_without_actions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "norm_stats.json"
+    path.write_text(json.dumps({"norm_stats": {"state": {"mean": [0.0]}}}))
+    with pytest.raises(ValueError, match=r"norm stats must be .*KeyError: 'actions'"):
+        read_json_stats(path)
+
+
+def test_lerobot_statistics_are_read_by_feature(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    tensors = {
+        "observation.state.mean": np.arange(8, dtype=np.float32),
+        "action.std": np.ones(7, dtype=np.float32),
+        "observation.images.image.mean": np.zeros((3, 1, 1), dtype=np.float32),
+    }
+    save_file(tensors, path)
+    stats = read_lerobot_stats(path)
+    assert stats.state["mean"].tolist() == list(range(8))
+    assert set(stats.actions) == {"std"}
+    save_file({"action.std": np.ones(7, dtype=np.float32)}, path)
+    with pytest.raises(ValueError, match=r"must have observation.state\.\*"):
+        read_lerobot_stats(path)
+
+
+def test_postprocess_unnormalises_seven_dims_and_drops_the_rest() -> None:
+    stats = {"mean": np.arange(7.0), "std": np.full(7, 2.0)}
+    postprocess = Postprocess(Normalizer(stats, "mean_std", 0.0, 7, "test"))
+    actions = postprocess(np.ones((1, 3, 32), np.float32))
+    assert actions.shape == (1, 3, 7)
+    assert actions.dtype == np.float64
+    np.testing.assert_array_equal(actions[0, 0], np.arange(7.0) + 2.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_actions_raise_and_name_the_row(bad: float) -> None:
+    postprocess = Postprocess(Normalizer(unit_stats().actions, "quantile", 0.0, 7, "test"))
+    actions = np.zeros((2, 3, 32), np.float32)
+    actions[1, 2, 31] = bad
+    with pytest.raises(FloatingPointError, match=r"got 1 of 192 that are not, in rows \[1\]"):
+        postprocess(actions)
