@@ -18,8 +18,8 @@ def build_policy(config: Config) -> Policy:
     """Return the policy that the configuration names, its weights loaded and its passes applied.
 
     Raises:
-        ConfigError: a device that this machine lacks, a stage without a pass, a pass that refuses its options or cannot
-            engage.
+        ConfigError: a device that this machine lacks, a stage without a pass, a pass that refuses its options
+            or cannot engage.
         ValueError, OSError: from the checkpoint, naming what is missing.
     """
     if config.policy.kind == "oracle":
@@ -27,7 +27,9 @@ def build_policy(config: Config) -> Policy:
     passes = {stage: _pass(config, stage) for stage in STAGES}
     device = choose_device(config.policy.device)
     dtype = choose_dtype(config.policy.precision, device)
-    checkpoint = load_checkpoint(replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype)
+    checkpoint = load_checkpoint(
+        replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype
+    )
     try:
         stages = apply_passes(checkpoint.stages, passes, examples={})
     except PassError as error:
@@ -51,8 +53,8 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"policy.device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"policy.device={name} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
-            "use policy.device=cpu or auto"
+            f"policy.device={name} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} GPUs; use policy.device=cpu or auto"
         )
     return device
 

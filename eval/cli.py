@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,15 +17,17 @@ from eval.build import build_policy
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import summarise
-from eval.records import RecordingError, RunWriter, read_run
+from eval.records import RecordingError, RunWriter, Seeding, read_run
 from eval.runner import LocalRunner, Plan, RunFailed
 from eval.schema import Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
 from eval.summary import render, report_console
-from eval.tracking import NullTracker, SafeTracker, TrackingError, WandbTracker
+from eval.tracking import NullTracker, SafeTracker, TrackingError
 from eval.video import VideoMode
 
-CONF = str(Path(__file__).resolve().parents[1] / "conf")  # Hydra finds a relative path only from the caller's file
+CONF = str(
+    Path(__file__).resolve().parents[1] / "conf"
+)  # Hydra finds a relative path only from the caller's file
 
 
 class Refused(RuntimeError):
@@ -50,7 +52,11 @@ def choose_tasks(config: Config) -> list[Task]:
         ConfigError: a task or an episode that the suite does not have.
     """
     tasks = load_tasks(config.suite.name)
-    ids = config.suite.tasks if config.suite.tasks is not None else range(len(tasks))[: config.protocol.num_tasks]
+    ids = (
+        config.suite.tasks
+        if config.suite.tasks is not None
+        else range(len(tasks))[: config.protocol.num_tasks]
+    )
     missing = [i for i in ids if not 0 <= i < len(tasks)]
     if missing:
         raise ConfigError(f"suite.tasks must be 0 to {len(tasks) - 1} for {config.suite.name}, got {missing}")
@@ -59,8 +65,9 @@ def choose_tasks(config: Config) -> list[Task]:
         states = len(tasks[i].init_states)
         if last >= states:
             raise ConfigError(
-                f"protocol.first_episode + protocol.episodes must be <= {states}, the official initial states of "
-                f"{config.suite.name} task {i}, got {config.protocol.first_episode} + {config.protocol.episodes}"
+                f"protocol.first_episode + protocol.episodes must be <= {states}, the official initial "
+                f"states of {config.suite.name} task {i}, "
+                f"got {config.protocol.first_episode} + {config.protocol.episodes}"
             )
     return [tasks[i] for i in ids]
 
@@ -88,7 +95,7 @@ def run(cfg: DictConfig) -> None:
         tasks=tasks,
         episodes=range(first, first + config.protocol.episodes),
         seed=config.seed,
-        seeding=config.protocol.seeding,
+        seeding=cast(Seeding, config.protocol.seeding),
         max_steps=config.suite.max_steps,
         max_errors=config.runner.max_errors,
         warmup_inferences=config.runner.warmup_inferences,
@@ -96,8 +103,7 @@ def run(cfg: DictConfig) -> None:
         checkpoint=about.get("checkpoint"),
         checkpoint_sha256=about.get("weights_sha256"),
     )
-    composed = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(composed, dict)
+    composed = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     run_info: dict[str, Any] = {
         "overrides": list(HydraConfig.get().overrides.task),
         "planned_episodes": plan.num_episodes,
@@ -139,11 +145,14 @@ def _close(runner: LocalRunner) -> None:
 def _tracker(config: Config) -> SafeTracker:
     if config.tracking.name == "none":
         return SafeTracker(NullTracker())
+    from eval.wandb_tracker import WandbTracker  # not installed where nothing is tracked
+
     return SafeTracker(WandbTracker(config.tracking.mode, config.tracking.project, config.tracking.entity))
 
 
 def main() -> None:
-    """Run the command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole trace."""
+    """Run the command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole
+    trace."""
     schema.register()
     full_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself

@@ -1,15 +1,18 @@
-"""LIBERO as pure episodes: one environment per task, cheap exact resets, cameras rendered only when somebody looks.
+"""LIBERO as pure episodes: one environment per task, cheap exact resets, cameras rendered only when somebody
+looks.
 
 Conventions are openpi's (examples/libero/main.py), the protocol that published numbers follow.
 
 Non-obvious behaviors:
-    * Upstream's `reset()` samples fixture poses from the global NumPy generator and `set_init_state` does not restore
-      them; seeding once per task therefore makes an episode depend on its predecessors. Seeding `paired` seeds every
-      reset from the episode's key; `openpi` repeats the drifting order, by replaying the draws that came before.
-    * LIBERO appends to `object_property_initializers` at every model load, so each of its resets draws more numbers
-      than the last. The list is set to the length it has in the reset that is imitated.
+    * Upstream's `reset()` samples fixture poses from the global NumPy generator and `set_init_state` does not
+      restore them; seeding once per task therefore makes an episode depend on its predecessors. Seeding
+      `paired` seeds every reset from the episode's key; `openpi` repeats the drifting order, by replaying the
+      draws that came before.
+    * LIBERO appends to `object_property_initializers` at every model load, so each of its resets draws more
+      numbers than the last. The list is set to the length it has in the reset that is imitated.
     * NumPy's generator is global: one process must not run two of these environments at the same time.
-    * An observation is what the sensors sampled in substep 24 of 25 of the control step, not the state after it.
+    * An observation is what the sensors sampled in substep 24 of 25 of the control step, not the state after
+      it.
 """
 
 import os
@@ -38,8 +41,10 @@ CONTROL_HZ = 20
 # what resets and steps write into a model
 MODEL_MEMORY = ("body_pos", "body_quat", "site_rgba", "geom_rgba", "site_size")
 # what MuJoCo's scene reads of a moment, for models without tendons, skins and flexes
-SCENE_POSES = ("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat")
-SCENE_POSES += ("cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
+SCENE_POSES = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+)
 SCENE_COLOURS = ("site_rgba", "geom_rgba")  # LIBERO switches a stove's flame after the sensors have sampled
 
 
@@ -83,7 +88,8 @@ def load_tasks(suite: str) -> list[Task]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a camera would see at one moment, kept to be rendered later or never: about 50 kB, copied in microseconds."""
+    """What a camera would see at one moment, kept to be rendered later or never: about 50 kB, copied in
+    microseconds."""
 
     poses: Mapping[str, NDArray[np.float64]]
     colours: Mapping[str, NDArray[np.float32]]
@@ -92,8 +98,8 @@ class Snapshot:
 class LiberoEnv:
     """One task's simulator. `sim_stack.prepare()` must have run.
 
-    Construction takes 0.7 s, and 2 s more with `render` (a GL context); a reset takes about 0.05 s and the ten settle
-    steps 0.3 s; a step takes 0.03 s, a look at both cameras 0.3 s with OSMesa.
+    Construction takes 0.7 s, and 2 s more with `render` (a GL context); a reset takes about 0.05 s and the
+    ten settle steps 0.3 s; a step takes 0.03 s, a look at both cameras 0.3 s with OSMesa.
 
     Args:
         task: from `load_tasks`.
@@ -113,18 +119,23 @@ class LiberoEnv:
 
         with quiet():
             self._control = ControlEnv(
-                bddl_file_name=task.bddl_file, use_camera_obs=False, has_offscreen_renderer=False, control_freq=CONTROL_HZ
+                bddl_file_name=task.bddl_file,
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+                control_freq=CONTROL_HZ,
             )
         self._env = self._control.env
         self._sim = self._env.sim
         compiled = mujoco.MjModel.from_xml_string(self._env.model.get_xml())
         self._compiled = {name: getattr(compiled, name).copy() for name in MODEL_MEMORY}
         self._initializers = list(self._env.object_property_initializers)
-        self._draws: dict[int, tuple[Any, ...]] = {}  # openpi seeding: reset count -> generator state after it
+        self._draws: dict[int, Any] = {}  # openpi seeding: reset count -> generator state after it
         self._drifting_seed: int | None = None
         self._obs: Mapping[str, Any] = {}
 
-        self._canvas = mujoco.MjData(self._sim.model._model)  # snapshots are rendered from it, never simulated
+        self._canvas = mujoco.MjData(
+            self._sim.model._model
+        )  # snapshots are rendered from it, never simulated
         self.snapshot = self._take_snapshot()
 
         @sensor(modality="snapshot")
@@ -142,7 +153,9 @@ class LiberoEnv:
             ValueError: the key is of another task, or its episode has no official initial state.
         """
         if (key.suite, key.task_id) != (self.task.suite, self.task.task_id):
-            raise ValueError(f"episode {key} was given to the environment of {self.task.suite} task {self.task.task_id}")
+            raise ValueError(
+                f"episode {key} was given to the environment of {self.task.suite} task {self.task.task_id}"
+            )
         if not 0 <= key.episode < len(self.task.init_states):
             raise ValueError(
                 f"episode must be 0 to {len(self.task.init_states) - 1} for {key.suite} task {key.task_id}, "
@@ -157,7 +170,8 @@ class LiberoEnv:
     def reset_randomly(self, seed: int, joint_sd: float = 0.02) -> None:
         """Start an episode that is none of the official ones: placements drawn from `seed`, then settle.
 
-        The official initial states are draws of the same placement samplers with N(0, 0.02 rad) on the arm's joints.
+        The official initial states are draws of the same placement samplers with N(0, 0.02 rad) on the arm's
+        joints.
 
         Args:
             joint_sd: standard deviation of the noise on the arm's joints, in radians.
@@ -200,15 +214,16 @@ class LiberoEnv:
         )
 
     def render(self, snapshot: Snapshot, camera: str = "agentview_image") -> NDArray[np.uint8]:
-        """Return the picture of a moment of this environment, uint8 (256, 256, 3), without disturbing the episode."""
+        """Return the picture of a moment of this environment, uint8 (256, 256, 3), without disturbing the
+        episode."""
         if self._context is None:
             raise RuntimeError("this environment was built with render=False and has no cameras")
         model = self._sim.model
         now = {name: getattr(model, name).copy() for name in SCENE_COLOURS}
-        for name, value in snapshot.poses.items():
-            getattr(self._canvas, name)[:] = value
-        for name, value in snapshot.colours.items():
-            getattr(model, name)[:] = value
+        for name, poses in snapshot.poses.items():
+            getattr(self._canvas, name)[:] = poses
+        for name, colours in snapshot.colours.items():
+            getattr(model, name)[:] = colours
         self._context.gl_ctx.make_current()
         image = self._sim.render(camera_name=CAMERAS[camera], width=CAMERA_SIZE, height=CAMERA_SIZE)
         for name, value in now.items():
@@ -220,7 +235,8 @@ class LiberoEnv:
         return np.concatenate([[self._sim.data.time], self._sim.data.qpos, self._sim.data.qvel])
 
     def fixture_poses(self) -> NDArray[np.float64]:
-        """Return every body's position in its parent (bodies, 3): what a reset samples and `state_vector` lacks."""
+        """Return every body's position in its parent (bodies, 3): what a reset samples and `state_vector`
+        lacks."""
         return self._sim.model.body_pos.copy()
 
     def close(self) -> None:
@@ -234,7 +250,8 @@ class LiberoEnv:
             self.step(SETTLE_ACTION)
 
     def _seeded_reset(self, seed: int) -> None:
-        """Place fixtures and objects as a fresh upstream environment does in "make; seed; reset", to the bit."""
+        """Place fixtures and objects as a fresh upstream environment does in "make; seed; reset", to the
+        bit."""
         np.random.seed(seed)
         self._soft_reset(loads=2)  # upstream has loaded the model twice by then: in make and in reset
 
@@ -258,7 +275,8 @@ class LiberoEnv:
         self._obs = env._get_observations(force_update=True)
 
     def _drifting_reset(self, key: EpisodeKey) -> None:
-        """Reach the reset that openpi's loop makes before this episode: seed once, then reset episode + 1 times."""
+        """Reach the reset that openpi's loop makes before this episode: seed once, then reset episode + 1
+        times."""
         if self._drifting_seed != key.seed:
             self._draws.clear()
             np.random.seed(key.seed)
@@ -282,7 +300,9 @@ class LiberoEnv:
 
         model = self._sim.model
         if model.ntendon or model.nskin or model.nflex:
-            raise NotImplementedError(f"task {self.task.language!r} has tendons, skins or flexes, which snapshots lack")
+            raise NotImplementedError(
+                f"task {self.task.language!r} has tendons, skins or flexes, which snapshots lack"
+            )
         context = MjRenderContextOffscreen(self._sim, device_id=-1)
         context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual meshes, no collision meshes
         context.data = SimpleNamespace(_data=self._canvas)

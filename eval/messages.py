@@ -4,8 +4,13 @@ import difflib
 import re
 
 from hydra.errors import MissingConfigException
-from omegaconf import Container
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 
 def one_line(error: BaseException) -> str:
@@ -27,13 +32,19 @@ def one_line(error: BaseException) -> str:
 def _head(error: BaseException) -> str:
     """Return the lines of a message before OmegaConf's list of node properties, joined."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)]
+    kept = [
+        line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)
+    ]
     return "; ".join(kept)
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
-    known = list(map(str, error.parent_node.keys())) if isinstance(error.parent_node, Container) else []
+    known = list(map(str, error.parent_node.keys())) if isinstance(error.parent_node, DictConfig) else []
     parent, _, _ = str(error.full_key).rpartition(".")
     close = difflib.get_close_matches(str(error.key), known, n=1)
-    hint = f"did you mean {parent + '.' if parent else ''}{close[0]}?" if close else f"known keys: {', '.join(known)}"
+    hint = (
+        f"did you mean {parent + '.' if parent else ''}{close[0]}?"
+        if close
+        else f"known keys: {', '.join(known)}"
+    )
     return f"unknown key {error.full_key}; {hint}"

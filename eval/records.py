@@ -139,8 +139,9 @@ class RunWriter:
     """Append the records of a run to a new folder.
 
     Non-obvious behaviors:
-        Inferences are written as they happen, and forced to the disk before their episode's line: an episode line
-        always has its inferences, and those of an interrupted episode stay behind, which `read_run` reports.
+        Inferences are written as they happen, and forced to the disk before their episode's line: an episode
+        line always has its inferences, and those of an interrupted episode stay behind, which `read_run`
+        reports.
 
     Raises:
         FileExistsError: when the folder already holds records.

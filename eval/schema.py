@@ -1,8 +1,8 @@
 """Types and ranges of the configuration, checked before anything heavy starts.
 
-Hydra composes into these dataclasses (the first entry of the defaults list); `OmegaConf.to_object` turns the result
-into them once, and nothing below `eval/cli.py` sees a DictConfig. They are not frozen because OmegaConf treats frozen
-dataclasses as read-only nodes, which cannot be composed into.
+Hydra composes into these dataclasses (the first entry of the defaults list); `OmegaConf.to_object` turns the
+result into them once, and nothing below `eval/cli.py` sees a DictConfig. They are not frozen because
+OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed into.
 """
 
 from dataclasses import dataclass, field
@@ -47,7 +47,9 @@ class SuiteConfig:
         _one_of("suite.name", self.name, SUITES)
         _at_least("suite.max_steps", self.max_steps, 1)
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) != len(self.tasks)):
-            raise ConfigError(f"suite.tasks must be null or a list of different task ids, got {list(self.tasks)}")
+            raise ConfigError(
+                f"suite.tasks must be null or a list of different task ids, got {list(self.tasks)}"
+            )
 
 
 @dataclass

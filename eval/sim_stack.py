@@ -1,13 +1,14 @@
 """The simulator stack in one place: pinned versions, GL backend, quiet imports.
 
-Everything that changes pixels or physics is chosen here, checked by `prepare()` before the first simulator import, and
-recorded by the runner.
+Everything that changes pixels or physics is chosen here, checked by `prepare()` before the first simulator
+import, and recorded by the runner.
 
 Non-obvious behaviors:
-    * `MUJOCO_GL` and `PYOPENGL_PLATFORM` are read once, when robosuite and PyOpenGL are first imported; set later they
-      do nothing. `prepare()` therefore refuses to run after such an import under another backend.
-    * MuJoCo's version is not a detail: from 3.4 on, `libero_spatial` task 5 starts from another scene (the bowl slides
-      off the ramekin), and from 3.3.3 on the floors of `libero_object` render darker (LIBERO issue 88).
+    * `MUJOCO_GL` and `PYOPENGL_PLATFORM` are read once, when robosuite and PyOpenGL are first imported; set
+      later they do nothing. `prepare()` therefore refuses to run after such an import under another backend.
+    * MuJoCo's version is not a detail: from 3.4 on, `libero_spatial` task 5 starts from another scene (the
+      bowl slides off the ramekin), and from 3.3.3 on the floors of `libero_object` render darker (LIBERO
+      issue 88).
 """
 
 import contextlib
@@ -30,8 +31,8 @@ GL_BACKENDS = ("egl", "osmesa")
 GL_LIBRARY = {"egl": "EGL", "osmesa": "OSMesa"}
 GL_INSTALL = {
     "egl": "install NVIDIA's driver and `apt-get install libegl1`, or set MUJOCO_GL=osmesa",
-    "osmesa": "run `apt-get install libosmesa6` as root (`make install` does it), or set MUJOCO_GL=egl on a machine "
-    "with an NVIDIA GPU",
+    "osmesa": "run `apt-get install libosmesa6` as root (`make install` does it), or set MUJOCO_GL=egl on a "
+    "machine with an NVIDIA GPU",
 }
 
 
@@ -40,25 +41,30 @@ class SimStackError(RuntimeError):
 
 
 def choose_gl() -> str:
-    """Return `egl` or `osmesa`: `MUJOCO_GL` where set, else EGL on a machine with an NVIDIA device, else OSMesa.
+    """Return `egl` or `osmesa`: `MUJOCO_GL` where set, else EGL on a machine with an NVIDIA device, else
+    OSMesa.
 
     Raises:
         SimStackError: `MUJOCO_GL` names another backend, or contradicts `PYOPENGL_PLATFORM`.
     """
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if asked and asked not in GL_BACKENDS:
-        raise SimStackError(f"MUJOCO_GL must be one of {', '.join(GL_BACKENDS)}, got {asked!r}; unset it to let us choose")
+        raise SimStackError(
+            f"MUJOCO_GL must be one of {', '.join(GL_BACKENDS)}, got {asked!r}; unset it to let us choose"
+        )
     backend = asked or ("egl" if Path("/dev/nvidiactl").exists() else "osmesa")
     platform = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()
     if platform and platform != backend:
         raise SimStackError(
-            f"PYOPENGL_PLATFORM={platform!r} contradicts the GL backend {backend!r}; unset it or set it to {backend!r}"
+            f"PYOPENGL_PLATFORM={platform!r} contradicts the GL backend {backend!r}; "
+            f"unset it or set it to {backend!r}"
         )
     return backend
 
 
 def check_versions() -> dict[str, str]:
-    """Return the installed versions of `PINS`; raise SimStackError listing every one that differs or is missing."""
+    """Return the installed versions of `PINS`; raise SimStackError listing every one that differs or is
+    missing."""
     found, wrong = {}, []
     for name, pinned in PINS.items():
         try:
@@ -69,7 +75,9 @@ def check_versions() -> dict[str, str]:
         if found[name] != pinned:
             wrong.append(f"{name} is {found[name]}, {pinned} is needed")
     if wrong:
-        raise SimStackError("; ".join(wrong) + ": other versions change physics or pixels; run `make install`")
+        raise SimStackError(
+            "; ".join(wrong) + ": other versions change physics or pixels; run `make install`"
+        )
     return found
 
 
@@ -86,7 +94,7 @@ def prepare() -> dict[str, str]:
     if ctypes.util.find_library(GL_LIBRARY[backend]) is None:
         raise SimStackError(f"no GL: lib{GL_LIBRARY[backend]} was not found; {GL_INSTALL[backend]}")
     loaded = sys.modules.get("robosuite.utils.binding_utils")
-    if loaded is not None and loaded._MUJOCO_GL != backend:
+    if loaded is not None and backend != loaded._MUJOCO_GL:
         raise SimStackError(
             f"robosuite was imported with MUJOCO_GL={loaded._MUJOCO_GL!r}, too late for {backend!r}; "
             "set MUJOCO_GL before Python starts"
@@ -105,6 +113,7 @@ def quiet() -> Iterator[None]:
 def import_simulator() -> None:
     """Import robosuite and LIBERO without their banners. `prepare()` comes first."""
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # "no private macro file", at every import
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # "no accelerate module"
     with quiet():
         importlib.import_module("robosuite")
         importlib.import_module("libero.libero.envs")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,6 +61,8 @@ def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> No
 
 
 def _encode(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:
+    import imageio_ffmpeg  # carries its own ffmpeg; not needed by runs without videos
+
     height, width, _ = frames[0].shape
     source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -".split()
     target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]

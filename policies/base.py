@@ -1,6 +1,7 @@
 """The policy protocol: observations in, action chunks out.
 
-H horizon (actions per chunk), J 7 robot action dims: 3 translation, 3 rotation, 1 gripper (-1 open, +1 close).
+H horizon (actions per chunk), J 7 robot action dims: 3 translation, 3 rotation, 1 gripper (-1 open, +1
+close).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,9 +32,10 @@ class Observation:
     """What the robot senses at one moment.
 
     Attributes:
-        images: camera name (`agentview_image`, ...) to uint8 (height, width, 3), upright as the policy was trained.
-            Only the cameras that the policy asked for; a missing one is a KeyError.
-        state: float64 (8,): end-effector position in metres, its axis-angle in radians, two gripper joints in metres.
+        images: camera name (`agentview_image`, ...) to uint8 (height, width, 3), upright as the policy was
+            trained. Only the cameras that the policy asked for; a missing one is a KeyError.
+        state: float64 (8,): end-effector position in metres, its axis-angle in radians, two gripper joints in
+            metres.
         instruction: the task in words.
         privileged: simulator truth by name, only for policies that set `needs_privileged`.
     """
@@ -88,9 +90,11 @@ class Policy(Protocol):
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Return what a record must say of this policy: weights and norm-stats hashes, device, precision, labels."""
+        """Return what a record must say of this policy: weights and norm-stats hashes, device, precision,
+        labels."""
         ...
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        """Return per stage: backend, calls served by it, calls that missed it; empty for policies without stages."""
+        """Return per stage: backend, calls served by it, calls that missed it; empty for policies without
+        stages."""
         ...

@@ -33,7 +33,9 @@ class ActionQueue:
                 f"got shape {actions.shape}"
             )
         if not np.all(np.isfinite(actions)):
-            raise ValueError(f"the policy returned actions that are not finite: {actions[~np.isfinite(actions)][:3]}")
+            raise ValueError(
+                f"the policy returned actions that are not finite: {actions[~np.isfinite(actions)][:3]}"
+            )
         self._actions = deque(actions[: self.replan_steps])
 
     def pop(self) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ which the fingers close and whose local z points out of the hand.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -30,8 +30,12 @@ RADIANS_PER_ACTION = 0.5
 OPEN, CLOSE = -1.0, 1.0
 
 DOWN = np.array([0.0, 0.0, -1.0])
-PLACED_RADIUS = 0.03  # metres in the plane between the origins; LIBERO's `check_ontop`, which also wants contact
-PLACED_HEIGHT = 0.012  # metres, bowl's origin over the plate's: 5 mm at rest, held at touch-down somewhat more
+PLACED_RADIUS = (
+    0.03  # metres in the plane between the origins; LIBERO's `check_ontop`, which also wants contact
+)
+PLACED_HEIGHT = (
+    0.012  # metres, bowl's origin over the plate's: 5 mm at rest, held at touch-down somewhat more
+)
 
 
 class Phase(StrEnum):
@@ -58,23 +62,33 @@ class OracleOptions:
     grasp_height: float = 0.032  # above the bowl's origin, the rim is at 52 mm; at 40 mm the grasp slips
     hover_height: float = 0.06  # fingertips above the grasp while aligning: 4 cm over the rim
     lift_height: float = 0.08  # the drawer's walls reach 6 cm above the origin of the bowl in it
-    slope: float = 1.5  # height over distance of the cone down to the plate; steeper than the drawer's front needs
+    slope: float = (
+        1.5  # height over distance of the cone down to the plate; steeper than the drawer's front needs
+    )
     aligned: float = 0.015  # plane error at which the hand may go down
     astray: float = 0.03  # plane error at which it must go up again
     tilted_rad: float = 0.2  # orientation error at which the hand may go down
     close_early: float = 0.02  # above the grasp: the fingers need 3 steps to come near the rim
-    close_steps: int = 11  # the gripper needs 8 from open to shut; after 8 in all, the bowl slips in 4 of 10 tasks
+    close_steps: int = (
+        11  # the gripper needs 8 from open to shut; after 8 in all, the bowl slips in 4 of 10 tasks
+    )
     release_steps: int = 5  # more than half open: the fingers rise without the rim
     dropped: float = 0.085  # from grip site to bowl's origin; 58 mm in a good grasp
-    press: float = 0.005  # below the plate's origin, 1 cm below rest: aim under the goal, contact ends the way
+    press: float = (
+        0.005  # below the plate's origin, 1 cm below rest: aim under the goal, contact ends the way
+    )
     retreat_height: float = 0.12  # fingertips above the grasp at the end: clear of the bowl
     travel_patience: int = 60  # steps in hover or carry, which take up to 40; then something blocks the way
     contact_patience: int = 25  # steps in descend, lift or lower, which take up to 13
     gain: float = 1.5  # share of the position error asked for in a step
     turn_gain: float = 1.0  # share of the orientation error asked for in a step
-    integral_gain: float = 0.1  # per step; against the controller's steady error of 1 to 2 cm near the reach limit
+    integral_gain: float = (
+        0.1  # per step; against the controller's steady error of 1 to 2 cm near the reach limit
+    )
     integral_limit: float = 0.03  # bound of the integral term on each axis
-    integral_range: float = 0.03  # the integral sleeps while an axis is farther off than this, or it would overshoot
+    integral_range: float = (
+        0.03  # the integral sleeps while an axis is farther off than this, or it would overshoot
+    )
     live_episodes: int = 256  # episodes remembered at a time; a runner interleaves one per worker
 
     def __post_init__(self) -> None:
@@ -92,7 +106,9 @@ class _Memory:
     phase: Phase = Phase.HOVER
     steps: int = 0  # in this phase
     attempts: int = 0  # grasps that failed
-    opposite: bool = False  # whether to grasp at the other side of the rim, because the usual one was out of reach
+    opposite: bool = (
+        False  # whether to grasp at the other side of the rim, because the usual one was out of reach
+    )
     grasped_height: float = 0.0  # of the bowl's origin when the fingers closed
     integral: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 

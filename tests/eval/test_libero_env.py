@@ -37,7 +37,8 @@ def make_env(simulator: dict[str, str]) -> Iterator[Callable[..., LiberoEnv]]:
 
 
 def upstream(suite: str, task_id: int, seed: int, episodes: list[int]) -> list[list[Moment]]:
-    """Return the moments of LIBERO's own environment, seeded once and rendering at every step, as openpi drives it."""
+    """Return the moments of LIBERO's own environment, seeded once and rendering at every step, as openpi
+    drives it."""
     from libero.libero.envs import OffScreenRenderEnv
 
     task = load_tasks(suite)[task_id]
@@ -85,7 +86,9 @@ def assert_equal_moments(expected: list[Moment], got: list[Moment]) -> int:
 
 
 @pytest.mark.sim
-def test_episode_is_the_same_first_after_others_and_in_another_process(make_env: Callable[..., LiberoEnv]) -> None:
+def test_episode_is_the_same_first_after_others_and_in_another_process(
+    make_env: Callable[..., LiberoEnv],
+) -> None:
     alone = subprocess.run(
         [sys.executable, "-m", "tests.eval.trajectories", json.dumps(TASKS)],
         cwd=ROOT,
@@ -103,7 +106,9 @@ def test_episode_is_the_same_first_after_others_and_in_another_process(make_env:
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(("suite", "task_id"), [("libero_spatial", 4), ("libero_object", 2), ("libero_10", 3)])
+@pytest.mark.parametrize(
+    ("suite", "task_id"), [("libero_spatial", 4), ("libero_object", 2), ("libero_10", 3)]
+)
 def test_paired_episode_and_lazy_images_equal_a_fresh_upstream_environment(
     make_env: Callable[..., LiberoEnv], suite: str, task_id: int
 ) -> None:
@@ -152,7 +157,13 @@ def test_what_an_environment_cannot_do_is_refused(make_env: Callable[..., Libero
 
 @pytest.mark.parametrize(
     ("suite", "tasks"),
-    [("libero_spatial", 10), ("libero_object", 10), ("libero_goal", 10), ("libero_10", 10), ("libero_90", 90)],
+    [
+        ("libero_spatial", 10),
+        ("libero_object", 10),
+        ("libero_goal", 10),
+        ("libero_10", 10),
+        ("libero_90", 90),
+    ],
 )
 def test_every_task_has_fifty_official_initial_states(suite: str, tasks: int) -> None:
     assert [len(task.init_states) for task in load_tasks(suite)] == [50] * tasks

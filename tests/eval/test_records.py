@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.records import RecordingError, EpisodeRecord, InferenceRecord, RunWriter, read_run
+from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter, read_run
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]

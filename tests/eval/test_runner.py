@@ -36,7 +36,9 @@ class FakeEnv:
 
     def observe(self, cameras: Sequence[str], *, privileged: bool) -> Observation:
         assert self.render_allowed or not cameras
-        return Observation({name: self.render(self.step_number) for name in cameras}, np.zeros(8), self.task.language)
+        return Observation(
+            {name: self.render(self.step_number) for name in cameras}, np.zeros(8), self.task.language
+        )
 
     @property
     def snapshot(self) -> int:
@@ -86,7 +88,12 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
     monkeypatch.setattr(runner_module, "LiberoEnv", FakeEnv)
 
     def run(
-        policy: FakePolicy, *, episodes: int = 3, fails: str | None = None, video: VideoMode = VideoMode.NONE, **plan: Any
+        policy: FakePolicy,
+        *,
+        episodes: int = 3,
+        fails: str | None = None,
+        video: VideoMode = VideoMode.NONE,
+        **plan: Any,
     ) -> Run:
         tasks = [Task("libero_spatial", i, f"task {i}", "", np.zeros((50, 1))) for i in range(2)]
         options: dict[str, Any] = {"max_errors": 2, "warmup_inferences": 3} | plan
@@ -102,7 +109,9 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
             **options,
         )
         with RunWriter(tmp_path / "run") as writer:
-            runner = LocalRunner(full, policy, writer, SafeTracker(NullTracker()), {"planned_episodes": 2 * episodes})
+            runner = LocalRunner(
+                full, policy, writer, SafeTracker(NullTracker()), {"planned_episodes": 2 * episodes}
+            )
             if fails is None:
                 runner.run()
             else:
@@ -135,7 +144,9 @@ def test_crashed_episode_is_an_error_not_a_failure_and_the_run_goes_on(do_run: C
 
 
 def test_one_error_more_than_max_errors_stops_the_run(do_run: Callable[..., Run]) -> None:
-    run = do_run(FakePolicy(broken=[0]), max_errors=1, fails="2 episodes raised, more than runner.max_errors=1")
+    run = do_run(
+        FakePolicy(broken=[0]), max_errors=1, fails="2 episodes raised, more than runner.max_errors=1"
+    )
     assert len(run.episodes) == 4
     assert run.run["finished"] is False
 
@@ -146,7 +157,9 @@ def test_only_the_first_inferences_of_a_run_are_warm_up(do_run: Callable[..., Ru
 
 
 def test_a_backend_that_missed_fails_the_run(do_run: Callable[..., Run]) -> None:
-    run = do_run(FakePolicy(misses=1), fails="a backend did not engage: vision: eager served 14 calls and missed 1")
+    run = do_run(
+        FakePolicy(misses=1), fails="a backend did not engage: vision: eager served 14 calls and missed 1"
+    )
     assert run.run["finished"] is False
     assert len(run.episodes) == 6
 

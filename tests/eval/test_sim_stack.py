@@ -12,7 +12,9 @@ def test_no_gl_names_the_library_and_the_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    with pytest.raises(SimStackError, match=r"no GL: libOSMesa was not found; run `apt-get install libosmesa6`"):
+    with pytest.raises(
+        SimStackError, match=r"no GL: libOSMesa was not found; run `apt-get install libosmesa6`"
+    ):
         prepare()
 
 
@@ -35,5 +37,7 @@ def test_contradicting_gl_variables_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_another_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "3.4.0" if name == "mujoco" else PINS[name])
-    with pytest.raises(SimStackError, match="mujoco is 3.4.0, 3.2.3 is needed: other versions change physics"):
+    with pytest.raises(
+        SimStackError, match=r"mujoco is 3\.4\.0, 3\.2\.3 is needed: other versions change physics"
+    ):
         check_versions()

@@ -18,8 +18,9 @@ from wandb.proto import wandb_internal_pb2
 
 from eval.metrics import summarise
 from eval.records import EpisodeRecord, InferenceRecord, Run
-from eval.tracking import NullTracker, SafeTracker, TrackingError, WandbTracker, summary_metrics
+from eval.tracking import NullTracker, SafeTracker, TrackingError
 from eval.video import write_video
+from eval.wandb_tracker import WandbTracker, summary_metrics
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -209,7 +210,7 @@ def test_offline_prints_nothing_and_needs_no_login(tmp_path: Path, home: Path) -
     code = """if True:
         import sys
         from pathlib import Path
-        from eval.tracking import WandbTracker
+        from eval.wandb_tracker import WandbTracker
         tracker = WandbTracker()
         tracker.start({}, "name", None, [], Path(sys.argv[1]))
         tracker.finish({})

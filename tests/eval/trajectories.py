@@ -1,4 +1,5 @@
-"""Trajectories of short random action sequences; run as a program, in a process of its own, it prints their hashes."""
+"""Trajectories of short random action sequences; run as a program, in a process of its own, it prints their
+hashes."""
 
 import json
 import sys
