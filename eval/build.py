@@ -68,8 +68,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def _pass(config: Config, stage: str) -> Pass:
     options = getattr(config.optim, stage)
-    if options is None:
-        raise ConfigError(f"optim.{stage} is null; choose a backend, for example optim/{stage}=eager")
+    if not isinstance(options, dict) or "_target_" not in options:
+        raise ConfigError(
+            f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
+        )
     try:
         built: Pass = instantiate(options)
     except InstantiationException as error:

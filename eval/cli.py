@@ -17,7 +17,7 @@ from eval.build import build_policy
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import summarise
-from eval.records import RecordingError, RunWriter, Seeding, read_run
+from eval.records import RecordingError, RunWriter, Seeding, read_run, refuse_used
 from eval.runner import LocalRunner, Plan, RunFailed
 from eval.schema import Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
@@ -82,6 +82,7 @@ def run(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = check(cfg)
+        refuse_used(folder)
         tasks = choose_tasks(config)
         stack = prepare()
         policy = build_policy(config)
@@ -161,7 +162,7 @@ def main() -> None:
     def job(cfg: DictConfig) -> None:
         try:
             run(cfg)
-        except (Refused, RunFailed, RecordingError) as error:
+        except (Refused, RunFailed, RecordingError, OSError) as error:
             if full_trace:
                 raise
             _complain(error)
@@ -169,7 +170,7 @@ def main() -> None:
 
     try:
         hydra.main(config_path=CONF, config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         if full_trace:
             raise
         _complain(error)

@@ -230,6 +230,11 @@ class LiberoEnv:
             getattr(model, name)[:] = value
         return np.ascontiguousarray(image[::-1, ::-1])
 
+    @property
+    def num_positions(self) -> int:
+        """Length of qpos within `state_vector`."""
+        return int(self._sim.model.nq)
+
     def state_vector(self) -> NDArray[np.float64]:
         """Return time, qpos and qvel, concatenated: equal vectors are equal moments."""
         return np.concatenate([[self._sim.data.time], self._sim.data.qpos, self._sim.data.qvel])
@@ -245,6 +250,7 @@ class LiberoEnv:
         self._control.close()
 
     def _start(self, state: NDArray[np.float64]) -> None:
+        self.start_state = state
         self._obs = self._control.set_init_state(state)
         for _ in range(SETTLE_STEPS):
             self.step(SETTLE_ACTION)

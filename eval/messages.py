@@ -3,13 +3,22 @@
 import difflib
 import re
 
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+)
+
+# OmegaConf's words for a value of the wrong type, and ours.
+PLAINER = (
+    (r"Value '(.*)' of type '.*' could not be converted to Integer", r"must be a whole number, got '\1'"),
+    (r"Value '(.*)' is not a valid bool.*", r"must be true or false, got '\1'"),
+    (r"Cannot convert '.*' to string: '(.*)'", r"must be text, got \1"),
+    (r"Invalid value assigned: (\w+) is not a ListConfig.*", r"must be a list, as in [0,3], got one \1"),
+    (r"field '.*' is not Optional", "must have a value, got null"),
 )
 
 
@@ -20,12 +29,15 @@ def one_line(error: BaseException) -> str:
         options = ", ".join(option for option in error.options if not option.startswith("_"))
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group} must be one of {options}, got {name!r}"
+    if isinstance(error, OverrideParseException):
+        reason = _head(error).partition("; ")[2].partition("; See ")[0]
+        return f"cannot read the override {error.override!r} ({reason}); write key=value"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} has no value; give one with {cause.full_key}=..."
     if isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key}: {_head(cause)}"
+        return f"{cause.full_key} {_plainer(_head(cause))}"
     return _head(error)
 
 
@@ -36,6 +48,13 @@ def _head(error: BaseException) -> str:
         line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)
     ]
     return "; ".join(kept)
+
+
+def _plainer(message: str) -> str:
+    for theirs, ours in PLAINER:
+        if re.fullmatch(theirs, message):
+            return re.sub(theirs, ours, message)
+    return f"cannot be used: {message}"
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:

@@ -149,9 +149,7 @@ class RunWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
-        if held:
-            raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
+        refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._inferences = (folder / INFERENCES_FILE).open("xb", buffering=0)
@@ -222,6 +220,13 @@ class RunWriter:
         """Close the files; calling it again does nothing."""
         self._inferences.close()
         self._episodes.close()
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise FileExistsError for a folder that already holds records."""
+    held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
+    if held:
+        raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
 
 
 def to_plain(value: Any, where: str) -> Any:

@@ -154,6 +154,12 @@ class Config:
         _one_of("video", self.video, tuple(VideoMode))
         if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
             raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")
+        for stage, backend in vars(self.optim).items():
+            if self.policy.kind == "oracle" and backend is not None:
+                raise ConfigError(
+                    f"optim.{stage} must be null with policy=oracle, which has no stages, got {backend!r}; "
+                    "choose a policy with weights, for example policy=baseline"
+                )
 
 
 def register() -> None:

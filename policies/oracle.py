@@ -1,10 +1,11 @@
-"""A scripted expert for libero_spatial: reads object poses from the simulator, grasps a bowl by its rim, places it.
+"""A scripted expert for libero_spatial: reads poses from the simulator, grasps a bowl by its rim, places it.
 
-It checks the harness without weights (a score far below 100 % is the harness's fault) and can teach: at every call it
-decides from the current poses, so it recovers from dropped bowls, missed grasps and noise on its actions.
+It checks the harness without weights (a score far below 100 % is the harness's fault) and can teach: at
+every call it decides from the current poses, so it recovers from dropped bowls, missed grasps and noise on
+its actions.
 
-Frames are the world's: z up, lengths in metres; the hand's frame is the grip site's, whose local x is the axis along
-which the fingers close and whose local z points out of the hand.
+Frames are the world's: z up, lengths in metres; the hand's frame is the grip site's, whose local x is the
+axis along which the fingers close and whose local z points out of the hand.
 """
 
 from collections import OrderedDict
@@ -29,13 +30,11 @@ METRES_PER_ACTION = 0.05
 RADIANS_PER_ACTION = 0.5
 OPEN, CLOSE = -1.0, 1.0
 
-DOWN = np.array([0.0, 0.0, -1.0])
-PLACED_RADIUS = (
-    0.03  # metres in the plane between the origins; LIBERO's `check_ontop`, which also wants contact
-)
-PLACED_HEIGHT = (
-    0.012  # metres, bowl's origin over the plate's: 5 mm at rest, held at touch-down somewhat more
-)
+UP = np.array([0.0, 0.0, 1.0])
+# metres from the plate's origin to the bowl's: in the plane LIBERO's own bound (`check_ontop`, which also wants
+# contact); in height 5 mm at rest and somewhat more at touch-down in the hand
+PLACED_RADIUS = 0.03
+PLACED_HEIGHT = 0.012
 
 
 class Phase(StrEnum):
@@ -62,33 +61,23 @@ class OracleOptions:
     grasp_height: float = 0.032  # above the bowl's origin, the rim is at 52 mm; at 40 mm the grasp slips
     hover_height: float = 0.06  # fingertips above the grasp while aligning: 4 cm over the rim
     lift_height: float = 0.08  # the drawer's walls reach 6 cm above the origin of the bowl in it
-    slope: float = (
-        1.5  # height over distance of the cone down to the plate; steeper than the drawer's front needs
-    )
+    slope: float = 1.5  # of the cone down to the plate, height over distance; it clears the drawer's front
     aligned: float = 0.015  # plane error at which the hand may go down
     astray: float = 0.03  # plane error at which it must go up again
     tilted_rad: float = 0.2  # orientation error at which the hand may go down
     close_early: float = 0.02  # above the grasp: the fingers need 3 steps to come near the rim
-    close_steps: int = (
-        11  # the gripper needs 8 from open to shut; after 8 in all, the bowl slips in 4 of 10 tasks
-    )
-    release_steps: int = 5  # more than half open: the fingers rise without the rim
+    close_steps: int = 11  # the gripper needs 8 to shut; lifting after 8, the bowl slipped in 4 of 10 tasks
+    release_steps: int = 5  # more than half open: enough to leave a rim, or to go down around one
     dropped: float = 0.085  # from grip site to bowl's origin; 58 mm in a good grasp
-    press: float = (
-        0.005  # below the plate's origin, 1 cm below rest: aim under the goal, contact ends the way
-    )
+    press: float = 0.005  # below the plate's origin, 1 cm below rest: contact ends the way, not the aim
     retreat_height: float = 0.12  # fingertips above the grasp at the end: clear of the bowl
     travel_patience: int = 60  # steps in hover or carry, which take up to 40; then something blocks the way
     contact_patience: int = 25  # steps in descend, lift or lower, which take up to 13
     gain: float = 1.5  # share of the position error asked for in a step
     turn_gain: float = 1.0  # share of the orientation error asked for in a step
-    integral_gain: float = (
-        0.1  # per step; against the controller's steady error of 1 to 2 cm near the reach limit
-    )
+    integral_gain: float = 0.1  # per step; against a steady error of 1 to 2 cm near the reach limit
     integral_limit: float = 0.03  # bound of the integral term on each axis
-    integral_range: float = (
-        0.03  # the integral sleeps while an axis is farther off than this, or it would overshoot
-    )
+    integral_range: float = 0.03  # beyond this an axis is travelling and its integral sleeps: no overshoot
     live_episodes: int = 256  # episodes remembered at a time; a runner interleaves one per worker
 
     def __post_init__(self) -> None:
@@ -105,10 +94,7 @@ class _Memory:
 
     phase: Phase = Phase.HOVER
     steps: int = 0  # in this phase
-    attempts: int = 0  # grasps that failed
-    opposite: bool = (
-        False  # whether to grasp at the other side of the rim, because the usual one was out of reach
-    )
+    opposite: bool = False  # grasp at the other side of the rim, because the usual one was blocked
     grasped_height: float = 0.0  # of the bowl's origin when the fingers closed
     integral: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 
@@ -116,7 +102,7 @@ class _Memory:
         self.phase, self.steps = phase, 0
 
     def retry(self, *, blocked: bool = False) -> None:
-        self.attempts += 1
+        """Start over with open fingers, at the other side of the rim where this one was `blocked`."""
         self.opposite ^= blocked
         self.integral[:] = 0.0  # what it has learnt against the obstacle is wrong in free space
         self.enter(Phase.HOVER)
@@ -146,7 +132,7 @@ class _Scene:
 
 
 def rim_angle_deg(instruction: str) -> float:
-    """Return where on the rim to grasp, as the angle from the bowl's centre to the grasp in the world's plane."""
+    """Return where on the rim to grasp: the direction from the bowl's centre, in the world's plane."""
     if "drawer" in instruction:
         return 0.0  # the drawer leaves no room for the fingers in y
     if "on the wooden cabinet" in instruction:
@@ -158,10 +144,10 @@ class OraclePolicy:
     """The expert as a policy: no cameras, privileged poses, one action per call.
 
     Non-obvious behaviors:
-        * It has memory per episode. Call 0 starts an episode anew, wherever the objects are; a later call of an episode
-          that it does not remember is an error.
-        * LIBERO ends an episode at touch-down, while the fingers still hold the bowl. Release and retreat are seen only
-          by those who step on, such as recorders of demonstrations.
+        * It has memory per episode. Call 0 starts an episode anew, wherever the objects are; a later call of
+          an episode that it does not remember is an error.
+        * LIBERO ends an episode at touch-down, while the fingers still hold the bowl. Release and retreat are
+          seen only by those who step on, such as recorders of demonstrations.
     """
 
     name = "oracle"
@@ -196,7 +182,7 @@ class OraclePolicy:
         _check_served(request.observation)
         memory = self._remember(request)
         self._advance(memory, self._look(request.observation, memory.opposite))
-        scene = self._look(request.observation, memory.opposite)
+        scene = self._look(request.observation, memory.opposite)  # again: it may have changed sides
         target, gripper = self._aim(memory, scene)
         memory.steps += 1
         return self._servo(memory, target - scene.grip, scene.turn, gripper)
@@ -209,8 +195,8 @@ class OraclePolicy:
             self._memories[request.episode] = _Memory()
         elif request.episode not in self._memories:
             raise KeyError(
-                f"oracle got call {request.call} of {request.episode} but does not remember it; start an episode with "
-                f"call 0 and keep at most live_episodes={self.options.live_episodes} in flight"
+                f"oracle got call {request.call} of {request.episode} but does not remember it; start an "
+                f"episode with call 0 and keep at most live_episodes={self.options.live_episodes} in flight"
             )
         self._memories.move_to_end(request.episode)
         return self._memories[request.episode]
@@ -218,18 +204,18 @@ class OraclePolicy:
     def _look(self, observation: Observation, opposite: bool) -> _Scene:
         """Read the poses and place the grasp on the rim."""
         poses, options = observation.privileged, self.options
-        angle = np.deg2rad(rim_angle_deg(observation.instruction) + 180.0 * opposite)
-        rim = options.rim_radius * np.array([np.cos(angle), np.sin(angle), 0.0])
-        # Of the two ways to close along this line take the one in [90, 270) degrees: the hand starts at 90, and turning
-        # it the other way ends near the limit of the last joint.
-        folded = np.pi / 2 + (angle - np.pi / 2) % np.pi
-        closing = np.array([np.cos(folded), np.sin(folded), 0.0])
-        wanted = np.column_stack([closing, np.cross(DOWN, closing), DOWN])
+        angle_deg = rim_angle_deg(observation.instruction) + 180.0 * opposite
+        # Of the two ways to close along this line take the one in [90, 270) degrees: the hand starts at 90,
+        # and turning it the other way ends near the limit of the last joint.
+        closing = _direction(90.0 + (angle_deg - 90.0) % 180.0)
+        wanted = np.column_stack([closing, np.cross(-UP, closing), -UP])
         return _Scene(
             bowl=poses[f"{BOWL}_pos"],
             plate=poses[f"{PLATE}_pos"],
             grip=poses["grip_site_pos"],
-            grasp=poses[f"{BOWL}_pos"] + rim + [0.0, 0.0, options.grasp_height],
+            grasp=poses[f"{BOWL}_pos"]
+            + options.rim_radius * _direction(angle_deg)
+            + options.grasp_height * UP,
             turn=Rotation.from_matrix(wanted @ poses["grip_site_mat"].T).as_rotvec(),
         )
 
@@ -243,7 +229,7 @@ class OraclePolicy:
                 level = np.linalg.norm(scene.turn) < options.tilted_rad
                 if scene.placed:
                     memory.enter(Phase.RETREAT)
-                elif scene.grasp_miss < options.aligned and level:
+                elif scene.grasp_miss < options.aligned and level and memory.steps >= options.release_steps:
                     memory.enter(Phase.DESCEND)
                 elif memory.steps > options.travel_patience:
                     memory.retry(blocked=True)
@@ -302,15 +288,15 @@ class OraclePolicy:
                 target[2] += min(self._carry_height(memory, scene), cone) - scene.bowl[2]
                 return target, CLOSE
             case Phase.LOWER:
-                return target + scene.plate - scene.bowl + options.press * DOWN, CLOSE
+                return target + scene.plate - scene.bowl - options.press * UP, CLOSE
             case Phase.RELEASE:
                 return target, OPEN
             case Phase.RETREAT:
                 return self._above(scene, options.retreat_height), OPEN
 
     def _above(self, scene: _Scene, height: float) -> NDArray[np.float64]:
-        """Return the point above the grasp, or above the hand while it is low and elsewhere: sweep nothing."""
-        target = scene.grasp + [0.0, 0.0, height]
+        """Return the point above the grasp; above the hand while it is low and elsewhere: sweep nothing."""
+        target = scene.grasp + height * UP
         low = scene.grip[2] < scene.grasp[2] + self.options.hover_height - self.options.aligned
         if low and scene.grasp_miss > self.options.astray:
             target[:2] = scene.grip[:2]
@@ -338,6 +324,11 @@ class OraclePolicy:
         return np.clip(action, -1.0, 1.0)
 
 
+def _direction(angle_deg: float) -> NDArray[np.float64]:
+    angle = np.deg2rad(angle_deg)
+    return np.array([np.cos(angle), np.sin(angle), 0.0])
+
+
 def _check_served(observation: Observation) -> None:
     missing = [name for name in NEEDED if name not in observation.privileged]
     if missing:
@@ -348,5 +339,6 @@ def _check_served(observation: Observation) -> None:
     words = observation.instruction
     if "black bowl" not in words or "place it on the plate" not in words:
         raise ValueError(
-            f"the oracle serves {SUITE} only: it places the black bowl on the plate, but the instruction is {words!r}"
+            f"the oracle serves {SUITE} only: it places the black bowl on the plate, but the instruction is "
+            f"{words!r}"
         )

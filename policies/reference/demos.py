@@ -1,0 +1,314 @@
+"""Demonstrations of the scripted oracle for training: `python -m policies.reference.demos OUT --episodes N`.
+
+Every episode starts from placements drawn with a seed of its own, never from an official initial state.
+Expert segments alternate with disturbances (pushes, a flipped gripper, or a policy that is being trained), so
+that the data cover recovery; only moments of expert segments are recorded, labelled with what the oracle did
+next.
+
+Files: one `.npz` per episode, whole or absent, so an interrupted run goes on where it stopped. Images are the
+    two
+cameras at the network's size, zlib-compressed without loss.
+
+F recorded moments, T control steps, H horizon, J 7 action dims.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.libero_env import LiberoEnv, Task, load_tasks
+from eval.sim_stack import prepare
+from policies.base import ACTION_DIM, EpisodeKey, Observation, Policy, Request
+from policies.oracle import BOWL, PLATE, OraclePolicy
+from policies.pi05.preprocess import CAMERA_SOURCES, resize_with_pad
+from policies.reference.learner import load_learner
+from policies.reference.sizes import DIMS
+from policies.seeding import stable_seed
+
+SUITE = "libero_spatial"
+CAMERAS = tuple(CAMERA_SOURCES.values())
+MAX_STEPS = 320  # disturbances cost time: the evaluation's 220 and a half
+LOOK_EVERY = 2  # control steps between recorded moments: neighbours look alike
+MIN_LABELS = 5  # expert steps that must follow a recorded moment: as many as are executed before replanning
+AFTERWARDS = 10  # expert steps after success: labels for the moments just before it
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Something other than the oracle acts for `steps` control steps.
+
+    Attributes:
+        push: constant action (7,), gripper NaN to leave it to the oracle; None where a policy acts.
+    """
+
+    steps: int
+    push: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One recorded episode.
+
+    Attributes:
+        images_FNHWC: uint8, the cameras in the network's order.
+        states_FS: float64 (F, 8).
+        truths_FX: float64 (F, 9): bowl and plate relative to the grip site, and the grip site, in metres.
+        steps_F: control step of each moment.
+        num_labels_F: how many of the following actions are the oracle's own, undisturbed.
+        actions_TJ: what the oracle answered at every step, executed or not.
+    """
+
+    task_id: int
+    seed: int
+    success: bool
+    images_FNHWC: NDArray[np.uint8]
+    states_FS: NDArray[np.float64]
+    truths_FX: NDArray[np.float64]
+    steps_F: NDArray[np.int64]
+    num_labels_F: NDArray[np.int64]
+    actions_TJ: NDArray[np.float64]
+
+
+def save_demo(path: Path, demo: Demo) -> None:
+    """Write one episode; the file appears when it is whole."""
+    blobs = [zlib.compress(image.tobytes(), 1) for image in demo.images_FNHWC]
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            task_id=demo.task_id,
+            seed=demo.seed,
+            success=demo.success,
+            images=np.frombuffer(b"".join(blobs), np.uint8),
+            sizes=np.array([len(blob) for blob in blobs]),
+            image_shape=np.array(demo.images_FNHWC.shape[1:]),
+            states=demo.states_FS,
+            truths=demo.truths_FX,
+            steps=demo.steps_F,
+            num_labels=demo.num_labels_F,
+            actions=demo.actions_TJ,
+        )
+    partial.rename(path)
+
+
+def load_demo(path: Path) -> Demo:
+    """Read what `save_demo` wrote."""
+    with np.load(path) as file:
+        ends = np.cumsum(file["sizes"])
+        data = file["images"].tobytes()
+        shape = tuple(file["image_shape"])
+        images = [
+            np.frombuffer(zlib.decompress(data[end - size : end]), np.uint8).reshape(shape)
+            for size, end in zip(file["sizes"], ends, strict=True)
+        ]
+        return Demo(
+            task_id=int(file["task_id"]),
+            seed=int(file["seed"]),
+            success=bool(file["success"]),
+            images_FNHWC=np.stack(images) if images else np.zeros((0, *shape), np.uint8),
+            states_FS=file["states"],
+            truths_FX=file["truths"],
+            steps_F=file["steps"],
+            num_labels_F=file["num_labels"],
+            actions_TJ=file["actions"],
+        )
+
+
+def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[int, Disturbance]]:
+    """Return (expert steps before it, disturbance) pairs for one episode; every fifth episode has none.
+
+    Args:
+        learner: whether a policy takes part: it then acts in half of the disturbances, for longer.
+    """
+    if rng.random() < 0.2:
+        return []
+    plan = []
+    for _ in range(MAX_STEPS // 12):
+        before = int(rng.integers(12, 36))
+        if learner and rng.random() < 0.6:
+            before = int(rng.integers(10, 30))
+            plan.append((before, Disturbance(int(rng.integers(10, 60)), None)))
+            continue
+        push = np.full(ACTION_DIM, np.nan)
+        direction = rng.normal(size=3)
+        push[:3] = rng.uniform(0.2, 1.0) * direction / np.linalg.norm(direction)
+        push[3:6] = rng.normal(0.0, 0.1, 3)
+        if rng.random() < 0.1:
+            push[6] = rng.choice([-1.0, 1.0])
+        plan.append((before, Disturbance(int(rng.integers(2, 9)), push)))
+    return plan
+
+
+def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
+    """Run and record one episode from placements of its own.
+
+    Raises:
+        ValueError: the placements are those of an official initial state.
+    """
+    rng = np.random.default_rng(stable_seed("demo", seed))
+    env.reset_randomly(stable_seed("demo placement", seed))
+    check_not_official(env)
+    plan = plan_disturbances(rng, learner=learner is not None)
+    oracle = OraclePolicy()
+    key = EpisodeKey(SUITE, env.task.task_id, seed, seed)
+    is_expert: list[bool] = []
+    answers, moments, images, states, truths = [], [], [], [], []
+    queue: list[NDArray[np.float64]] = []
+    calls, afterwards, success = 0, 0, False
+    wait, disturbance, left = 0, None, 0
+    while len(is_expert) < MAX_STEPS and afterwards < AFTERWARDS:
+        step = len(is_expert)
+        observation = env.observe(privileged=True)
+        answer = oracle.infer([Request(observation, key, step)])[0].actions_HJ[0]
+        answers.append(answer)
+        if left == 0 and disturbance is not None:
+            disturbance = None
+        if disturbance is None and plan and not success:
+            wait += 1
+            if wait > plan[0][0]:
+                _, disturbance = plan.pop(0)
+                left, wait, queue = disturbance.steps, 0, []
+        if disturbance is None:
+            action = answer
+            if step % LOOK_EVERY == 0 and not success:
+                moments.append(step)
+                images.append(network_images(env.observe(CAMERAS)))
+                states.append(observation.state)
+                truths.append(truth(observation))
+        elif disturbance.push is not None:
+            action = np.where(np.isnan(disturbance.push), answer, disturbance.push)
+        else:
+            assert learner is not None
+            if not queue:
+                request = Request(env.observe(CAMERAS), key, calls)
+                queue = list(learner.infer([request])[0].actions_HJ[: learner.replan_steps])
+                calls += 1
+            action = np.clip(queue.pop(0), -1.0, 1.0)
+        is_expert.append(disturbance is None)
+        left = max(0, left - 1)
+        success = env.step(action) or success
+        afterwards += success
+    labels = np.array([count_labels(is_expert, step) for step in moments], np.int64)
+    keep = labels >= MIN_LABELS
+    return Demo(
+        task_id=env.task.task_id,
+        seed=seed,
+        success=success,
+        images_FNHWC=np.stack(images)[keep],
+        states_FS=np.stack(states)[keep],
+        truths_FX=np.stack(truths)[keep],
+        steps_F=np.array(moments, np.int64)[keep],
+        num_labels_F=labels[keep],
+        actions_TJ=np.stack(answers),
+    )
+
+
+def count_labels(is_expert: Sequence[bool], step: int) -> int:
+    """Return how many steps from `step` on are the expert's without a break, at most a horizon."""
+    count = 0
+    while count < DIMS.action_horizon and step + count < len(is_expert) and is_expert[step + count]:
+        count += 1
+    return count
+
+
+def network_images(observation: Observation) -> NDArray[np.uint8]:
+    """Return the cameras in the network's order and size, uint8 (N, height, width, 3)."""
+    images = np.stack([observation.images[name] for name in CAMERAS])
+    resized = resize_with_pad(torch.from_numpy(images)[None], DIMS.image_size)
+    return resized[0].permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+def truth(observation: Observation) -> NDArray[np.float64]:
+    """Return what an auxiliary loss teaches the network to see: bowl, plate and grip site (9,), in metres."""
+    poses = observation.privileged
+    grip = poses["grip_site_pos"]
+    return np.concatenate([poses[f"{BOWL}_pos"] - grip, poses[f"{PLATE}_pos"] - grip, grip])
+
+
+def check_not_official(env: LiberoEnv) -> None:
+    """Raise ValueError when an official initial state has the same joint positions as the episode's start."""
+    positions = env.start_state[1 : 1 + env.num_positions]
+    official = env.task.init_states[:, 1 : 1 + env.num_positions]
+    nearest = float(np.abs(official - positions).max(axis=1).min())
+    if nearest < 1e-6:
+        raise ValueError(f"a demonstration of task {env.task.task_id} starts from an official initial state")
+
+
+def work(out: Path, jobs: Sequence[tuple[int, int]], learner_folder: Path | None, seconds: float) -> None:
+    """Record episodes (task id, seed) until they are done or the time is up; those already there are
+    skipped."""
+    torch.set_num_threads(1)
+    prepare()
+    tasks = load_tasks(SUITE)
+    end = time.monotonic() + seconds
+    env: LiberoEnv | None = None
+    for task_id, seed in jobs:
+        path = out / f"task{task_id}_seed{seed}.npz"
+        if path.exists():
+            continue
+        if time.monotonic() > end:
+            break
+        env = _switch(env, tasks[task_id])
+        demo = record(env, seed, load_learner(learner_folder))
+        save_demo(path, demo)
+        sys.stdout.write(
+            f"{path.name}: {'success' if demo.success else 'FAILURE'}, {len(demo.actions_TJ)} steps, "
+            f"{len(demo.steps_F)} moments\n"
+        )
+        sys.stdout.flush()
+    if env is not None:
+        env.close()
+
+
+def _switch(env: LiberoEnv | None, task: Task) -> LiberoEnv:
+    if env is not None and env.task.task_id == task.task_id:
+        return env
+    if env is not None:
+        env.close()
+    return LiberoEnv(task)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Record demonstrations of the scripted oracle.")
+    parser.add_argument("out", type=Path, help="folder for one .npz per episode")
+    parser.add_argument("--episodes", type=int, required=True, help="of all tasks together")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop starting episodes after this time")
+    parser.add_argument("--learner", type=Path, help="checkpoint folder that takes part as soon as it exists")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    num_tasks = len(load_tasks(SUITE))
+    # Workers keep to few tasks each (an environment takes seconds to build); their episodes are interleaved
+    # in time, so a run that is cut short has all tasks.
+    jobs: list[list[tuple[int, int]]] = [[] for _ in range(options.workers)]
+    for i in range(options.episodes):
+        seed = options.first_seed + i
+        jobs[i % options.workers].append((seed % num_tasks, seed))
+    for mine in jobs:
+        mine.sort(key=lambda job: (job[1] // (num_tasks * 40), job[0]))
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=work, args=(options.out, mine, options.learner, 60 * options.minutes))
+        for mine in jobs
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if failed := [process.exitcode for process in processes if process.exitcode]:
+        sys.exit(f"error: {len(failed)} of {len(processes)} workers failed with {failed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The network in training as a policy that takes part in demonstrations (DAgger): reloaded when it has
+improved."""
+
+from pathlib import Path
+
+import torch
+
+from optim.base import STAGES, apply_passes
+from optim.eager import Eager
+from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
+from policies.pi05.policy import Pi05Policy
+from policies.reference.sizes import DIMS
+
+_loaded: dict[Path, tuple[int, Pi05Policy]] = {}
+
+
+def load_learner(folder: Path | None) -> Pi05Policy | None:
+    """Return the policy in `folder` as it is now, or None before its first weights are there."""
+    weights = folder / "model.safetensors" if folder is not None else None
+    if folder is None or weights is None or not weights.exists():
+        return None
+    written_ns = weights.stat().st_mtime_ns
+    if folder not in _loaded or _loaded[folder][0] != written_ns:
+        config = CheckpointConfig(
+            name="learner",
+            layout="native",
+            path=str(folder),
+            norm_mode="quantile",
+            state_in_prompt=False,
+            horizon=DIMS.action_horizon,
+            replan_steps=5,
+            denoise_steps=4,  # enough for an action that is only a disturbance
+        )
+        cuda = torch.cuda.is_available()
+        checkpoint = load_checkpoint(
+            config, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32
+        )
+        stages = apply_passes(checkpoint.stages, dict.fromkeys(STAGES, Eager()), {})
+        _loaded[folder] = (written_ns, Pi05Policy.from_checkpoint(checkpoint, stages, name="learner"))
+    return _loaded[folder][1]

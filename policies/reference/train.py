@@ -1,0 +1,333 @@
+"""Train the reference checkpoint: `python -m policies.reference.train DEMOS OUT --minutes M`.
+
+Flow matching as pi0.5 trains (openpi models/pi0.py): x_t = t * noise + (1 - t) * actions, the network
+predicts noise - actions, t ~ 0.999 * Beta(1.5, 1) + 0.001. AdamW, warm-up and cosine over the time budget,
+EMA; the EMA is what is saved. An auxiliary head, thrown away afterwards, reads poses from the last layer's
+keys and values: it teaches the small vision tower, which starts from nothing, what to look at.
+
+The folder OUT holds the checkpoint in the native format, written anew every minute, and `train_state.pt`,
+from which an interrupted run goes on.
+
+B batch, R noise draws per observation, K horizon, A padded action dims, N norms.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from eval.libero_env import load_tasks
+from policies.pi05.checkpoint import save_checkpoint
+from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages
+from policies.pi05.denoise import AdaptiveNorm, Denoise
+from policies.pi05.norm_stats import OPENPI_EPS, NormStats, read_json_stats
+from policies.pi05.prompt import PromptTokenizer
+from policies.pi05.random_weights import random_stages
+from policies.reference.data import DemoPool, padded_actions
+from policies.reference.demos import SUITE
+from policies.reference.sizes import DIMS
+from policies.reference.tokenizer import TOKENIZER_PATH
+
+STATE_FILE = "train_state.pt"
+TRUTH_SCALE = 10.0  # metres to about order one
+MIN_HALF_RANGE = 0.1  # of an action's quantiles: dims that hardly move must not be blown up
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run is made of; printed, and kept with its state."""
+
+    minutes: float
+    batch: int = 256
+    draws: int = 4
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 300
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    truth_weight: float = 0.5
+    seed: int = 0
+
+
+class TruthHead(nn.Module):
+    """Learned queries over the last layer's keys and values, then a linear to the nine numbers of `truth`."""
+
+    def __init__(self, head_dim: int, queries: int = 8, outputs: int = 9) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 1, queries, head_dim) * head_dim**-0.5)
+        self.mlp = nn.Sequential(nn.Linear(queries * head_dim, 128), nn.GELU(), nn.Linear(128, outputs))
+
+    def forward(self, keys_BGPD: Tensor, values_BGPD: Tensor, mask_BP: Tensor) -> Tensor:
+        queries = self.queries.expand(len(keys_BGPD), -1, -1, -1).to(keys_BGPD.dtype)
+        read = F.scaled_dot_product_attention(
+            queries, keys_BGPD, values_BGPD, attn_mask=mask_BP[:, None, None]
+        )
+        return self.mlp(read.flatten(1))
+
+
+class Learner(nn.Module):
+    """The three stages with the losses around them."""
+
+    def __init__(self, stages: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.truth_head = TruthHead(DIMS.prefix.head_dim)
+
+    def forward(
+        self,
+        images_BNCHW: Tensor,
+        tokens_BT: Tensor,
+        token_mask_BT: Tensor,
+        actions_BKA: Tensor,
+        labelled_BK: Tensor,
+        truths_BX: Tensor,
+        noise_RBKA: Tensor,
+        times_RB: Tensor,
+    ) -> Tensor:
+        """Return (flow loss, truth loss).
+
+        Args:
+            actions_BKA: normalised and padded.
+            noise_RBKA: N(0, 1).
+            times_RB: in (0, 1].
+        """
+        image_tokens = self.stages["vision"](images_BNCHW)
+        keys, values, mask_BP = self.stages["prefix"](image_tokens, None, tokens_BT, token_mask_BT)
+        seen = self.truth_head(keys[-1], values[-1], mask_BP)
+        truth_loss = F.smooth_l1_loss(seen.float(), TRUTH_SCALE * truths_BX, beta=0.1)
+
+        denoise = self.stages["denoise"]
+        assert isinstance(denoise, Denoise)
+        draws = len(noise_RBKA)
+        t = times_RB[..., None, None]
+        x_RBKA = t * noise_RBKA + (1.0 - t) * actions_BKA
+        rope, bias = denoise.suffix_geometry(noise_RBKA[0], keys, mask_BP)
+        velocity = denoise.velocity(
+            x_RBKA.flatten(0, 1),
+            denoise.modulations(times_RB.flatten()),
+            keys.repeat(1, draws, 1, 1, 1),
+            values.repeat(1, draws, 1, 1, 1),
+            (_repeated(rope[0], draws), _repeated(rope[1], draws)),
+            None if bias is None else _repeated(bias, draws),
+        )
+        target_RBKA = noise_RBKA - actions_BKA
+        errors_RBK = (velocity.unflatten(0, (draws, -1)) - target_RBKA).square().mean(dim=-1)
+        weights_BK = labelled_BK.float()
+        flow_loss = (errors_RBK * weights_BK).sum() / (draws * weights_BK.sum())
+        return torch.stack((flow_loss, truth_loss))
+
+
+def _repeated(table: Tensor, draws: int) -> Tensor:
+    return table.repeat(draws, *[1] * (table.dim() - 1))
+
+
+def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, device: torch.device) -> None:
+    """Train until the time budget is spent, saving as it goes."""
+    torch.manual_seed(recipe.seed)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    stages = fresh_stages(recipe.seed, device)
+    learner = Learner(stages).to(device)
+    if init is not None:
+        load_weights(learner, init, device)
+    ema = {name: value.detach().clone() for name, value in learner.stages.state_dict().items()}
+    decayed = [p for p in learner.parameters() if p.ndim >= 2]
+    plain = [p for p in learner.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=device.type == "cuda"
+    )
+    step, elapsed_s = resume(out / STATE_FILE, learner, ema, optimizer)
+    stats = frozen_stats(pool, out)
+    low, high = (
+        torch.tensor(stats.actions[name], dtype=torch.float32, device=device) for name in ("q01", "q99")
+    )
+    forward = torch.compile(learner) if device.type == "cuda" else learner
+    beta = torch.distributions.Beta(torch.tensor(1.5, device=device), torch.tensor(1.0, device=device))
+    start, last_save, last_log = time.monotonic() - elapsed_s, time.monotonic(), time.monotonic()
+    losses: list[Tensor] = []
+    while (elapsed_s := time.monotonic() - start) < 60 * recipe.minutes:
+        rate = learning_rate(recipe, step, elapsed_s)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = pool.sample(recipe.batch, generator)
+        actions = (batch.actions_BKJ - low) / (high - low + stats.eps) * 2.0 - 1.0
+        actions_BKA = padded_actions(actions, DIMS.action_dim)
+        noise = torch.randn((recipe.draws, *actions_BKA.shape), generator=generator, device=device)
+        times_RB = beta.sample((recipe.draws, recipe.batch)) * 0.999 + 0.001
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            flow_and_truth = forward(
+                batch.images_BNCHW,
+                batch.tokens_BT,
+                batch.token_mask_BT,
+                actions_BKA,
+                batch.labelled_BK,
+                batch.truths_BX,
+                noise,
+                times_RB,
+            )
+        loss = flow_and_truth[0] + recipe.truth_weight * flow_and_truth[1]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
+        optimizer.step()
+        step += 1
+        decay = min(recipe.ema, (1 + step) / (10 + step))
+        current = learner.stages.state_dict()
+        torch._foreach_lerp_([ema[name] for name in ema], [current[name] for name in ema], 1.0 - decay)
+        losses.append(flow_and_truth.detach())
+        if time.monotonic() - last_log > 20:
+            flow, truth_loss = torch.stack(losses).mean(dim=0).tolist()
+            _say(
+                f"{elapsed_s:6.0f} s  step {step:6d}  flow {flow:.4f}  truth {truth_loss:.4f}  rate {rate:.1e} "
+                f"{pool.num_episodes} episodes, {pool.num_moments} moments"
+            )
+            losses, last_log = [], time.monotonic()
+            pool.grow()
+        if time.monotonic() - last_save > 60:
+            save(out, ema, stats, learner, optimizer, step, elapsed_s)
+            last_save = time.monotonic()
+    save(out, ema, stats, learner, optimizer, step, elapsed_s)
+    _say(f"done: {step} steps of {recipe.batch} observations, {pool.num_episodes} episodes")
+
+
+def learning_rate(recipe: Recipe, step: int, elapsed_s: float) -> float:
+    """Return the rate: linear warm-up over steps, then a cosine over the time budget."""
+    done = min(1.0, elapsed_s / (60 * recipe.minutes))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+    rate = recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * cosine
+    return rate * min(1.0, (step + 1) / recipe.warmup_steps)
+
+
+def fresh_stages(seed: int, device: torch.device) -> dict[str, nn.Module]:
+    """Return trainable random stages whose adaRMS linears are zero: every expert layer starts as the
+    identity."""
+    stages = random_stages(DIMS, 10, seed, device, torch.float32)
+    for stage in stages.values():
+        stage.train().requires_grad_(True)
+        for module in stage.modules():
+            if isinstance(module, AdaptiveNorm):
+                nn.init.zeros_(module.dense.weight)
+                nn.init.zeros_(module.dense.bias)
+    return stages
+
+
+def frozen_stats(pool: DemoPool, out: Path) -> NormStats:
+    """Return the statistics that this run normalises with: those in OUT, else those of the data there are
+    now."""
+    if (out / "norm_stats.json").exists():
+        return read_json_stats(out / "norm_stats.json")
+    actions = pool.column("actions").reshape(-1, 7)
+    stats = {"state": _statistics(pool.column("states")), "actions": _statistics(actions)}
+    middle = (stats["actions"]["q01"] + stats["actions"]["q99"]) / 2
+    half = np.maximum((stats["actions"]["q99"] - stats["actions"]["q01"]) / 2, MIN_HALF_RANGE)
+    stats["actions"] |= {"q01": middle - half, "q99": middle + half}
+    return NormStats(stats["state"], stats["actions"], OPENPI_EPS, source="demonstrations", sha256="")
+
+
+def _statistics(x: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    x64 = x.astype(np.float64)
+    return {
+        "mean": x64.mean(axis=0),
+        "std": x64.std(axis=0),
+        "q01": np.quantile(x64, 0.01, axis=0),
+        "q99": np.quantile(x64, 0.99, axis=0),
+    }
+
+
+def save(
+    out: Path,
+    ema: Mapping[str, Tensor],
+    stats: NormStats,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    elapsed_s: float,
+) -> None:
+    """Write the EMA as a native checkpoint in bfloat16, and the state from which training goes on."""
+    stages = meta_stages(DIMS, 10)
+    assign(
+        stages,
+        {
+            stage: {name: ema[f"{stage}.{name}"].to(torch.bfloat16) for name in module.state_dict()}
+            for stage, module in stages.items()
+        },
+    )
+    save_checkpoint(out, DIMS, stages, stats, TOKENIZER_PATH)
+    state = {
+        "learner": learner.state_dict(),
+        "ema": dict(ema),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "elapsed_s": elapsed_s,
+    }
+    partial = out / f"{STATE_FILE}.partial"
+    torch.save(state, partial)
+    partial.rename(out / STATE_FILE)
+
+
+def resume(
+    path: Path, learner: Learner, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Load a run's state where there is one; return its steps and seconds."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    learner.load_state_dict(state["learner"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["ema"].items():
+        ema[name].copy_(value)
+    return int(state["step"]), float(state["elapsed_s"])
+
+
+def load_weights(learner: Learner, folder: Path, device: torch.device) -> None:
+    """Start from a native checkpoint instead of random weights."""
+    stages = load_stages(folder / "model.safetensors", "", DIMS, 10, device, torch.float32)
+    for name, stage in stages.items():
+        learner.stages[name].load_state_dict(stage.state_dict())
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the reference checkpoint on demonstrations.")
+    parser.add_argument("demos", type=Path, help="folder of policies.reference.demos, which may still grow")
+    parser.add_argument("out", type=Path, help="checkpoint folder")
+    parser.add_argument("--minutes", type=float, required=True, help="time budget; the schedule spans it")
+    parser.add_argument("--batch", type=int, default=Recipe.batch)
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--capacity", type=int, default=150_000, help="moments to hold in device memory")
+    parser.add_argument("--init", type=Path, help="checkpoint folder to start from instead of random weights")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    recipe = Recipe(
+        minutes=options.minutes, batch=options.batch, learning_rate=options.learning_rate, seed=options.seed
+    )
+    _say(f"device {device}, torch {torch.__version__}, recipe {asdict(recipe)}")
+    instructions = [task.language for task in load_tasks(SUITE)]
+    tokenizer = PromptTokenizer(TOKENIZER_PATH)
+    pool = DemoPool(options.demos, DIMS, tokenizer, instructions, options.capacity, device)
+    if not pool.grow():
+        sys.exit(f"error: no successful demonstration in {options.demos}; run policies.reference.demos first")
+    train(pool, options.out, recipe, options.init, device)
+
+
+if __name__ == "__main__":
+    main()
