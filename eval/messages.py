@@ -17,7 +17,7 @@ PLAINER = (
     (r"Value '(.*)' of type '.*' could not be converted to Integer", r"must be a whole number, got '\1'"),
     (r"Value '(.*)' is not a valid bool.*", r"must be true or false, got '\1'"),
     (r"Cannot convert '.*' to string: '(.*)'", r"must be text, got \1"),
-    (r"Invalid value assigned: (\w+) is not a ListConfig.*", r"must be a list, as in [0,3], got one \1"),
+    (r"Invalid value assigned: (\w+) is not a ListConfig.*", r"must be a list, as in [0,3], got \1"),
     (r"field '.*' is not Optional", "must have a value, got null"),
 )
 

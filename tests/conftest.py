@@ -9,7 +9,7 @@ from eval.sim_stack import import_simulator, prepare
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):  # item.keywords also holds parameter ids
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 

@@ -40,6 +40,7 @@ CAMERAS = tuple(CAMERA_SOURCES.values())
 MAX_STEPS = 320  # disturbances cost time: the evaluation's 220 and a half
 LOOK_EVERY = 2  # control steps between recorded moments: neighbours look alike
 MIN_LABELS = 5  # expert steps that must follow a recorded moment: as many as are executed before replanning
+LEARNER_VISITS = 3  # at most, an episode: the oracle must still come to an end
 AFTERWARDS = 10  # expert steps after success: labels for the moments just before it
 
 
@@ -128,17 +129,19 @@ def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[
     """Return (expert steps before it, disturbance) pairs for one episode; every fifth episode has none.
 
     Args:
-        learner: whether a policy takes part: it then acts in half of the disturbances, for longer.
+        learner: whether a policy takes part: it then acts in up to `LEARNER_VISITS` of them, for longer.
     """
     if rng.random() < 0.2:
         return []
     plan = []
+    visits = LEARNER_VISITS if learner else 0
     for _ in range(MAX_STEPS // 12):
-        before = int(rng.integers(12, 36))
-        if learner and rng.random() < 0.6:
-            before = int(rng.integers(10, 30))
-            plan.append((before, Disturbance(int(rng.integers(10, 60)), None)))
+        if visits and rng.random() < 0.6:
+            visits -= 1
+            before, steps = int(rng.integers(10, 30)), int(rng.integers(10, 60))
+            plan.append((before, Disturbance(steps, None)))
             continue
+        before = int(rng.integers(12, 36))
         push = np.full(ACTION_DIM, np.nan)
         direction = rng.normal(size=3)
         push[:3] = rng.uniform(0.2, 1.0) * direction / np.linalg.norm(direction)

@@ -1,7 +1,9 @@
-"""Makers of records for the tests of eval/."""
+"""Makers of records, and a home without a W&B login, for the tests of eval/."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +77,15 @@ def run_json() -> dict[str, Any]:
         "planned_episodes": 1,
         "tracking_error": None,
     }
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a login, and no W&B settings in the environment."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    return home

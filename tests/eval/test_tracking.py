@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,13 @@ import numpy as np
 import pytest
 import wandb
 from rich.console import Console
-from wandb.proto import wandb_internal_pb2
 
 from eval.metrics import summarise
 from eval.records import EpisodeRecord, InferenceRecord, Run
 from eval.tracking import NullTracker, SafeTracker, TrackingError
 from eval.video import write_video
 from eval.wandb_tracker import WandbTracker, summary_metrics
+from tests.eval.wandb_file import history, stored
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -63,37 +61,6 @@ SUMMARY_METRICS = {
 }
 
 
-def stored(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Read a .wandb file: a LevelDB log, so blocks of 32 KiB with (crc, length, type) before each chunk."""
-    wandb.teardown()  # waits for W&B's own process, which may write on after `finish`
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data = path.read_bytes()
-    position, whole = 7, b""  # the file begins with 7 bytes of its own
-    while position < len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # full, last
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for record in stored(folder):
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-            rows.append({name: value for name, value in row.items() if not name.startswith("_")})
-    return rows
-
-
 class FailingTracker(NullTracker):
     """Fails at everything after the start, and counts how often it was asked."""
 
@@ -111,18 +78,6 @@ class FailingTracker(NullTracker):
     def finish(self, summary: dict[str, Any]) -> None:
         self.asked.append("finish")
         raise TimeoutError("still broken")
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without a login, and no W&B settings in the environment."""
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / ".netrc"))
-    return home
 
 
 @pytest.fixture

@@ -1,0 +1,155 @@
+"""From configuration to policy: devices and precisions are chosen, wrong ones refused before weights load."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from eval import build as build_module
+from eval.build import build_policy, choose_device, choose_dtype
+from eval.schema import (
+    Config,
+    ConfigError,
+    DenoiseConfig,
+    OptimConfig,
+    PolicyConfig,
+    ProtocolConfig,
+    RunnerConfig,
+    SuiteConfig,
+    TrackingConfig,
+)
+from optim.eager import Eager
+from policies.oracle import OraclePolicy
+from policies.pi05.checkpoint import CheckpointConfig
+from policies.pi05.policy import Pi05Policy
+
+EAGER = {"_target_": "optim.eager.Eager"}
+CHECKPOINT = CheckpointConfig(
+    name="random_small",
+    layout="random",
+    sizes="small",
+    norm_mode="quantile",
+    state_in_prompt=False,
+    horizon=10,
+    replan_steps=5,
+    denoise_steps=10,
+)
+
+
+def config(**changes: Any) -> Config:
+    """The baseline with random weights on the CPU, some parts changed."""
+    parts: dict[str, Any] = {
+        "suite": SuiteConfig("libero_spatial", 220),
+        "protocol": ProtocolConfig("smoke", 1, 0, 1),
+        "checkpoint": CHECKPOINT,
+        "policy": PolicyConfig("baseline", "pi05", device="cpu"),
+        "optim": OptimConfig(EAGER, EAGER, EAGER),
+        "denoise": DenoiseConfig(10),
+        "runner": RunnerConfig("local"),
+        "tracking": TrackingConfig("none"),
+    }
+    return Config(**(parts | changes))
+
+
+def set_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights fails the test."""
+
+    def load(*_: Any) -> None:
+        pytest.fail("the weights were loaded")
+
+    monkeypatch.setattr(build_module, "load_checkpoint", load)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda")])
+def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, gpus: int, device: str) -> None:
+    set_gpus(monkeypatch, gpus)
+    assert choose_device("auto") == torch.device(device)
+
+
+def test_a_device_that_is_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_gpus(monkeypatch, 2)
+    assert [str(choose_device(name)) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+
+
+@pytest.mark.parametrize(("gpus", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str) -> None:
+    set_gpus(monkeypatch, gpus)
+    with pytest.raises(ConfigError, match=rf"policy\.device={name} is not there: .* sees {gpus} GPUs"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "mps", "cuda:x", "meta"])
+def test_what_is_no_device_of_ours_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.device must be auto, cpu, cuda or cuda:N, got"):
+        choose_device(name)
+
+
+def test_auto_precision_is_bfloat16_on_gpus_and_float32_elsewhere() -> None:
+    assert choose_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    assert choose_dtype("auto", torch.device("cpu")) is torch.float32
+    assert choose_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    assert choose_dtype("float32", torch.device("cuda")) is torch.float32
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_the_oracle_needs_no_weights() -> None:
+    policy = PolicyConfig("oracle", "oracle")
+    assert isinstance(build_policy(config(policy=policy, optim=OptimConfig())), OraclePolicy)
+
+
+def test_a_policy_is_built_as_the_configuration_says() -> None:
+    policy = build_policy(
+        config(
+            policy=PolicyConfig("mine", "pi05", form="full", precision="bfloat16", device="cpu"),
+            checkpoint=replace(CHECKPOINT, replan_steps=4),
+            denoise=DenoiseConfig(3),
+        )
+    )
+    assert isinstance(policy, Pi05Policy)
+    facts = policy.provenance()
+    assert (policy.name, policy.replan_steps, facts["form"]) == ("mine", 4, "full")
+    assert (facts["dtype"], facts["device"]) == ("bfloat16", "cpu")
+    assert facts["denoise_steps"] == 3  # of the denoise group, not the checkpoint's 10
+    assert facts["weights_label"] == "RANDOM WEIGHTS (small)"
+    assert {stage: of["backend"] for stage, of in policy.engagement().items()} == dict.fromkeys(
+        ("vision", "prefix", "denoise"), "eager"
+    )
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("backend", [None, "eager", {}, {"warmup": 3}])
+def test_a_stage_without_a_backend_is_refused_before_weights_load(backend: Any) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.prefix must be a backend, chosen with a slash"):
+        build_policy(config(optim=OptimConfig(EAGER, backend, EAGER)))
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    "backend", [{"_target_": "optim.abacus.Abacus"}, {"_target_": "optim.eager.Eager", "speed": 11}]
+)
+def test_a_backend_that_cannot_be_made_is_refused_before_weights_load(backend: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.denoise refused its options: "):
+        build_policy(config(optim=OptimConfig(EAGER, EAGER, backend)))
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_missing_device_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_gpus(monkeypatch, 0)
+    with pytest.raises(ConfigError, match=r"policy\.device=cuda is not there"):
+        build_policy(config(policy=PolicyConfig("baseline", "pi05", device="cuda")))
+
+
+def test_a_pass_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engage(*_: Any) -> None:
+        raise ImportError("no module named 'tensorrt'")
+
+    monkeypatch.setattr(Eager, "__call__", engage)
+    with pytest.raises(ConfigError, match=r"optim\.vision=Eager\(\) did not engage: ImportError: no module"):
+        build_policy(config())

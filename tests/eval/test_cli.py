@@ -1,0 +1,267 @@
+"""The command line as users meet it: bad input costs one readable line; a run leaves records, and W&B has
+them."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from eval.cli import Refused, main
+from eval.records import RUN_FILE, read_run
+from eval.runner import LocalRunner
+from tests.eval.wandb_file import history
+
+ROOT = Path(__file__).parents[2]
+Refusal = Callable[..., str]
+
+BASELINE = ("policy=baseline", "checkpoint=random_small")
+BAD_INPUT = {
+    "misspelt key": (["sede=3"], "unknown key sede; did you mean seed?"),
+    "misspelt nested key": (["suite.taks=[3]"], "unknown key suite.taks; did you mean suite.tasks?"),
+    "key like no other": (
+        ["runner.x=3"],
+        "unknown key runner.x; known keys: name, max_errors, warmup_inferences",
+    ),
+    "unknown suite": (
+        ["suite=libero_foo"],
+        "suite must be one of libero_10, libero_90, libero_goal, libero_object, libero_spatial, "
+        "got 'libero_foo'",
+    ),
+    "unknown backend": (["policy=baseline", "optim/vision=abacus"], "optim/vision must be one of eager"),
+    "unknown option": (["video=some"], "video must be one of failures, all, none, got 'some'"),
+    "value out of range": (["denoise.steps=0"], "denoise.steps must be >= 1, got 0"),
+    "text for a number": (["denoise.steps=abc"], "denoise.steps must be a whole number, got 'abc'"),
+    "half a step": (["suite.max_steps=1.5"], "suite.max_steps must be a whole number, got '1.5'"),
+    "text for a truth": (
+        ["checkpoint.state_in_prompt=maybe"],
+        "checkpoint.state_in_prompt must be true or false, got 'maybe'",
+    ),
+    "number for a list": (["suite.tasks=3"], "suite.tasks must be a list, as in [0,3], got int"),
+    "list for a text": (["policy.name=[a]"], "policy.name must be text, got ['a']"),
+    "null for a number": (["runner.max_errors=null"], "runner.max_errors must have a value, got null"),
+    "task out of range": (["suite.tasks=[3,10]"], "suite.tasks must be 0 to 9 for libero_spatial, got [10]"),
+    "episode out of range": (
+        ["protocol.first_episode=48"],
+        "protocol.first_episode + protocol.episodes must be <= 50, the official initial states of "
+        "libero_spatial task 0, got 48 + 3",
+    ),
+    "override without a value": (
+        ["denoise.steps"],
+        "cannot read the override 'denoise.steps' (missing EQUAL at '<EOF>'); write key=value",
+    ),
+    "override with an open bracket": (
+        ["suite.tasks=[3"],
+        "cannot read the override 'suite.tasks=[3'",
+    ),
+    "sweep without -m": (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
+    "interpolation of nothing": (["seed=${sede}"], "seed cannot be used: Interpolation key 'sede' not found"),
+    "no such device": (
+        [*BASELINE, "policy.device=abacus"],
+        "policy.device must be auto, cpu, cuda or cuda:N, got 'abacus'",
+    ),
+    "backend without a slash": (
+        [*BASELINE, "optim.vision=eager"],
+        "optim.vision must be a backend, chosen with a slash as in optim/vision=eager, got 'eager'",
+    ),
+    "option that a backend lacks": (
+        [*BASELINE, "+optim.vision.speed=11"],
+        "optim.vision refused its options: Eager.__init__() got an unexpected keyword argument 'speed'",
+    ),
+    "backend for the oracle": (
+        ["+optim/vision=eager"],
+        "optim.vision must be null with policy=oracle, which has no stages, got ",
+    ),
+    "pickle": (
+        ["policy=baseline", "checkpoint=native", "checkpoint.path=pi05.pt"],
+        "checkpoint.path must be a folder with model.safetensors, got the pickle 'pi05.pt'; ",
+    ),
+    "checkpoint that is not there": (
+        ["policy=baseline", "checkpoint=native", "checkpoint.path=no/where"],
+        "checkpoint.path: no folder 'no/where' (looked at ",
+    ),
+    "checkpoint without a path": (
+        ["policy=baseline", "checkpoint=native"],
+        "checkpoint.path must be a folder with layout=native, got None",
+    ),
+    "replan beyond the horizon": (
+        ["checkpoint.replan_steps=11"],
+        "checkpoint.replan_steps must be 1 to horizon=10, got 11",
+    ),
+    "oracle on another suite": (
+        ["suite=libero_10"],
+        "policy=oracle serves suite=libero_spatial alone, got suite=libero_10",
+    ),
+    "online without a login": (
+        ["tracking.mode=online"],
+        "tracking mode online needs a W&B login, and there is none: set WANDB_API_KEY, run `wandb login`, "
+        "or use tracking mode offline",
+    ),
+    "folder that cannot be": (["hydra.run.dir=/dev/null/run"], "[Errno 20] Not a directory: '/dev/null/run'"),
+}
+
+
+@pytest.fixture
+def command_line(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
+    """`main` with these arguments, its output below `tmp_path`; what it leaves in the process is undone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+    def run(*arguments: str, full_error: str = "0") -> None:
+        GlobalHydra.instance().clear()
+        monkeypatch.setenv("HYDRA_FULL_ERROR", full_error)
+        where = [] if any(a.startswith("hydra.") for a in arguments) else [f"hydra.run.dir={tmp_path}/run"]
+        monkeypatch.setattr(sys, "argv", ["eval", *where, *arguments])
+        main()
+
+    yield run
+    GlobalHydra.instance().clear()
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def refusal(command_line: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> Refusal:
+    """What bad input prints: exit status 1, nothing on stdout, one line on stderr, which is returned."""
+
+    def refuse(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            command_line(*arguments)
+        out, err = capfd.readouterr()
+        assert exit_.value.code == 1
+        assert out == ""
+        assert err.endswith("\n")
+        (line,) = err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return refuse
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line_that_tells_what_to_do(
+    refusal: Refusal, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    assert refusal(*arguments).startswith(expected)
+    assert not list(tmp_path.glob(f"run/{RUN_FILE}"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
+def test_cuda_where_there_is_none_is_refused(refusal: Refusal) -> None:
+    line = refusal(*BASELINE, "policy.device=cuda")
+    assert line.startswith("policy.device=cuda is not there: torch ")
+    assert line.endswith("sees 0 GPUs; use policy.device=cpu or auto")
+
+
+def test_a_folder_with_records_is_refused_before_anything_starts(refusal: Refusal, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN_FILE).write_text("{}")
+    assert refusal("seed=1") == f"{tmp_path}/run already holds records (run.json); choose a new folder"
+    assert (tmp_path / "run" / RUN_FILE).read_text() == "{}"
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_a_full_trace_is_there_for_those_who_ask(command_line: Callable[..., None]) -> None:
+    with pytest.raises(Refused, match=r"denoise\.steps must be >= 1, got 0"):
+        command_line("denoise.steps=0", full_error="1")
+
+
+def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
+    command_line: Callable[..., None],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran = []
+    monkeypatch.setattr(LocalRunner, "run", lambda runner: ran.append(runner.plan.seed))
+    with pytest.raises(SystemExit) as exit_:
+        command_line("-m", "seed=1,-1,2", "tracking=none", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert exit_.value.code == 1
+    assert ran == [1, 2]
+    assert capfd.readouterr().err.splitlines() == ["error: seed must be >= 0, got -1"]
+    runs = sorted(path.parent.name for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
+    assert runs == ["0_oracle_steps10", "2_oracle_steps10"]
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "eval", *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.sim
+def test_a_run_leaves_records_and_wandb_holds_every_latency(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["checkpoint=random_small", "policy=baseline", "protocol=smoke", "suite.max_steps=12"]
+    done = evaluate(*arguments, "runner.warmup_inferences=1", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "*** RANDOM WEIGHTS (small) ***" in done.stdout
+    for row in ("vision", "prefix", "denoise", "host to host"):
+        assert re.search(rf"^ *{row} +2 +\d+\.\d\d ", done.stdout, re.MULTILINE), row  # n, then p50 in ms
+    assert f"records: {folder}" in done.stdout
+
+    run = read_run(folder)
+    (episode,) = run.episodes
+    assert run.warnings == ()
+    assert (episode.success, episode.steps, episode.inferences) == (False, 12, 3)  # 5 + 5 + 2 actions
+    assert [record.warmup for record in run.inferences] == [True, False, False]
+    assert [set(record.stage_ms) for record in run.inferences] == [{"vision", "prefix", "denoise"}] * 3
+
+    rows = [row for row in history(folder) if "inference/index" in row]
+    assert [row["inference/infer_ms"] for row in rows] == [record.infer_ms for record in run.inferences]
+    for stage in ("vision", "prefix", "denoise"):
+        stored_ms = [row[f"inference/{stage}_ms"] for row in rows]
+        assert stored_ms == [record.stage_ms[stage] for record in run.inferences]
+
+    check_run_json(json.loads((folder / RUN_FILE).read_text()))
+
+
+def check_run_json(run: dict[str, Any]) -> None:
+    assert run["finished"] is True
+    assert run["config"]["suite"]["max_steps"] == 12
+    assert run["config"]["denoise"]["steps"] == 10
+    assert run["config"]["optim"]["vision"] == {"_target_": "optim.eager.Eager"}
+    assert {"protocol=smoke", "suite.max_steps=12"} <= set(run["overrides"])
+    assert "-m eval" in run["provenance"]["command"]
+    assert run["provenance"]["git"]["error"] is None
+    assert len(run["provenance"]["git"]["commit"]) == 40
+    assert run["provenance"]["packages"]["mujoco"] == "3.2.3"
+    assert run["gl_backend"] in ("egl", "osmesa")
+    assert run["weights_label"] == "RANDOM WEIGHTS (small)"
+    hashes = (run["policy"]["weights_sha256"], run["policy"]["norm_stats_sha256"], run["first_frame_sha256"])
+    assert [len(found) for found in hashes] == [64, 64, 64]
+    engaged = {stage: (of["backend"], of["calls"], of["misses"]) for stage, of in run["engagement"].items()}
+    assert engaged == dict.fromkeys(("vision", "prefix", "denoise"), ("eager", 3, 0))
+    assert run["tracking_error"] is None
+
+
+@pytest.mark.sim
+def test_a_sweep_has_a_folder_for_each_job(tmp_path: Path, home: Path) -> None:
+    arguments = ["policy=oracle", "seed=1,2", "suite.max_steps=3", "protocol=smoke"]
+    done = evaluate("-m", *arguments, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
+    assert [folder.name for folder in folders] == ["0_oracle_steps10", "1_oracle_steps10"]
+    runs = [read_run(folder) for folder in folders]
+    assert [episode.seed for run in runs for episode in run.episodes] == [1, 2]
+    assert all(run.run["finished"] for run in runs)
