@@ -23,16 +23,17 @@ from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Observation, Requ
 SUITE = "libero_spatial"
 BOWL = "akita_black_bowl_1"  # the bowl that the goal names; akita_black_bowl_2 is the distractor
 PLATE = "plate_1"
-NEEDED = (f"{BOWL}_pos", f"{PLATE}_pos", "grip_site_pos", "grip_site_mat")
+NEEDED = (f"{BOWL}_pos", f"{BOWL}_quat", f"{PLATE}_pos", "grip_site_pos", "grip_site_mat")
 
 # LIBERO's OSC_POSE controller (robosuite osc_pose.json): what an action of 1.0 asks for
 METRES_PER_ACTION = 0.05
 RADIANS_PER_ACTION = 0.5
+UPRIGHT_COS = 0.5  # a bowl tilted by more than 60 degrees has no rim to reach from above; try as if it stood
 OPEN, CLOSE = -1.0, 1.0
 
 UP = np.array([0.0, 0.0, 1.0])
-# metres from the plate's origin to the bowl's: in the plane LIBERO's own bound (`check_ontop`, which also wants
-# contact); in height 5 mm at rest and somewhat more at touch-down in the hand
+# metres from the plate's origin to the bowl's: in the plane LIBERO's own bound (`check_ontop`, which also
+# wants contact); in height 5 mm at rest and somewhat more at touch-down in the hand
 PLACED_RADIUS = 0.03
 PLACED_HEIGHT = 0.012
 
@@ -205,6 +206,12 @@ class OraclePolicy:
         """Read the poses and place the grasp on the rim."""
         poses, options = observation.privileged, self.options
         angle_deg = rim_angle_deg(observation.instruction) + 180.0 * opposite
+        axis = Rotation.from_quat(poses[f"{BOWL}_quat"]).apply(UP)
+        if axis[2] < UPRIGHT_COS:
+            axis = UP
+        outward = _direction(angle_deg)
+        outward = outward - (outward @ axis) * axis
+        outward = outward / np.linalg.norm(outward)
         # Of the two ways to close along this line take the one in [90, 270) degrees: the hand starts at 90,
         # and turning it the other way ends near the limit of the last joint.
         closing = _direction(90.0 + (angle_deg - 90.0) % 180.0)
@@ -213,9 +220,7 @@ class OraclePolicy:
             bowl=poses[f"{BOWL}_pos"],
             plate=poses[f"{PLATE}_pos"],
             grip=poses["grip_site_pos"],
-            grasp=poses[f"{BOWL}_pos"]
-            + options.rim_radius * _direction(angle_deg)
-            + options.grasp_height * UP,
+            grasp=poses[f"{BOWL}_pos"] + options.rim_radius * outward + options.grasp_height * axis,
             turn=Rotation.from_matrix(wanted @ poses["grip_site_mat"].T).as_rotvec(),
         )
 

@@ -18,6 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from eval.cli import Refused, main
 from eval.records import RUN_FILE, read_run
 from eval.runner import LocalRunner
+from policies.pi05.checkpoint import file_sha256
+from policies.pi05.norm_stats import unit_stats, write_json_stats
 from tests.eval.wandb_file import history
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,6 @@ BAD_INPUT = {
     "unknown option": (["video=some"], "video must be one of failures, all, none, got 'some'"),
     "value out of range": (["denoise.steps=0"], "denoise.steps must be >= 1, got 0"),
     "text for a number": (["denoise.steps=abc"], "denoise.steps must be a whole number, got 'abc'"),
-    "half a step": (["suite.max_steps=1.5"], "suite.max_steps must be a whole number, got '1.5'"),
     "text for a truth": (
         ["checkpoint.state_in_prompt=maybe"],
         "checkpoint.state_in_prompt must be true or false, got 'maybe'",
@@ -63,7 +64,6 @@ BAD_INPUT = {
         "cannot read the override 'suite.tasks=[3'",
     ),
     "sweep without -m": (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
-    "interpolation of nothing": (["seed=${sede}"], "seed cannot be used: Interpolation key 'sede' not found"),
     "no such device": (
         [*BASELINE, "policy.device=abacus"],
         "policy.device must be auto, cpu, cuda or cuda:N, got 'abacus'",
@@ -91,10 +91,6 @@ BAD_INPUT = {
     "checkpoint without a path": (
         ["policy=baseline", "checkpoint=native"],
         "checkpoint.path must be a folder with layout=native, got None",
-    ),
-    "replan beyond the horizon": (
-        ["checkpoint.replan_steps=11"],
-        "checkpoint.replan_steps must be 1 to horizon=10, got 11",
     ),
     "oracle on another suite": (
         ["suite=libero_10"],
@@ -212,8 +208,11 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.sim
 def test_a_run_leaves_records_and_wandb_holds_every_latency(tmp_path: Path, home: Path) -> None:
     folder = tmp_path / "run"
+    norm_stats = tmp_path / "norm_stats.json"
+    write_json_stats(norm_stats, unit_stats())
     arguments = ["checkpoint=random_small", "policy=baseline", "protocol=smoke", "suite.max_steps=12"]
-    done = evaluate(*arguments, "runner.warmup_inferences=1", f"hydra.run.dir={folder}")
+    arguments += [f"checkpoint.norm_stats={norm_stats}", "runner.warmup_inferences=1"]
+    done = evaluate(*arguments, f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "*** RANDOM WEIGHTS (small) ***" in done.stdout
     for row in ("vision", "prefix", "denoise", "host to host"):
@@ -234,6 +233,7 @@ def test_a_run_leaves_records_and_wandb_holds_every_latency(tmp_path: Path, home
         assert stored_ms == [record.stage_ms[stage] for record in run.inferences]
 
     check_run_json(json.loads((folder / RUN_FILE).read_text()))
+    assert run.run["policy"]["norm_stats_sha256"] == file_sha256(norm_stats)
 
 
 def check_run_json(run: dict[str, Any]) -> None:
@@ -248,8 +248,7 @@ def check_run_json(run: dict[str, Any]) -> None:
     assert run["provenance"]["packages"]["mujoco"] == "3.2.3"
     assert run["gl_backend"] in ("egl", "osmesa")
     assert run["weights_label"] == "RANDOM WEIGHTS (small)"
-    hashes = (run["policy"]["weights_sha256"], run["policy"]["norm_stats_sha256"], run["first_frame_sha256"])
-    assert [len(found) for found in hashes] == [64, 64, 64]
+    assert [len(run["policy"]["weights_sha256"]), len(run["first_frame_sha256"])] == [64, 64]
     engaged = {stage: (of["backend"], of["calls"], of["misses"]) for stage, of in run["engagement"].items()}
     assert engaged == dict.fromkeys(("vision", "prefix", "denoise"), ("eager", 3, 0))
     assert run["tracking_error"] is None

@@ -34,7 +34,7 @@ def overrides(conf: Path, group: str, option: str) -> list[str]:
             0, "policy=baseline"
         )  # the default policy, the oracle, serves one suite and has no stages
     yaml = OmegaConf.load(conf / group / f"{option}.yaml")
-    open_keys = [key for key in yaml if OmegaConf.is_missing(yaml, key)]
+    open_keys = [str(key) for key in yaml if OmegaConf.is_missing(yaml, key)]
     return choice + [f"{group.replace('/', '.')}.{key}=some_value" for key in open_keys]
 
 

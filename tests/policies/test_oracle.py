@@ -15,6 +15,7 @@ BOWL = np.array([-0.08, 0.02, 0.898])
 PLATE = np.array([0.07, 0.20, 0.902])
 GRIP = np.array([-0.21, 0.0, 1.18])
 POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # fingers close along y
+UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])  # xyzw
 OPTIONS = OracleOptions()
 GRASP = BOWL + np.array([0.0, OPTIONS.rim_radius, OPTIONS.grasp_height])
 
@@ -23,6 +24,7 @@ def observe(
     grip: NDArray[np.float64] = GRIP,
     bowl: NDArray[np.float64] = BOWL,
     mat: NDArray[np.float64] = POINTING_DOWN,
+    quat: NDArray[np.float64] = UPRIGHT,
 ) -> Observation:
     return Observation(
         images={},
@@ -30,6 +32,7 @@ def observe(
         instruction=INSTRUCTION,
         privileged={
             "akita_black_bowl_1_pos": bowl,
+            "akita_black_bowl_1_quat": quat,
             "plate_1_pos": PLATE,
             "grip_site_pos": grip,
             "grip_site_mat": mat,
@@ -75,6 +78,22 @@ def test_a_tilted_hand_is_turned_back() -> None:
     )
     action = act(OraclePolicy(), observe(mat=about_x @ POINTING_DOWN), 0)
     assert action[3:6] == pytest.approx([-angle / 0.5, 0.0, 0.0])
+
+
+def test_the_grasp_tilts_with_the_bowl() -> None:
+    """Tilted by 30 degrees about x, the rim at +y rises and comes closer to the axis of the world."""
+    half = np.deg2rad(15.0)
+    quat = np.array([np.sin(half), 0.0, 0.0, np.cos(half)])
+    cos, sin = np.cos(2 * half), np.sin(2 * half)
+    radius, height = OPTIONS.rim_radius, OPTIONS.grasp_height
+    tilted = BOWL + np.array([0.0, radius * cos - height * sin, radius * sin + height * cos])
+    action = act(OraclePolicy(), observe(grip=tilted + OPTIONS.hover_height * UP, quat=quat), 0)
+    assert action[:6] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("quat", [[1.0, 0.0, 0.0, 0.0], [0.5**0.5, 0.0, 0.0, 0.5**0.5]])
+def test_an_overturned_bowl_gets_finite_actions(quat: list[float]) -> None:
+    assert np.all(np.isfinite(act(OraclePolicy(), observe(quat=np.array(quat)), 0)))
 
 
 def test_the_rim_angle_follows_the_words() -> None:
@@ -152,7 +171,7 @@ def test_memory_is_bounded_and_forgetting_is_an_error() -> None:
         act(policy, observe(), 1, keys[0])
 
 
-@pytest.mark.parametrize("name", ["akita_black_bowl_1_pos", "plate_1_pos"])
+@pytest.mark.parametrize("name", ["akita_black_bowl_1_pos", "akita_black_bowl_1_quat", "plate_1_pos"])
 def test_another_suites_objects_are_refused(name: str) -> None:
     observation = observe()
     poses = {k: v for k, v in observation.privileged.items() if k != name}
