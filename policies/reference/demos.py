@@ -40,6 +40,7 @@ CAMERAS = tuple(CAMERA_SOURCES.values())
 MAX_STEPS = 320  # disturbances cost time: the evaluation's 220 and a half
 LOOK_EVERY = 2  # control steps between recorded moments: neighbours look alike
 MIN_LABELS = 5  # expert steps that must follow a recorded moment: as many as are executed before replanning
+EPISODES_A_ROUND = 800  # after which every worker has been at all its tasks
 LEARNER_VISITS = 3  # at most, an episode: the oracle must still come to an end
 AFTERWARDS = 10  # expert steps after success: labels for the moments just before it
 
@@ -292,14 +293,16 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     num_tasks = len(load_tasks(SUITE))
-    # Workers keep to few tasks each (an environment takes seconds to build); their episodes are interleaved
-    # in time, so a run that is cut short has all tasks.
+    # A worker stays with a task for a while, because an environment takes seconds to build; workers start with
+    # different tasks, so that a run that is cut short has seen all of them.
     jobs: list[list[tuple[int, int]]] = [[] for _ in range(options.workers)]
     for i in range(options.episodes):
         seed = options.first_seed + i
         jobs[i % options.workers].append((seed % num_tasks, seed))
-    for mine in jobs:
-        mine.sort(key=lambda job: (job[1] // (num_tasks * 40), job[0]))
+    for worker, mine in enumerate(jobs):
+        mine.sort(
+            key=lambda job, first=3 * worker: (job[1] // EPISODES_A_ROUND, (job[0] - first) % num_tasks)
+        )
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=work, args=(options.out, mine, options.learner, 60 * options.minutes))

@@ -16,7 +16,7 @@ from policies.pi05.prompt import clean_instruction
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 VOCAB_SIZE = 512  # 4 specials, 256 bytes, the rest learned
-TOKENIZER_PATH = Path(__file__).with_name("tokenizer.model")
+TOKENIZER_PATH = Path(__file__).parent / "weights" / "tokenizer.model"
 
 
 def libero_instructions() -> list[str]:
@@ -73,7 +73,7 @@ def train(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("out", type=Path, help="file to write, e.g. policies/reference/tokenizer.model")
+    parser.add_argument("out", type=Path, help="file to write")
     out = parser.parse_args().out
     train(out)
     sys.stdout.write(f"{out}: {out.stat().st_size} bytes, {VOCAB_SIZE} pieces\n")

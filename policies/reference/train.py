@@ -188,11 +188,11 @@ def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, device: 
         current = learner.stages.state_dict()
         torch._foreach_lerp_([ema[name] for name in ema], [current[name] for name in ema], 1.0 - decay)
         losses.append(flow_and_truth.detach())
-        if time.monotonic() - last_log > 20:
+        if time.monotonic() - last_log > 30:
             flow, truth_loss = torch.stack(losses).mean(dim=0).tolist()
             _say(
-                f"{elapsed_s:6.0f} s  step {step:6d}  flow {flow:.4f}  truth {truth_loss:.4f}  rate {rate:.1e} "
-                f"{pool.num_episodes} episodes, {pool.num_moments} moments"
+                f"{elapsed_s:6.0f} s  step {step:6d}  flow {flow:.4f}  truth {truth_loss:.4f}  "
+                f"rate {rate:.1e}  {pool.num_episodes} episodes, {pool.num_moments} moments"
             )
             losses, last_log = [], time.monotonic()
             pool.grow()

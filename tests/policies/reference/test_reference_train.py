@@ -1,0 +1,139 @@
+"""Training: the pool grows, the loss is pi0.5's, an interrupted run goes on, the result is a checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
+from policies.pi05.prompt import PromptTokenizer
+from policies.reference import train as train_module
+from policies.reference.data import DemoPool, augment, padded_actions
+from policies.reference.demos import Demo, save_demo
+from policies.reference.sizes import DIMS
+from policies.reference.tokenizer import TOKENIZER_PATH
+from policies.reference.train import Learner, Recipe, fresh_stages, learning_rate, train
+
+CPU = torch.device("cpu")
+# Small in all but the image: the sizes of the shipped network take minutes here.
+TINY = replace(
+    DIMS,
+    vision=replace(DIMS.vision, hidden_size=32, intermediate_size=32, layers=1, heads=2),
+    prefix=replace(DIMS.prefix, width=32, depth=2, mlp_dim=32, num_heads=2, head_dim=16),
+    expert=replace(DIMS.expert, width=32, depth=2, mlp_dim=32, num_heads=2, head_dim=16),
+    image_size=32,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "DIMS", TINY)
+
+
+def write_demo(folder: Path, task_id: int, seed: int, success: bool = True) -> None:
+    rng = np.random.default_rng(seed)
+    demo = Demo(
+        task_id=task_id,
+        seed=seed,
+        success=success,
+        images_FNHWC=rng.integers(0, 255, (6, 2, 32, 32, 3), dtype=np.uint8),
+        states_FS=rng.normal(size=(6, 8)),
+        truths_FX=rng.normal(size=(6, 9)),
+        steps_F=np.arange(6) * 2,
+        num_labels_F=np.array([10, 10, 8, 7, 6, 5]),
+        actions_TJ=rng.uniform(-1, 1, (15, 7)),
+    )
+    save_demo(folder / f"task{task_id}_seed{seed}.npz", demo)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> DemoPool:
+    folder = tmp_path / "demos"
+    folder.mkdir()
+    for seed in range(3):
+        write_demo(folder, task_id=seed % 2, seed=seed)
+    pool = DemoPool(folder, TINY, PromptTokenizer(TOKENIZER_PATH), ["do this", "do that, please"], 100, CPU)
+    assert pool.grow() == 3
+    return pool
+
+
+def test_the_pool_takes_new_successful_demonstrations_once(pool: DemoPool) -> None:
+    write_demo(pool.folder, task_id=0, seed=7)
+    write_demo(pool.folder, task_id=0, seed=8, success=False)
+    assert pool.grow() == 1
+    assert pool.grow() == 0
+    assert (pool.num_episodes, pool.num_moments) == (4, 24)
+
+
+def test_a_batch_pairs_each_moment_with_the_actions_that_followed(pool: DemoPool) -> None:
+    batch = pool.sample(64, torch.Generator().manual_seed(0))
+    assert batch.labelled_BK.sum(dim=1).min() >= 5
+    known = torch.from_numpy(pool.column("actions"))
+    for actions in batch.actions_BKJ:
+        assert (known == actions).all(dim=(1, 2)).any()
+
+
+def test_augmentation_keeps_the_range_and_moves_pixels_by_few(pool: DemoPool) -> None:
+    images = torch.zeros(8, 2, 32, 32, 3, dtype=torch.uint8)
+    images[:, :, 16, 16] = 255
+    seen = augment(images, torch.Generator().manual_seed(0))
+    assert seen.shape == (8, 2, 3, 32, 32)
+    assert seen.abs().max() <= 1.0
+    brightest = seen.mean(dim=2).flatten(2).argmax(dim=2)
+    shift = torch.stack((brightest // 32 - 16, brightest % 32 - 16))
+    assert shift.abs().max() <= 4
+    assert len(shift.flatten(1).T.unique(dim=0)) > 8
+
+
+def test_flow_loss_is_zero_for_the_true_velocity_and_ignores_what_is_not_labelled(pool: DemoPool) -> None:
+    learner = Learner(fresh_stages(0, CPU))
+    batch = pool.sample(4, torch.Generator().manual_seed(0))
+    actions = padded_actions(batch.actions_BKJ, TINY.action_dim)
+    noise = torch.randn(2, *actions.shape)
+    times = torch.rand(2, 4) * 0.9 + 0.05
+    denoise = learner.stages["denoise"]
+    target = (noise - actions).flatten(0, 1)
+    denoise.velocity = lambda *_: target + 5.0 * ~batch.labelled_BK.repeat(2, 1)[..., None]  # type: ignore[method-assign, operator]
+    args = (batch.images_BNCHW, batch.tokens_BT, batch.token_mask_BT, actions)
+    flow, _ = learner(*args, batch.labelled_BK, batch.truths_BX, noise, times)
+    assert flow.item() == 0.0
+    flow, _ = learner(*args, torch.ones_like(batch.labelled_BK), batch.truths_BX, noise, times)
+    assert flow.item() > 1.0
+
+
+def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
+    recipe = Recipe(minutes=1.0)
+    assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.learning_rate / recipe.warmup_steps)
+    assert learning_rate(recipe, 10_000, 0.0) == pytest.approx(recipe.learning_rate)
+    assert learning_rate(recipe, 10_000, 60.0) == pytest.approx(recipe.final_learning_rate)
+
+
+def test_training_goes_on_where_it_stopped_and_leaves_a_checkpoint(
+    pool: DemoPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    train(pool, out, Recipe(minutes=0.03, batch=4), None, CPU)
+    first = torch.load(out / "train_state.pt", weights_only=True)
+    stats = (out / "norm_stats.json").read_bytes()
+    train(pool, out, Recipe(minutes=0.06, batch=4), None, CPU)
+    second = torch.load(out / "train_state.pt", weights_only=True)
+    assert second["step"] > first["step"] > 0
+    assert second["elapsed_s"] > first["elapsed_s"]
+    assert (out / "norm_stats.json").read_bytes() == stats
+    config = CheckpointConfig(
+        name="trained",
+        layout="native",
+        path=str(out),
+        norm_mode="quantile",
+        state_in_prompt=False,
+        horizon=10,
+        replan_steps=5,
+        denoise_steps=10,
+    )
+    checkpoint = load_checkpoint(config)
+    for stage, module in checkpoint.stages.items():
+        for name, parameter in module.state_dict().items():
+            expected = second["ema"][f"{stage}.{name}"].to(torch.bfloat16).float()
+            torch.testing.assert_close(parameter, expected, rtol=0, atol=0)
