@@ -293,16 +293,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     num_tasks = len(load_tasks(SUITE))
-    # A worker stays with a task for a while, because an environment takes seconds to build; workers start with
-    # different tasks, so that a run that is cut short has seen all of them.
-    jobs: list[list[tuple[int, int]]] = [[] for _ in range(options.workers)]
-    for i in range(options.episodes):
-        seed = options.first_seed + i
-        jobs[i % options.workers].append((seed % num_tasks, seed))
-    for worker, mine in enumerate(jobs):
-        mine.sort(
-            key=lambda job, first=3 * worker: (job[1] // EPISODES_A_ROUND, (job[0] - first) % num_tasks)
-        )
+    # A worker stays with a task for a while, because an environment takes seconds to build; workers start
+    # with different tasks, so that a run that is cut short has seen all of them.
+    jobs: list[list[tuple[int, int]]] = []
+    for worker in range(options.workers):
+        seeds = range(options.first_seed + worker, options.first_seed + options.episodes, options.workers)
+        order = sorted(seeds, key=lambda seed: (seed // EPISODES_A_ROUND, (seed - worker * 3) % num_tasks))
+        jobs.append([(seed % num_tasks, seed) for seed in order])
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=work, args=(options.out, mine, options.learner, 60 * options.minutes))

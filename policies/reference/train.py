@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from eval.libero_env import load_tasks
 from policies.pi05.checkpoint import save_checkpoint
-from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages
+from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages, save_weights
 from policies.pi05.denoise import AdaptiveNorm, Denoise
 from policies.pi05.norm_stats import OPENPI_EPS, NormStats, read_json_stats
 from policies.pi05.prompt import PromptTokenizer
@@ -265,7 +265,11 @@ def save(
             for stage, module in stages.items()
         },
     )
-    save_checkpoint(out, DIMS, stages, stats, TOKENIZER_PATH)
+    weights = out / "model.safetensors"
+    if weights.exists():  # the rest is frozen, and a demonstrator may be reading it
+        save_weights(weights, stages)
+    else:
+        save_checkpoint(out, DIMS, stages, stats, TOKENIZER_PATH)
     state = {
         "learner": learner.state_dict(),
         "ema": dict(ema),
