@@ -6,15 +6,17 @@ OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from eval.libero_env import SEEDINGS, SUITES
 from eval.video import VideoMode
 from policies.pi05.checkpoint import CheckpointConfig
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 POLICY_KINDS = ("pi05", "oracle")
 FORMS = ("lean", "full")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -163,5 +165,6 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema known to Hydra under the name that conf/config.yaml starts with."""
+    """Make the schema known to Hydra under the name that conf/config.yaml starts with, and `${repo:PATH}`."""
+    OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
     ConfigStore.instance().store("schema", node=Config)

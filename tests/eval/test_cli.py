@@ -77,7 +77,7 @@ BAD_INPUT = {
         "optim.vision refused its options: Eager.__init__() got an unexpected keyword argument 'speed'",
     ),
     "backend for the oracle": (
-        ["+optim/vision=eager"],
+        ["policy=oracle", "+optim/vision=eager"],
         "optim.vision must be null with policy=oracle, which has no stages, got ",
     ),
     "pickle": (
@@ -93,7 +93,7 @@ BAD_INPUT = {
         "checkpoint.path must be a folder with layout=native, got None",
     ),
     "oracle on another suite": (
-        ["suite=libero_10"],
+        ["policy=oracle", "suite=libero_10"],
         "policy=oracle serves suite=libero_spatial alone, got suite=libero_10",
     ),
     "online without a login": (
@@ -190,7 +190,7 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
     assert ran == [1, 2]
     assert capfd.readouterr().err.splitlines() == ["error: seed must be >= 0, got -1"]
     runs = sorted(path.parent.name for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
-    assert runs == ["0_oracle_steps10", "2_oracle_steps10"]
+    assert runs == ["0_baseline_steps10", "2_baseline_steps10"]
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:

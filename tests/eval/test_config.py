@@ -16,6 +16,7 @@ from eval.cli import CONF, check
 from eval.libero_env import SUITES
 from eval.schema import Config, ConfigError, register
 from optim.base import STAGES
+from policies.pi05.checkpoint import file_sha256
 
 
 def options(conf: Path) -> list[tuple[str, str]]:
@@ -29,10 +30,6 @@ def options(conf: Path) -> list[tuple[str, str]]:
 def overrides(conf: Path, group: str, option: str) -> list[str]:
     """Return the command line that chooses an option, with a value for each key that it leaves open."""
     choice = [f"+{group}={option}" if group == "experiment" else f"{group}={option}"]
-    if group not in ("policy", "experiment"):
-        choice.insert(
-            0, "policy=baseline"
-        )  # the default policy, the oracle, serves one suite and has no stages
     yaml = OmegaConf.load(conf / group / f"{option}.yaml")
     open_keys = [str(key) for key in yaml if OmegaConf.is_missing(yaml, key)]
     return choice + [f"{group.replace('/', '.')}.{key}=some_value" for key in open_keys]
@@ -89,14 +86,17 @@ def test_a_yaml_that_nobody_listed_is_found_and_composes(tmp_path: Path) -> None
     assert (config.checkpoint.replan_steps, config.checkpoint.horizon) == (2, 10)
 
 
-def test_the_default_run_needs_no_weights_and_no_network() -> None:
+def test_the_default_run_is_the_shipped_checkpoint_on_libero_spatial_offline() -> None:
     config = composed()
-    assert (config.policy.kind, config.suite.name, config.protocol.name) == (
-        "oracle",
+    assert (config.policy.name, config.suite.name, config.protocol.name) == (
+        "baseline",
         "libero_spatial",
         "quick",
     )
-    assert (config.checkpoint.layout, config.tracking.mode) == ("random", "offline")
+    weights = Path(str(config.checkpoint.path)) / "model.safetensors"
+    assert config.checkpoint.name == "reference"
+    assert file_sha256(weights) == config.checkpoint.sha256
+    assert config.tracking.mode == "offline"
     assert (config.seed, config.protocol.seeding) == (7, "paired")
 
 

@@ -1,0 +1,17 @@
+"""The shipped checkpoint as the default configuration runs it, in float32 on the CPU."""
+
+from hydra import compose, initialize_config_dir
+
+from eval.build import build_policy
+from eval.cli import CONF, check
+from eval.schema import register
+from policies.base import EpisodeKey, Policy
+
+KEY = EpisodeKey("libero_spatial", 4, 0, 7)
+
+
+def shipped_policy() -> Policy:
+    """Return the policy of `python -m eval`, on the CPU."""
+    register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        return build_policy(check(compose("config", ["policy.device=cpu"])))
