@@ -17,12 +17,13 @@ from eval.build import build_policy
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import summarise
-from eval.records import RecordingError, RunWriter, Seeding, read_run, refuse_used
+from eval.records import RecordingError, RunWriter, Seeding, refuse_used
+from eval.run_reader import read_run
 from eval.runner import LocalRunner, Plan, RunFailed
 from eval.schema import Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
 from eval.summary import render, report_console
-from eval.tracking import NullTracker, SafeTracker, TrackingError
+from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
 
 CONF = str(
@@ -117,7 +118,11 @@ def run(cfg: DictConfig) -> None:
     }
     name = f"{config.policy.name}-{config.suite.name}-{folder.name}"
     try:
-        tracker.start(composed | {"run": run_info}, name, config.tracking.group, config.tracking.tags, folder)
+        tracker.start(
+            TrackedRun(
+                composed | {"run": run_info}, name, folder, config.tracking.group, config.tracking.tags
+            )
+        )
     except TrackingError as error:
         raise Refused(str(error)) from error
     with RunWriter(folder) as writer:

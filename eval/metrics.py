@@ -8,7 +8,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from eval.latency import LatencyStats, latency_stats
-from eval.records import EpisodeRecord, InferenceRecord, Run
+from eval.records import EpisodeRecord, InferenceRecord
+from eval.run_reader import Run
 
 # What a summary needs of run.json; eval/runner.py writes them.
 RUN_KEYS = ("weights_label", "gl_backend", "engagement", "provenance", "planned_episodes", "tracking_error")

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from eval.latency import LatencyStats
 from eval.metrics import SuccessRate, Summary, summarise
-from eval.records import read_run, to_plain
+from eval.records import to_plain
+from eval.run_reader import read_run
 
 MIN_WIDTH = 100  # columns, where no terminal says how many it has
 

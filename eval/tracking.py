@@ -1,6 +1,7 @@
 """Run tracking: a mirror of the records that never decides whether an episode is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,18 +15,29 @@ class TrackingError(RuntimeError):
     """Tracking cannot start as it was asked to."""
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told before the first record.
+
+    Attributes:
+        config: the composed configuration and what is known of the run, in plain values.
+        name: label of the run.
+        folder: whatever the tracker writes goes below it.
+        group: joins runs of one sweep.
+    """
+
+    config: Mapping[str, Any]
+    name: str
+    folder: Path
+    group: str | None = None
+    tags: Sequence[str] = ()
+
+
 class Tracker(Protocol):
     """Where a run is mirrored to; `start` first, `finish` last, once each."""
 
-    def start(
-        self,
-        run_config: dict[str, Any],
-        run_name: str,
-        group: str | None,
-        tags: Sequence[str],
-        folder: Path,
-    ) -> None:
-        """Open the run; whatever it writes goes under `folder`."""
+    def start(self, run: TrackedRun) -> None:
+        """Open the run; whatever it writes goes below `run.folder`."""
         ...
 
     def log_inference(self, record: InferenceRecord) -> None:
@@ -44,14 +56,7 @@ class Tracker(Protocol):
 class NullTracker:
     """Mirror nothing."""
 
-    def start(
-        self,
-        run_config: dict[str, Any],
-        run_name: str,
-        group: str | None,
-        tags: Sequence[str],
-        folder: Path,
-    ) -> None:
+    def start(self, run: TrackedRun) -> None:
         pass
 
     def log_inference(self, record: InferenceRecord) -> None:
@@ -80,15 +85,8 @@ class SafeTracker:
         self._tracker = tracker
         self._console = console or Console(stderr=True)
 
-    def start(
-        self,
-        run_config: dict[str, Any],
-        run_name: str,
-        group: str | None,
-        tags: Sequence[str],
-        folder: Path,
-    ) -> None:
-        self._tracker.start(run_config, run_name, group, tags, folder)
+    def start(self, run: TrackedRun) -> None:
+        self._tracker.start(run)
 
     def log_inference(self, record: InferenceRecord) -> None:
         if self.error is None:

@@ -1,7 +1,7 @@
 """Weights & Biases as a tracker: metric names with units, offline unless asked otherwise."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import wandb
 
 from eval.records import EpisodeRecord, InferenceRecord
-from eval.tracking import TrackingError
+from eval.tracking import TrackedRun, TrackingError
 
 # Dashboards are built on these names: they stay as they are.
 INFERENCE_INDEX = "inference/index"
@@ -77,31 +77,24 @@ class WandbTracker:
         self._inferences = 0
         self._episodes: list[EpisodeRecord] = []
 
-    def start(
-        self,
-        run_config: dict[str, Any],
-        run_name: str,
-        group: str | None,
-        tags: Sequence[str],
-        folder: Path,
-    ) -> None:
-        """Open the run under `folder`/wandb.
+    def start(self, run: TrackedRun) -> None:
+        """Open the run below `run.folder`/wandb.
 
         Raises:
             TrackingError: when mode is online and there is no valid login; it never asks for one.
         """
         if self.mode == "online":
             _require_login()
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = run.folder
+        run.folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
-            name=run_name,
-            group=group,
-            tags=list(tags),
-            config=run_config,
-            dir=str(folder),
+            name=run.name,
+            group=run.group,
+            tags=list(run.tags),
+            config=dict(run.config),
+            dir=str(run.folder),
             settings=wandb.Settings(
                 mode=self.mode,
                 silent=True,

@@ -16,7 +16,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from eval.cli import Refused, main
-from eval.records import RUN_FILE, read_run
+from eval.records import RUN_FILE
+from eval.run_reader import read_run
 from eval.runner import LocalRunner
 from policies.pi05.checkpoint import file_sha256
 from policies.pi05.norm_stats import unit_stats, write_json_stats

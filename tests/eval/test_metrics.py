@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from eval.latency import latency_stats
 from eval.metrics import success_rate, summarise
-from eval.records import EpisodeRecord, InferenceRecord, Run
+from eval.records import EpisodeRecord, InferenceRecord
+from eval.run_reader import Run
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]

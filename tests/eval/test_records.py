@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter, read_run
+from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter
+from eval.run_reader import read_run
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]

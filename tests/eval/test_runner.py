@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from eval import runner as runner_module
 from eval.libero_env import Task
 from eval.metrics import summarise
-from eval.records import RecordingError, Run, RunWriter, read_run
+from eval.records import RecordingError, RunWriter
+from eval.run_reader import Run, read_run
 from eval.runner import LocalRunner, Plan, RunFailed
 from eval.tracking import NullTracker, SafeTracker
 from eval.video import VideoMode

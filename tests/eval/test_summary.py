@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from eval.metrics import summarise
-from eval.records import EpisodeRecord, InferenceRecord, Run, RunWriter
+from eval.records import EpisodeRecord, InferenceRecord, RunWriter
+from eval.run_reader import Run
 from eval.summary import main, render
 
 Episode = Callable[..., EpisodeRecord]

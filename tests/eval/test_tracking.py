@@ -14,8 +14,9 @@ import wandb
 from rich.console import Console
 
 from eval.metrics import summarise
-from eval.records import EpisodeRecord, InferenceRecord, Run
-from eval.tracking import NullTracker, SafeTracker, TrackingError
+from eval.records import EpisodeRecord, InferenceRecord
+from eval.run_reader import Run
+from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import write_video
 from eval.wandb_tracker import WandbTracker, summary_metrics
 from tests.eval.wandb_file import history, stored
@@ -89,7 +90,9 @@ def tracked(
     video = tmp_path / "a.mp4"
     write_video([np.zeros((16, 16, 3), np.uint8)] * 2, video, fps=20)
     tracker = WandbTracker(mode="offline", project="test")
-    tracker.start({"policy": {"name": "full_optimized"}, "seed": 7}, "name", "group", ["spatial"], folder)
+    tracker.start(
+        TrackedRun({"policy": {"name": "full_optimized"}, "seed": 7}, "name", folder, "group", ["spatial"])
+    )
     outcomes: list[dict[str, Any]] = [{"success": True}, {"success": False}, {"error_type": "OSError"}]
     episodes, inferences = [], []
     for number, outcome in enumerate(outcomes):
@@ -165,9 +168,10 @@ def test_offline_prints_nothing_and_needs_no_login(tmp_path: Path, home: Path) -
     code = """if True:
         import sys
         from pathlib import Path
+        from eval.tracking import TrackedRun
         from eval.wandb_tracker import WandbTracker
         tracker = WandbTracker()
-        tracker.start({}, "name", None, [], Path(sys.argv[1]))
+        tracker.start(TrackedRun({}, "name", Path(sys.argv[1])))
         tracker.finish({})
     """
     done = subprocess.run(
@@ -187,14 +191,14 @@ def test_online_without_a_login_fails_at_the_start_and_does_not_ask(
 ) -> None:
     safe = SafeTracker(WandbTracker(mode="online"))
     with pytest.raises(TrackingError, match="online needs a W&B login, and there is none: set WANDB_API_KEY"):
-        safe.start({}, "name", None, [], tmp_path / "run")
+        safe.start(TrackedRun({}, "name", tmp_path / "run"))
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "run").exists()
 
 
 def test_disabled_writes_nothing(tmp_path: Path, home: Path, make_inference: Inference) -> None:
     tracker = WandbTracker(mode="disabled")
-    tracker.start({}, "name", None, [], tmp_path / "run")
+    tracker.start(TrackedRun({}, "name", tmp_path / "run"))
     tracker.log_inference(make_inference())
     tracker.finish({})
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
@@ -211,7 +215,7 @@ def test_a_failure_is_told_once_and_the_run_goes_on(
     err = io.StringIO()
     failing = FailingTracker()
     safe = SafeTracker(failing, Console(file=err, width=40))
-    safe.start({}, "name", None, [], tmp_path)
+    safe.start(TrackedRun({}, "name", tmp_path))
     for call in range(3):
         safe.log_inference(make_inference(call=call))
     safe.log_episode(make_episode(), None)
@@ -228,7 +232,7 @@ def test_a_wandb_failure_costs_no_episode(
 ) -> None:
     tracker = WandbTracker()
     safe = SafeTracker(tracker, Console(file=io.StringIO()))
-    safe.start({}, "name", None, [], tmp_path)
+    safe.start(TrackedRun({}, "name", tmp_path))
     safe.log_episode(make_episode(), tmp_path / "missing.mp4")
     assert safe.error is not None
     assert "missing.mp4" in safe.error
