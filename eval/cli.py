@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,22 +14,23 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
 from eval import provenance, schema
-from eval.build import build_policy
+from eval.build import build_policy, choose_device
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
-from eval.metrics import summarise
+from eval.metrics import RANDOM_WEIGHTS, Summary, summarise
 from eval.records import RecordingError, RunWriter, Seeding, refuse_used
 from eval.run_reader import read_run
 from eval.runner import LocalRunner, Plan, RunFailed
-from eval.schema import Config, ConfigError
+from eval.schema import REPOSITORY, Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
 from eval.summary import render, report_console
 from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
 
-CONF = str(
-    Path(__file__).resolve().parents[1] / "conf"
-)  # Hydra finds a relative path only from the caller's file
+CONF = str(REPOSITORY / "conf")  # absolute: Hydra would look for a relative path beside the caller's file
+
+
+T = TypeVar("T")
 
 
 class Refused(RuntimeError):
@@ -53,11 +55,13 @@ def choose_tasks(config: Config) -> list[Task]:
         ConfigError: a task or an episode that the suite does not have.
     """
     tasks = load_tasks(config.suite.name)
-    ids = (
-        config.suite.tasks
-        if config.suite.tasks is not None
-        else range(len(tasks))[: config.protocol.num_tasks]
-    )
+    number = config.protocol.num_tasks
+    if number is not None and number > len(tasks):
+        raise ConfigError(
+            f"protocol.num_tasks must be <= {len(tasks)} for {config.suite.name}, or null for all, "
+            f"got {number}"
+        )
+    ids = config.suite.tasks if config.suite.tasks is not None else range(len(tasks))[:number]
     missing = [i for i in ids if not 0 <= i < len(tasks)]
     if missing:
         raise ConfigError(f"suite.tasks must be 0 to {len(tasks) - 1} for {config.suite.name}, got {missing}")
@@ -73,6 +77,16 @@ def choose_tasks(config: Config) -> list[Task]:
     return [tasks[i] for i in ids]
 
 
+def refuse_ignored(config: Config, overrides: list[str]) -> None:
+    """Raise ConfigError for overrides that the chosen policy would not read."""
+    ignored = [text for text in overrides if text.lstrip("+~").startswith(("checkpoint", "denoise"))]
+    if config.policy.kind == "oracle" and ignored:
+        raise ConfigError(
+            "policy=oracle has no checkpoint and no denoise steps; "
+            f"drop {', '.join(ignored)} or choose another policy"
+        )
+
+
 def run(cfg: DictConfig) -> None:
     """Do one run into Hydra's output folder, from checks to printed summary.
 
@@ -83,15 +97,19 @@ def run(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = check(cfg)
+        refuse_ignored(config, list(HydraConfig.get().overrides.task))
         refuse_used(folder)
         tasks = choose_tasks(config)
+        tracker = _tracker(config)
+        tracker.check()
         stack = prepare()
         policy = build_policy(config)
-        tracker = _tracker(config)
-    except (ValueError, OSError, SimStackError, OmegaConfBaseException) as error:
+    except (ValueError, OSError, SimStackError, TrackingError, OmegaConfBaseException) as error:
         raise Refused(str(error)) from error
 
     about = policy.provenance()
+    label = about.get("weights_label")
+    random = label if label is not None and label.startswith(RANDOM_WEIGHTS) else None
     first = config.protocol.first_episode
     plan = Plan(
         tasks=tasks,
@@ -104,48 +122,69 @@ def run(cfg: DictConfig) -> None:
         video=VideoMode(config.video),
         checkpoint=about.get("checkpoint"),
         checkpoint_sha256=about.get("weights_sha256"),
+        weights_label=random,
     )
     composed = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     run_info: dict[str, Any] = {
         "overrides": list(HydraConfig.get().overrides.task),
         "planned_episodes": plan.num_episodes,
         "policy": about,
-        "weights_label": about.get("weights_label"),
+        "weights_label": label,
         "gl_backend": stack["gl"],
         "simulator": stack,
         "first_frame_sha256": None,
-        "provenance": provenance.collect(),
+        "provenance": provenance.collect(choose_device(config.policy.device).index or 0),
     }
     name = f"{config.policy.name}-{config.suite.name}-{folder.name}"
+    tags = list(config.tracking.tags)
+    if random:
+        name, tags = f"RANDOM-WEIGHTS-{name}", [*tags, "random weights"]
     try:
-        tracker.start(
-            TrackedRun(
-                composed | {"run": run_info}, name, folder, config.tracking.group, config.tracking.tags
-            )
-        )
+        tracker.start(TrackedRun(composed | {"run": run_info}, name, folder, config.tracking.group, tags))
     except TrackingError as error:
         raise Refused(str(error)) from error
     with RunWriter(folder) as writer:
         runner = LocalRunner(plan, policy, writer, tracker, {"config": composed} | run_info)
         try:
             runner.run()
-        finally:
-            _close(runner)
+        except BaseException:
+            for problem in _close(runner):
+                _complain(problem)
+            raise
+        for problem in _close(runner):
+            raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
 
 
-def _close(runner: LocalRunner) -> None:
-    """Write run.json, mirror and print the summary of whatever was recorded."""
-    runner.write_run()
+def _close(runner: LocalRunner) -> list[Exception]:
+    """Write run.json, mirror and print the summary of whatever was recorded; return what went wrong.
+
+    Each step is tried whatever became of the one before.
+    """
+    problems: list[Exception] = []
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001  the steps after this one are still worth doing
+            problems.append(error)
+            return None
+
     folder = runner.writer.folder
-    records = read_run(folder)
-    summary = summarise(records) if records.episodes else None
-    runner.tracker.finish(summary.to_dict() if summary else {})
+    attempt(runner.write_run)
+    summary = attempt(lambda: _summary(folder))
+    attempt(lambda: runner.tracker.finish(summary.to_dict() if summary else {}))
     if runner.tracker.error:
-        runner.write_run()
-        summary = summarise(read_run(folder)) if summary else None
+        attempt(runner.write_run)
+        summary = attempt(lambda: _summary(folder))
     if summary:
         report_console().print(render(summary))
     report_console().print(Text(f"records: {folder}"), soft_wrap=True)
+    return problems
+
+
+def _summary(folder: Path) -> Summary | None:
+    records = read_run(folder)
+    return summarise(records) if records.episodes else None
 
 
 def _tracker(config: Config) -> SafeTracker:

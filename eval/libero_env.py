@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.sim_stack import import_simulator, quiet
+from eval.sim_stack import quiet
 from policies.base import ACTION_DIM, EpisodeKey, Observation
 from policies.seeding import stable_seed
 
@@ -112,7 +112,6 @@ class LiberoEnv:
             raise ValueError(f"seeding must be one of {', '.join(SEEDINGS)}, got {seeding!r}")
         self.task = task
         self.seeding = seeding
-        import_simulator()
         import mujoco
         from libero.libero.envs.env_wrapper import ControlEnv
         from robosuite.utils.observables import Observable, sensor

@@ -12,7 +12,15 @@ from eval.records import EpisodeRecord, InferenceRecord
 from eval.run_reader import Run
 
 # What a summary needs of run.json; eval/runner.py writes them.
-RUN_KEYS = ("weights_label", "gl_backend", "engagement", "provenance", "planned_episodes", "tracking_error")
+RUN_KEYS = (
+    "weights_label",
+    "gl_backend",
+    "engagement",
+    "provenance",
+    "planned_episodes",
+    "tracking_error",
+    "video_error",
+)
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS"  # how the label of weights that nobody trained begins
 
@@ -143,6 +151,8 @@ def summarise(run: Run) -> Summary:
         warnings.append(f"{len(run.episodes)} of {planned} planned episodes are recorded")
     if run.run.get("tracking_error"):
         warnings.append(f"tracking stopped: {run.run['tracking_error']}")
+    if run.run.get("video_error"):
+        warnings.append(f"a video is missing: {run.run['video_error']}")
     infer, stages, warmup = _latencies(run.inferences)
     engagement = _engagement(run.run.get("engagement") or {})
     warnings += _disagreements(engagement, run.inferences)

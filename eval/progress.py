@@ -1,5 +1,6 @@
 """Run progress: a live line on a terminal, one plain line per episode elsewhere."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -25,6 +26,7 @@ class Progress:
     Args:
         total_episodes: how many this run will do; time left is the mean time of those done, times the rest.
         console: stderr by default, so that stdout stays free for results.
+        label: shown with every episode; what must be known of the weights.
         clock_s: seconds that only go forward.
     """
 
@@ -32,10 +34,12 @@ class Progress:
         self,
         total_episodes: int,
         console: Console | None = None,
+        label: str | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_episodes
         self._console = console or Console(stderr=True)
+        self._label = f"{label} | " if label else ""
         self._clock_s = clock_s
         self._start_s = clock_s()
         self._outcomes: dict[EpisodeKey, Outcome] = {}
@@ -72,12 +76,18 @@ class Progress:
         """Count one episode, and print its line where the display is not live."""
         self._outcomes[record.key] = record.outcome
         if self._live is None or record.outcome == "error":
-            self._console.print(Text(self._episode_line(record)), soft_wrap=True)
+            self._show(lambda: self._console.print(Text(self._episode_line(record)), soft_wrap=True))
         self._draw()
 
     def _draw(self) -> None:
-        if self._live is not None:
-            self._live.update(self._status(), refresh=True)
+        live = self._live
+        if live is not None:
+            self._show(lambda: live.update(self._status(), refresh=True))
+
+    def _show(self, display: Callable[[], None]) -> None:
+        """Display something, if there is still somebody to see it: a closed terminal is no reason to stop."""
+        with contextlib.suppress(OSError):
+            display()
 
     def _status(self) -> Text:
         return Text(f"{self._counts()}\n{self._current}")
@@ -98,8 +108,8 @@ class Progress:
         if self._infer_ms:
             infer = f"infer p50 {np.percentile(self._infer_ms, 50):.1f} ms (n={len(self._infer_ms)})"
         return (
-            f"episodes {len(done)}/{self._total} | success {successes}/{finished}{rate}, errors {errors} "
-            f"| {infer} | {self._time_left()}"
+            f"{self._label}episodes {len(done)}/{self._total} | "
+            f"success {successes}/{finished}{rate}, errors {errors} | {infer} | {self._time_left()}"
         )
 
     def _time_left(self) -> str:

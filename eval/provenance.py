@@ -39,8 +39,12 @@ PACKAGES = (
 COMMAND_TIMEOUT_S = 20
 
 
-def collect() -> dict[str, Any]:
-    """Return where a run comes from, in JSON's own types; null stands for what this machine does not have."""
+def collect(gpu_index: int = 0) -> dict[str, Any]:
+    """Return where a run comes from, in JSON's own types; null stands for what this machine does not have.
+
+    Args:
+        gpu_index: the GPU that the policy uses, among those that torch sees.
+    """
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
@@ -49,7 +53,7 @@ def collect() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "gpu": gpu_state(),
+        "gpu": gpu_state(gpu_index),
     }
 
 
@@ -66,16 +70,17 @@ def git_state(folder: Path) -> dict[str, Any]:
     return {"commit": str(commit), "dirty": bool(status), "error": None}
 
 
-def gpu_state() -> dict[str, Any] | None:
-    """Return the GPU that torch uses first, its driver and torch's CUDA libraries; None without a GPU."""
+def gpu_state(index: int = 0) -> dict[str, Any] | None:
+    """Return a GPU, its driver and torch's CUDA libraries; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    capability = torch.cuda.get_device_capability(0)
+    capability = torch.cuda.get_device_capability(index)
     return {
-        "name": torch.cuda.get_device_name(0),
+        "name": torch.cuda.get_device_name(index),
+        "index": index,
         "count": torch.cuda.device_count(),
-        "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
+        "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
         "capability": f"{capability[0]}.{capability[1]}",
         "driver": None if isinstance(driver, OSError) else driver.splitlines()[0],
         "cuda": torch.version.cuda,

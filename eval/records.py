@@ -39,6 +39,7 @@ class EpisodeRecord:
         inferences: inferences that returned, warm-up ones included.
         wall_s: reset to last step, in seconds.
         checkpoint, checkpoint_sha256: what the policy loaded; None for a policy without weights.
+        weights_label: what must be known of the weights before a number is believed: RANDOM WEIGHTS.
         actions_sha256: of all executed actions; initial_state_sha256: of the simulator's state before the
             first action. Either may be None only when the episode raised.
         error_type, error_message: of the exception; None when the episode finished.
@@ -60,6 +61,7 @@ class EpisodeRecord:
     policy: str
     checkpoint: str | None
     checkpoint_sha256: str | None
+    weights_label: str | None
     actions_sha256: str | None
     initial_state_sha256: str | None
     error_type: str | None = None
@@ -110,6 +112,13 @@ class InferenceRecord:
     stage_ms: Mapping[str, float]
     warmup: bool
     backends: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name, ms in {"infer": self.infer_ms, **self.stage_ms}.items():
+            if not 0.0 < ms < math.inf:
+                raise ValueError(
+                    f"{self.key} call {self.call}: {name}_ms must be positive and finite, got {ms}"
+                )
 
     @property
     def key(self) -> EpisodeKey:
@@ -190,12 +199,15 @@ class RunWriter:
         """
         text = json.dumps(to_plain(run, RUN_FILE), indent=2, allow_nan=False) + "\n"
         temporary = self.folder / f".{RUN_FILE}.tmp"
-        with temporary.open("wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / RUN_FILE)
-        _sync_folder(self.folder)
+        try:
+            with temporary.open("wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / RUN_FILE)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise RecordingError(f"{self.folder / RUN_FILE} cannot be written: {error}") from error
 
     def close(self) -> None:
         """Close the files; calling it again does nothing."""

@@ -82,8 +82,8 @@ def roll(
                 warmup=rollout.inferences < warmup_inferences,
                 backends=chunk.backends,
             )
-            rollout.inferences += 1
             on_inference(record)
+            rollout.inferences += 1
             queue.refill(chunk)
         action = queue.pop()
         rollout.actions.append(action)

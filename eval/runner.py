@@ -6,10 +6,11 @@ Non-obvious behaviors:
     * Ctrl-C ends the run after the record of the episode before; nothing recorded is lost.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from eval.libero_env import CONTROL_HZ, LiberoEnv, Task
@@ -19,6 +20,8 @@ from eval.rollout import Rollout, roll
 from eval.tracking import SafeTracker
 from eval.video import VideoMode, video_name, write_video
 from policies.base import EpisodeKey, Policy
+
+log = logging.getLogger(__name__)
 
 FILM_EVERY = 2  # control steps a video frame: 10 frames a second
 
@@ -41,6 +44,7 @@ class Plan:
     video: VideoMode
     checkpoint: str | None
     checkpoint_sha256: str | None
+    weights_label: str | None
 
     @property
     def num_episodes(self) -> int:
@@ -65,19 +69,24 @@ class LocalRunner:
         self.run_info = dict(run_info)
         self.errors = 0
         self.finished = False
+        self.video_error: str | None = None
+        self._last_error = ""
         self._warmup_left = plan.warmup_inferences
-        self._progress = Progress(plan.num_episodes)
+        self._progress = Progress(plan.num_episodes, label=plan.weights_label)
 
     def run(self) -> None:
         """Run every episode of the plan.
 
         Raises:
-            RunFailed: more than `max_errors` episodes raised, or a stage's backend did not serve every call.
+            RunFailed: more than `max_errors` episodes raised, none finished, or a stage's backend did not
+                serve every call.
         """
         self.write_run()
         with self._progress:
             for task in self.plan.tasks:
                 self._run_task(task)
+        if self.errors == self.plan.num_episodes:
+            raise RunFailed(f"no episode finished: all {self.errors} raised; the last was {self._last_error}")
         self._check_engagement()
         self.finished = True
 
@@ -87,28 +96,32 @@ class LocalRunner:
             "finished": self.finished,
             "engagement": self.policy.engagement(),
             "tracking_error": self.tracker.error,
+            "video_error": self.video_error,
         }
         self.writer.write_run(self.run_info | outcome)
 
     def _run_task(self, task: Task) -> None:
-        keys = list(self.plan.keys(task))
-        while keys:
-            with closing(self._build(task)) as env:
-                while keys:
-                    record = self._run_episode(env, task, keys.pop(0))
-                    if record.success is None:
-                        break  # an environment that raised is not used again
+        env: LiberoEnv | None = None
+        try:
+            for key in self.plan.keys(task):
+                env = self._run_episode(env, task, key)
+        finally:
+            _close(env)
 
     def _build(self, task: Task) -> LiberoEnv:
         render = bool(self.policy.cameras) or self.plan.video is not VideoMode.NONE
         return LiberoEnv(task, seeding=self.plan.seeding, render=render)
 
-    def _run_episode(self, env: LiberoEnv, task: Task, key: EpisodeKey) -> EpisodeRecord:
+    def _run_episode(self, env: LiberoEnv | None, task: Task, key: EpisodeKey) -> LiberoEnv | None:
+        """Run and record one episode; return its environment, or None when the next one needs a new one."""
         self._progress.start_episode(key, task.language)
         rollout = Rollout()
         error: Exception | None = None
         start = time.perf_counter()
         try:
+            if env is None:
+                env = self._build(task)
+                start = time.perf_counter()
             roll(
                 env,
                 self.policy,
@@ -120,8 +133,9 @@ class LocalRunner:
                 film_every=0 if self.plan.video is VideoMode.NONE else FILM_EVERY,
             )
         except RecordingError:
+            _close(env)
             raise
-        except Exception as raised:  # noqa: BLE001  whatever the simulator or the policy raises is this episode's outcome
+        except Exception as raised:  # noqa: BLE001  whatever simulator or policy raise is this episode's outcome
             error = raised
         self._warmup_left = max(0, self._warmup_left - rollout.inferences)
         record = EpisodeRecord(
@@ -138,33 +152,48 @@ class LocalRunner:
             policy=self.policy.name,
             checkpoint=self.plan.checkpoint,
             checkpoint_sha256=self.plan.checkpoint_sha256,
+            weights_label=self.plan.weights_label,
             actions_sha256=rollout.actions_sha256,
             initial_state_sha256=rollout.initial_state_sha256,
             error_type=type(error).__name__ if error else None,
             error_message=str(error) if error else None,
         )
         self._keep(record, env, rollout)
-        if error:
-            self.errors += 1
-            if self.errors > self.plan.max_errors:
-                raise RunFailed(
-                    f"{self.errors} episodes raised, more than runner.max_errors={self.plan.max_errors}; "
-                    f"the last was {key}: {type(error).__name__}: {error}"
-                ) from error
-        return record
+        if error is None:
+            return env
+        _close(env)  # an environment that raised is not used again
+        self.errors += 1
+        self._last_error = f"{key}: {type(error).__name__}: {error}"
+        if self.errors > self.plan.max_errors:
+            raise RunFailed(
+                f"{self.errors} episodes raised, more than runner.max_errors={self.plan.max_errors}; "
+                f"the last was {self._last_error}"
+            ) from error
+        return None
 
-    def _keep(self, record: EpisodeRecord, env: LiberoEnv, rollout: Rollout) -> None:
+    def _keep(self, record: EpisodeRecord, env: LiberoEnv | None, rollout: Rollout) -> None:
         self.writer.add_episode(record)
         if self.run_info.get("first_frame_sha256") is None and rollout.first_frame_sha256 is not None:
             self.run_info["first_frame_sha256"] = rollout.first_frame_sha256
             self.write_run()
         video = None
-        if rollout.film and self.plan.video.keeps(record):
-            video = self.writer.folder / "videos" / video_name(record)
-            frames = [env.render(snapshot) for snapshot in rollout.film]
-            write_video(frames, video, fps=CONTROL_HZ // FILM_EVERY)
+        if env is not None and rollout.film and self.plan.video.keeps(record):
+            video = self._film(record, env, rollout)
         self.tracker.log_episode(record, video)
         self._progress.add_episode(record)
+
+    def _film(self, record: EpisodeRecord, env: LiberoEnv, rollout: Rollout) -> Path | None:
+        """Return the episode's video; None when it could not be made, which is kept in `video_error`."""
+        path = self.writer.folder / "videos" / video_name(record)
+        try:
+            write_video(
+                [env.render(snapshot) for snapshot in rollout.film], path, fps=CONTROL_HZ // FILM_EVERY
+            )
+        except Exception as error:  # noqa: BLE001  a video is no reason to lose the episodes to come
+            self.video_error = f"{path.name}: {type(error).__name__}: {error}"
+            log.warning("no video: %s", self.video_error)
+            return None
+        return path
 
     def _on_inference(self, record: InferenceRecord) -> None:
         self.writer.add_inference(record)
@@ -179,3 +208,13 @@ class LocalRunner:
         ]
         if idle:
             raise RunFailed("a backend did not engage: " + "; ".join(idle))
+
+
+def _close(env: LiberoEnv | None) -> None:
+    """Close an environment that may be damaged."""
+    if env is None:
+        return
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001  its episode has its outcome already
+        log.warning("closing %s task %d failed: %s", env.task.suite, env.task.task_id, error)

@@ -13,14 +13,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from eval.libero_env import SEEDINGS, SUITES
+from eval.tracking import MODES
 from eval.video import VideoMode
 from policies.pi05.checkpoint import CheckpointConfig
+from policies.pi05.preprocess import FORMS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 POLICY_KINDS = ("pi05", "oracle")
-FORMS = ("lean", "full")
 PRECISIONS = ("auto", "float32", "bfloat16")
-TRACKING_MODES = ("online", "offline", "disabled")
 
 
 class ConfigError(ValueError):
@@ -133,7 +133,9 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         _one_of("tracking.name", self.name, ("wandb", "none"))
-        _one_of("tracking.mode", self.mode, TRACKING_MODES)
+        _one_of("tracking.mode", self.mode, MODES)
+        if set(self.project) & set(r"/\#?%:"):
+            raise ConfigError(f"tracking.project must not hold any of / \\ # ? % :, got {self.project!r}")
 
 
 @dataclass
@@ -152,7 +154,8 @@ class Config:
     video: str = "none"
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be 0 to 2**32 - 1, as NumPy's, got {self.seed}")
         _one_of("video", self.video, tuple(VideoMode))
         if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
             raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")

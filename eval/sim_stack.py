@@ -82,12 +82,15 @@ def check_versions() -> dict[str, str]:
 
 
 def prepare() -> dict[str, str]:
-    """Check versions, choose and set the GL backend, and return what a record must say of them.
+    """Make the simulator ready to use and return what a record must say of it: versions, GL backend and
+    renderer.
 
-    A GL library is needed even by policies that look at nothing: robosuite loads one at import.
+    Checks versions, chooses and sets the GL backend, imports the simulator, and opens a GL context for a
+    moment. A GL library is needed even by policies that look at nothing: robosuite loads one at import.
 
     Raises:
-        SimStackError: wrong versions, no GL library, or the stack was imported under another backend.
+        SimStackError: wrong versions, no GL that works, an NVIDIA GPU that would not be used, or a stack that
+            was imported under another backend.
     """
     stack = check_versions()
     backend = choose_gl()
@@ -99,8 +102,45 @@ def prepare() -> dict[str, str]:
             f"robosuite was imported with MUJOCO_GL={loaded._MUJOCO_GL!r}, too late for {backend!r}; "
             "set MUJOCO_GL before Python starts"
         )
+    was_asked = bool(os.environ.get("MUJOCO_GL"))
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
-    return stack | {"gl": backend}
+    try:
+        _import_simulator()
+        renderer, version = _probe_gl()
+    except Exception as error:
+        raise SimStackError(
+            f"no GL: MUJOCO_GL={backend} does not work here ({type(error).__name__}: {error}); "
+            f"{GL_INSTALL[backend]}"
+        ) from error
+    if backend == "egl" and not was_asked and "NVIDIA" not in renderer:
+        raise SimStackError(
+            f"EGL draws with {renderer!r} and not with the NVIDIA GPU; name the driver's file in "
+            "__EGL_VENDOR_LIBRARY_FILENAMES, or accept software rendering with MUJOCO_GL=egl or osmesa"
+        )
+    return stack | {"gl": backend, "gl_renderer": renderer, "gl_version": version}
+
+
+def _import_simulator() -> None:
+    """Import robosuite and LIBERO without their banners."""
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # "no private macro file", at every import
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # "no accelerate module"
+    with quiet():
+        importlib.import_module("robosuite")
+        importlib.import_module("libero.libero.envs")
+
+
+def _probe_gl() -> tuple[str, str]:
+    """Return GL_RENDERER and GL_VERSION of a context like the simulator's."""
+    from robosuite.utils.binding_utils import GLContext
+
+    context = GLContext(max_width=16, max_height=16, device_id=-1)
+    try:
+        context.make_current()
+        from OpenGL import GL  # loads the platform's library, so not before the backend is set
+
+        return str(GL.glGetString(GL.GL_RENDERER), "ascii"), str(GL.glGetString(GL.GL_VERSION), "ascii")
+    finally:
+        context.free()
 
 
 @contextlib.contextmanager
@@ -108,12 +148,3 @@ def quiet() -> Iterator[None]:
     """Drop what LIBERO and robosuite print on stdout at import and construction; errors still raise."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def import_simulator() -> None:
-    """Import robosuite and LIBERO without their banners. `prepare()` comes first."""
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # "no private macro file", at every import
-    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # "no accelerate module"
-    with quiet():
-        importlib.import_module("robosuite")
-        importlib.import_module("libero.libero.envs")

@@ -118,16 +118,15 @@ def _latency(summary: Summary) -> RenderableType:
         return Text(f"Latency: n = 0 inferences, {warmup}")
     table = _table(f"Latency ({warmup})", "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz")
     for stage, stats in summary.stages.items():
-        table.add_row(Text(stage), *_latency_cells(stats), "")
+        table.add_row(Text(stage), *_latency_cells(stats))
     table.add_section()
-    table.add_row(
-        Text("host to host", style="bold"), *_latency_cells(summary.infer), f"{summary.infer.hz:.1f}"
-    )
+    table.add_row(Text("host to host", style="bold"), *_latency_cells(summary.infer))
     return table
 
 
 def _latency_cells(stats: LatencyStats) -> tuple[str, ...]:
-    return str(stats.n), *(f"{ms:.2f}" for ms in (stats.p50_ms, stats.p95_ms, stats.p99_ms, stats.mean_ms))
+    milliseconds = (stats.p50_ms, stats.p95_ms, stats.p99_ms, stats.mean_ms)
+    return str(stats.n), *(f"{ms:.2f}" for ms in milliseconds), f"{stats.hz:.1f}"
 
 
 def _engagement(summary: Summary) -> Table:

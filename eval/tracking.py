@@ -10,6 +10,8 @@ from rich.text import Text
 
 from eval.records import EpisodeRecord, InferenceRecord
 
+MODES = ("online", "offline", "disabled")
+
 
 class TrackingError(RuntimeError):
     """Tracking cannot start as it was asked to."""
@@ -34,7 +36,11 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Where a run is mirrored to; `start` first, `finish` last, once each."""
+    """Where a run is mirrored to; `check`, `start` first, `finish` last, once each."""
+
+    def check(self) -> None:
+        """Raise TrackingError when the run could not be mirrored as asked; before anything heavy starts."""
+        ...
 
     def start(self, run: TrackedRun) -> None:
         """Open the run; whatever it writes goes below `run.folder`."""
@@ -56,6 +62,9 @@ class Tracker(Protocol):
 class NullTracker:
     """Mirror nothing."""
 
+    def check(self) -> None:
+        pass
+
     def start(self, run: TrackedRun) -> None:
         pass
 
@@ -76,8 +85,9 @@ class SafeTracker:
     still tried, so that the tracker can close what it opened.
 
     Non-obvious behaviors:
-        `start` is passed through: no episode has run yet, and a run asked to be online must not go on
-        untracked.
+        A TrackingError of `check` and `start` is passed through: no episode has run yet, and a run asked to
+            be
+        online must not go on untracked.
     """
 
     def __init__(self, tracker: Tracker, console: Console | None = None) -> None:
@@ -85,8 +95,16 @@ class SafeTracker:
         self._tracker = tracker
         self._console = console or Console(stderr=True)
 
+    def check(self) -> None:
+        self._tracker.check()
+
     def start(self, run: TrackedRun) -> None:
-        self._tracker.start(run)
+        try:
+            self._tracker.start(run)
+        except TrackingError:
+            raise
+        except Exception as error:  # noqa: BLE001  the library may raise anything; the episodes go on
+            self._keep(error, "the start of the run")
 
     def log_inference(self, record: InferenceRecord) -> None:
         if self.error is None:

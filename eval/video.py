@@ -28,8 +28,9 @@ class VideoMode(StrEnum):
 
 
 def video_name(record: EpisodeRecord) -> str:
-    """Return the file name of an episode's video: its key and its outcome."""
-    return f"{record.key}-{record.outcome}.mp4"
+    """Return the file name of an episode's video: its key, its outcome, and a warning of random weights."""
+    random = "-random_weights" if record.weights_label else ""
+    return f"{record.key}-{record.outcome}{random}.mp4"
 
 
 def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import wandb
 
 from eval.records import EpisodeRecord, InferenceRecord
-from eval.tracking import TrackedRun, TrackingError
+from eval.tracking import MODES, TrackedRun, TrackingError
 
 # Dashboards are built on these names: they stay as they are.
 INFERENCE_INDEX = "inference/index"
@@ -46,8 +46,6 @@ TABLE_COLUMNS = (
 
 FINISH_TIMEOUT_S = 600  # then the upload is given up; `wandb sync` finds all of it on the disk
 
-MODES = ("online", "offline", "disabled")
-
 
 class WandbTracker:
     """Mirror a run to Weights & Biases; offline unless asked otherwise: no login, no network, no output.
@@ -77,17 +75,35 @@ class WandbTracker:
         self._inferences = 0
         self._episodes: list[EpisodeRecord] = []
 
+    def check(self) -> None:
+        """Look for a login when mode is online.
+
+        Raises:
+            TrackingError: there is no valid login; it never asks for one.
+        """
+        if self.mode == "online":
+            _require_login()
+
     def start(self, run: TrackedRun) -> None:
         """Open the run below `run.folder`/wandb.
 
         Raises:
-            TrackingError: when mode is online and there is no valid login; it never asks for one.
+            TrackingError: mode is online and W&B does not open the run.
         """
-        if self.mode == "online":
-            _require_login()
         self._folder = run.folder
         run.folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
+        try:
+            self._run = self._init(run)
+        except wandb.errors.Error as error:
+            if self.mode != "online":
+                raise
+            raise TrackingError(f"W&B did not open the run: {error}; or use tracking mode offline") from error
+        for index, names in ((INFERENCE_INDEX, "inference/*"), (EPISODE_INDEX, "episode/*")):
+            self._run.define_metric(index)
+            self._run.define_metric(names, step_metric=index)
+
+    def _init(self, run: TrackedRun) -> Any:
+        return wandb.init(
             project=self.project,
             entity=self.entity,
             name=run.name,
@@ -105,9 +121,6 @@ class WandbTracker:
                 finish_timeout_raises=True,
             ),
         )
-        for index, names in ((INFERENCE_INDEX, "inference/*"), (EPISODE_INDEX, "episode/*")):
-            self._run.define_metric(index)
-            self._run.define_metric(names, step_metric=index)
 
     def log_inference(self, record: InferenceRecord) -> None:
         """Log the latency of one inference and of its stages, in milliseconds."""
@@ -174,11 +187,11 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     }
     if summary["infer"] is not None:
         values["summary/inferences"] = summary["infer"]["n"]
-        values["summary/infer_hz"] = summary["infer"]["hz"]
     for name, stats in {"infer": summary["infer"], **summary["stages"]}.items():
         if stats is not None:
             for statistic in ("mean", "p50", "p95", "p99"):
                 values[f"summary/{name}_ms_{statistic}"] = stats[f"{statistic}_ms"]
+            values[f"summary/{name}_hz"] = stats["hz"]
     return {name: value for name, value in values.items() if value is not None}
 
 

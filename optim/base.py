@@ -1,8 +1,8 @@
 """Passes: what makes a stage faster, or raises; and the counters that prove it ran.
 
-A pass is a frozen dataclass of options. Called with a stage and example inputs of a real observation, it
-imports, calibrates, builds, checks itself against the stage it was given, and returns a `CountedStage`, or
-raises. It never hands the eager stage back.
+A pass is a frozen dataclass of options. Called with a stage and, where the caller has them, arguments of
+calls to that stage, it returns a `CountedStage` or raises. `apply_passes` refuses one that hands the bare
+stage back.
 """
 
 import logging
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-STAGES = ("vision", "prefix", "denoise")
+from policies.pi05.stages import STAGES
+
 Args = tuple[Tensor | None, ...]
 """Arguments of one call of a stage, in the order of its `forward`."""
 
@@ -36,8 +37,9 @@ class CountedStage:
         misses: calls that it refused and the fallback served.
 
     Non-obvious behaviors:
-        Without a `fallback`, a mismatch is the caller's error. With one (`optim.on_mismatch=fallback`), it is
-        counted and logged.
+        Without a `fallback`, a `StageMismatch` is the caller's error. With one, the fallback serves that
+        call, which is counted in `misses` and logged as a warning. Other errors of the engine are always
+        raised.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Pass(Protocol):
         Args:
             name: vision, prefix or denoise.
             stage: the eager module.
-            examples: arguments of one or more real calls; the first gives the shapes, all serve calibration.
+            examples: arguments of calls to this stage, as `apply_passes` was given them; may be empty.
         """
         ...
 
@@ -93,7 +95,9 @@ def apply_passes(
     """Return every stage, optimised by its pass.
 
     Args:
-        examples: per stage, arguments of real calls; may lack stages whose pass needs none.
+        examples: per stage, the arguments of each of some calls (`Pi05Policy.example_inputs` makes them);
+            they reach the stage's pass unchanged. A stage that is absent gets none, which is for its pass to
+            judge.
 
     Raises:
         ValueError: a stage without a pass, or a pass without a stage.

@@ -4,8 +4,7 @@ It checks the harness without weights (a score far below 100 % is the harness's 
 every call it decides from the current poses, so it recovers from dropped bowls, missed grasps and noise on
 its actions.
 
-Frames are the world's: z up, lengths in metres; the hand's frame is the grip site's, whose local x is the
-axis along which the fingers close and whose local z points out of the hand.
+Frames and units are those of `policies.oracle_scene`.
 """
 
 from collections import OrderedDict
@@ -16,26 +15,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
-from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Observation, Request
+from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Request
+from policies.oracle_scene import (
+    BOWL,
+    PLATE,
+    SUITE,
+    UP,
+    OracleOptions,
+    Scene,
+    check_served,
+    look,
+    rim_angle_deg,
+)
 
-SUITE = "libero_spatial"
-BOWL = "akita_black_bowl_1"  # the bowl that the goal names; akita_black_bowl_2 is the distractor
-PLATE = "plate_1"
-NEEDED = (f"{BOWL}_pos", f"{BOWL}_quat", f"{PLATE}_pos", "grip_site_pos", "grip_site_mat")
+__all__ = ["BOWL", "PLATE", "SUITE", "UP", "OracleOptions", "OraclePolicy", "Phase", "rim_angle_deg"]
 
 # LIBERO's OSC_POSE controller (robosuite osc_pose.json): what an action of 1.0 asks for
 METRES_PER_ACTION = 0.05
 RADIANS_PER_ACTION = 0.5
-UPRIGHT_COS = 0.5  # a bowl tilted by more than 60 degrees has no rim to reach from above; try as if it stood
 OPEN, CLOSE = -1.0, 1.0
-
-UP = np.array([0.0, 0.0, 1.0])
-# metres from the plate's origin to the bowl's: in the plane LIBERO's own bound (`check_ontop`, which also
-# wants contact); in height 5 mm at rest and somewhat more at touch-down in the hand
-PLACED_RADIUS = 0.03
-PLACED_HEIGHT = 0.012
 
 
 class Phase(StrEnum):
@@ -52,41 +51,6 @@ class Phase(StrEnum):
 
 
 HOLDING = (Phase.LIFT, Phase.CARRY, Phase.LOWER)
-
-
-@dataclass(frozen=True)
-class OracleOptions:
-    """Tunables: lengths in metres, times in control steps of 1/20 s."""
-
-    rim_radius: float = 0.048  # from the bowl's axis to the grasp; the rim's outer radius is 53 mm
-    grasp_height: float = 0.032  # above the bowl's origin, the rim is at 52 mm; at 40 mm the grasp slips
-    hover_height: float = 0.06  # fingertips above the grasp while aligning: 4 cm over the rim
-    lift_height: float = 0.08  # the drawer's walls reach 6 cm above the origin of the bowl in it
-    slope: float = 1.5  # of the cone down to the plate, height over distance; it clears the drawer's front
-    aligned: float = 0.015  # plane error at which the hand may go down
-    astray: float = 0.03  # plane error at which it must go up again
-    tilted_rad: float = 0.2  # orientation error at which the hand may go down
-    close_early: float = 0.02  # above the grasp: the fingers need 3 steps to come near the rim
-    close_steps: int = 11  # the gripper needs 8 to shut; lifting after 8, the bowl slipped in 4 of 10 tasks
-    release_steps: int = 5  # more than half open: enough to leave a rim, or to go down around one
-    dropped: float = 0.085  # from grip site to bowl's origin; 58 mm in a good grasp
-    press: float = 0.005  # below the plate's origin, 1 cm below rest: contact ends the way, not the aim
-    retreat_height: float = 0.12  # fingertips above the grasp at the end: clear of the bowl
-    travel_patience: int = 60  # steps in hover or carry, which take up to 40; then something blocks the way
-    contact_patience: int = 25  # steps in descend, lift or lower, which take up to 13
-    gain: float = 1.5  # share of the position error asked for in a step
-    turn_gain: float = 1.0  # share of the orientation error asked for in a step
-    integral_gain: float = 0.1  # per step; against a steady error of 1 to 2 cm near the reach limit
-    integral_limit: float = 0.03  # bound of the integral term on each axis
-    integral_range: float = 0.03  # beyond this an axis is travelling and its integral sleeps: no overshoot
-    live_episodes: int = 256  # episodes remembered at a time; a runner interleaves one per worker
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"oracle {name} must be > 0, got {value}")
-        if self.aligned >= self.astray:
-            raise ValueError(f"oracle aligned must be < astray, got {self.aligned} and {self.astray}")
 
 
 @dataclass
@@ -107,38 +71,6 @@ class _Memory:
         self.opposite ^= blocked
         self.integral[:] = 0.0  # what it has learnt against the obstacle is wrong in free space
         self.enter(Phase.HOVER)
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """The poses that matter now, and the grasp aimed at."""
-
-    bowl: NDArray[np.float64]
-    plate: NDArray[np.float64]
-    grip: NDArray[np.float64]
-    grasp: NDArray[np.float64]
-    turn: NDArray[np.float64]  # axis-angle in the world frame from the hand's orientation to the one wanted
-
-    @property
-    def grasp_miss(self) -> float:
-        return float(np.linalg.norm((self.grasp - self.grip)[:2]))
-
-    @property
-    def plate_miss(self) -> float:
-        return float(np.linalg.norm((self.plate - self.bowl)[:2]))
-
-    @property
-    def placed(self) -> bool:
-        return self.plate_miss < PLACED_RADIUS and bool(self.bowl[2] - self.plate[2] < PLACED_HEIGHT)
-
-
-def rim_angle_deg(instruction: str) -> float:
-    """Return where on the rim to grasp: the direction from the bowl's centre, in the world's plane."""
-    if "drawer" in instruction:
-        return 0.0  # the drawer leaves no room for the fingers in y
-    if "on the wooden cabinet" in instruction:
-        return 180.0  # towards the robot: the far rim is at the end of its reach
-    return 90.0  # the hand starts with its fingers closing along y: nothing to turn
 
 
 class OraclePolicy:
@@ -180,10 +112,11 @@ class OraclePolicy:
         return {}
 
     def _act(self, request: Request) -> NDArray[np.float64]:
-        _check_served(request.observation)
+        check_served(request.observation)
         memory = self._remember(request)
-        self._advance(memory, self._look(request.observation, memory.opposite))
-        scene = self._look(request.observation, memory.opposite)  # again: it may have changed sides
+        self._advance(memory, look(request.observation, self.options, opposite=memory.opposite))
+        # again: it may have changed sides
+        scene = look(request.observation, self.options, opposite=memory.opposite)
         target, gripper = self._aim(memory, scene)
         memory.steps += 1
         return self._servo(memory, target - scene.grip, scene.turn, gripper)
@@ -202,29 +135,7 @@ class OraclePolicy:
         self._memories.move_to_end(request.episode)
         return self._memories[request.episode]
 
-    def _look(self, observation: Observation, opposite: bool) -> _Scene:
-        """Read the poses and place the grasp on the rim."""
-        poses, options = observation.privileged, self.options
-        angle_deg = rim_angle_deg(observation.instruction) + 180.0 * opposite
-        axis = Rotation.from_quat(poses[f"{BOWL}_quat"]).apply(UP)
-        if axis[2] < UPRIGHT_COS:
-            axis = UP
-        outward = _direction(angle_deg)
-        outward = outward - (outward @ axis) * axis
-        outward = outward / np.linalg.norm(outward)
-        # Of the two ways to close along this line take the one in [90, 270) degrees: the hand starts at 90,
-        # and turning it the other way ends near the limit of the last joint.
-        closing = _direction(90.0 + (angle_deg - 90.0) % 180.0)
-        wanted = np.column_stack([closing, np.cross(-UP, closing), -UP])
-        return _Scene(
-            bowl=poses[f"{BOWL}_pos"],
-            plate=poses[f"{PLATE}_pos"],
-            grip=poses["grip_site_pos"],
-            grasp=poses[f"{BOWL}_pos"] + options.rim_radius * outward + options.grasp_height * axis,
-            turn=Rotation.from_matrix(wanted @ poses["grip_site_mat"].T).as_rotvec(),
-        )
-
-    def _advance(self, memory: _Memory, scene: _Scene) -> None:
+    def _advance(self, memory: _Memory, scene: Scene) -> None:
         """Enter the next phase where the poses say that this one is over, or the first one after a mishap."""
         options = self.options
         if memory.phase in HOLDING and np.linalg.norm(scene.bowl - scene.grip) > options.dropped:
@@ -273,7 +184,7 @@ class OraclePolicy:
                 if clear and not scene.placed:
                     memory.retry()
 
-    def _aim(self, memory: _Memory, scene: _Scene) -> tuple[NDArray[np.float64], float]:
+    def _aim(self, memory: _Memory, scene: Scene) -> tuple[NDArray[np.float64], float]:
         """Return where the grip site should be, and whether the fingers open or close."""
         options = self.options
         target = scene.grip.copy()
@@ -299,7 +210,7 @@ class OraclePolicy:
             case Phase.RETREAT:
                 return self._above(scene, options.retreat_height), OPEN
 
-    def _above(self, scene: _Scene, height: float) -> NDArray[np.float64]:
+    def _above(self, scene: Scene, height: float) -> NDArray[np.float64]:
         """Return the point above the grasp; above the hand while it is low and elsewhere: sweep nothing."""
         target = scene.grasp + height * UP
         low = scene.grip[2] < scene.grasp[2] + self.options.hover_height - self.options.aligned
@@ -307,7 +218,7 @@ class OraclePolicy:
             target[:2] = scene.grip[:2]
         return target
 
-    def _carry_height(self, memory: _Memory, scene: _Scene) -> float:
+    def _carry_height(self, memory: _Memory, scene: Scene) -> float:
         """Return the height of the bowl's origin on its way to the plate."""
         return max(memory.grasped_height, float(scene.plate[2])) + self.options.lift_height
 
@@ -327,23 +238,3 @@ class OraclePolicy:
         action[3:6] = options.turn_gain * turn / RADIANS_PER_ACTION
         action[6] = gripper
         return np.clip(action, -1.0, 1.0)
-
-
-def _direction(angle_deg: float) -> NDArray[np.float64]:
-    angle = np.deg2rad(angle_deg)
-    return np.array([np.cos(angle), np.sin(angle), 0.0])
-
-
-def _check_served(observation: Observation) -> None:
-    missing = [name for name in NEEDED if name not in observation.privileged]
-    if missing:
-        raise ValueError(
-            f"the oracle serves {SUITE} only: {', '.join(missing)} missing from the privileged state of "
-            f"{observation.instruction!r}"
-        )
-    words = observation.instruction
-    if "black bowl" not in words or "place it on the plate" not in words:
-        raise ValueError(
-            f"the oracle serves {SUITE} only: it places the black bowl on the plate, but the instruction is "
-            f"{words!r}"
-        )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.sim_stack import import_simulator, prepare
+from eval.sim_stack import prepare
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,6 +16,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def simulator() -> dict[str, str]:
     """The simulator stack, checked and imported; its versions and GL backend."""
-    stack = prepare()
-    import_simulator()
-    return stack
+    return prepare()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from policies.base import ACTION_DIM
 from policies.pi05.checkpoint_files import (
     find_folder,
     find_norm_stats,
@@ -26,7 +27,6 @@ from policies.pi05.checkpoint_files import (
 from policies.pi05.checkpoint_layouts import LAYOUT_PREFIX, load_stages, save_weights
 from policies.pi05.dims import RANDOM_SIZES, Pi05Dims
 from policies.pi05.norm_stats import (
-    ACTION_DIM,
     NORM_MODES,
     STATE_DIM,
     Normalizer,
@@ -38,7 +38,6 @@ from policies.pi05.postprocess import Postprocess
 from policies.pi05.preprocess import Preprocess
 from policies.pi05.prompt import PromptTokenizer
 from policies.pi05.random_weights import random_stages, recipe_sha256
-from policies.reference.tokenizer import TOKENIZER_PATH
 
 LAYOUTS = (*LAYOUT_PREFIX, "random")
 _READ_DIMS = {
@@ -104,7 +103,9 @@ class CheckpointConfig:
                 self.sizes,
             )
         else:
-            _check(bool(self.path), "path", f"a folder with layout={self.layout}", self.path)
+            what = "FOLDER_OR_HUB_ID" if self.layout == "lerobot" else "FOLDER"
+            way_out = f"; give checkpoint.path={what}"
+            _check(bool(self.path), "path", f"a folder with layout={self.layout}", self.path, way_out)
             _check(
                 self.sizes is None, "sizes", "null unless layout=random (config.json has them)", self.sizes
             )
@@ -219,8 +220,8 @@ def load_checkpoint(
     dims = _READ_DIMS[config.layout](raw, str(folder / "config.json"))
     if dims.action_horizon != config.horizon:
         raise ValueError(
-            f"horizon must be {dims.action_horizon} as in {folder / 'config.json'}, got {config.horizon}; "
-            "the horizon belongs to the weights"
+            f"checkpoint.horizon must be {dims.action_horizon} as in {folder / 'config.json'}, "
+            f"got {config.horizon}; set checkpoint.horizon={dims.action_horizon}, it belongs to the weights"
         )
     if config.layout == "lerobot":
         _check_lerobot_norm_mode(raw, config, folder)
@@ -230,7 +231,8 @@ def load_checkpoint(
     weights_sha256 = file_sha256(weights)
     if config.sha256 not in (None, weights_sha256):
         raise ValueError(
-            f"sha256 of {weights} must be {config.sha256}, got {weights_sha256}; these are other weights"
+            f"checkpoint.sha256 of {weights} must be {config.sha256}, got {weights_sha256}; "
+            "these are other weights: correct checkpoint.path, or checkpoint.sha256 if they are meant"
         )
     stages = load_stages(weights, LAYOUT_PREFIX[config.layout], dims, config.denoise_steps, device, dtype)
     return Checkpoint(config, dims, stages, tokenizer, norm_stats, weights_sha256, str(folder), device, dtype)
@@ -261,6 +263,8 @@ def file_sha256(path: Path) -> str:
 
 def _load_random(config: CheckpointConfig, device: torch.device, dtype: torch.dtype) -> Checkpoint:
     dims = replace(RANDOM_SIZES[str(config.sizes)], action_horizon=config.horizon)
+    from policies.reference.tokenizer import TOKENIZER_PATH  # here, because policies.reference imports pi05
+
     folder = TOKENIZER_PATH.parent
     tokenizer = _tokenizer(find_tokenizer(folder, config.tokenizer), dims)
     norm_stats = (
@@ -284,8 +288,9 @@ def _tokenizer(path: Path, dims: Pi05Dims) -> PromptTokenizer:
     tokenizer = PromptTokenizer(path)
     if tokenizer.vocab_size > dims.vocab_size:
         raise ValueError(
-            f"tokenizer must have at most vocab_size={dims.vocab_size} pieces, got {tokenizer.vocab_size} "
-            f"in {path}; it belongs to another network"
+            f"checkpoint.tokenizer must have at most vocab_size={dims.vocab_size} pieces, "
+            f"got {tokenizer.vocab_size} in {path}; it belongs to another network, "
+            "set checkpoint.tokenizer to the one of these weights"
         )
     return tokenizer
 
@@ -305,15 +310,17 @@ def _check_stats(stats: NormStats, config: CheckpointConfig) -> None:
 
 def _check_lerobot_norm_mode(raw: Mapping[str, Any], config: CheckpointConfig, folder: Path) -> None:
     expected = {"quantile": "QUANTILES", "mean_std": "MEAN_STD"}[config.norm_mode]
-    mapping = raw.get("normalization_mapping", {})
+    mapping = raw.get("normalization_mapping")
     for feature in ("STATE", "ACTION"):
-        if mapping.get(feature) != expected:
+        trained = mapping.get(feature) if isinstance(mapping, Mapping) else None
+        if trained != expected:
             raise ValueError(
-                f"norm_mode={config.norm_mode} needs normalization_mapping.{feature}={expected}, got "
-                f"{mapping.get(feature)} in {folder / 'config.json'}; use the norm_mode of the training run"
+                f"checkpoint.norm_mode={config.norm_mode} needs normalization_mapping.{feature}={expected}, got "
+                f"{trained} in {folder / 'config.json'}; "
+                "set checkpoint.norm_mode to the one that the weights were trained with"
             )
 
 
-def _check(holds: bool, key: str, wanted: str, got: object) -> None:
+def _check(holds: bool, key: str, wanted: str, got: object, way_out: str = "") -> None:
     if not holds:
-        raise ValueError(f"checkpoint.{key} must be {wanted}, got {got!r}")
+        raise ValueError(f"checkpoint.{key} must be {wanted}, got {got!r}{way_out}")

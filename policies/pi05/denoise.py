@@ -132,9 +132,8 @@ class Denoise(nn.Module):
         """
         embedding = time_embedding(times_K, self.time_mlp_in.in_features)
         condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
-        norms = [
-            module for module in self.modules() if isinstance(module, AdaptiveNorm)
-        ]  # registered as applied
+        # they are registered in the order in which they are applied
+        norms = [module for module in self.modules() if isinstance(module, AdaptiveNorm)]
         return torch.stack([norm.dense(condition) for norm in norms])
 
     def integrate(

@@ -116,8 +116,13 @@ class Pi05Dims:
 
     @classmethod
     def from_native(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
-        """Read our own config.json; `source` names it in errors. Keys that are not sizes are ignored."""
-        return cls(
+        """Read our own config.json; `source` names it in errors. Keys that are not sizes are ignored.
+
+        Raises:
+            ValueError: a key is missing, of another type, or does not fit the others; so for every format.
+        """
+        return _checked(
+            source,
             vocab_size=_get(config, "vocab_size", source),
             vision=VisionDims(**_group(config, "vision", VisionDims, source)),
             prefix=GemmaDims(**_group(config, "prefix", GemmaDims, source)),
@@ -127,8 +132,8 @@ class Pi05Dims:
             max_token_len=_get(config, "max_token_len", source),
             image_size=_get(config, "image_size", source),
             patch_size=_get(config, "patch_size", source),
-            cameras=tuple(_get(config, "cameras", source)),
-            masked_cameras=tuple(_get(config, "masked_cameras", source)),
+            cameras=_names(config, "cameras", source),
+            masked_cameras=_names(config, "masked_cameras", source),
         )
 
     @classmethod
@@ -149,7 +154,10 @@ class Pi05Dims:
         kind = _get(config, "type", source)
         if kind != "pi05":
             raise ValueError(f"type must be 'pi05', got {kind!r} in {source}; this is another policy")
-        height, width = _get(config, "image_resolution", source)
+        resolution = _get(config, "image_resolution", source)
+        if not isinstance(resolution, list) or len(resolution) != 2:
+            raise ValueError(f"image_resolution must be [height, width], got {resolution!r} in {source}")
+        height, width = resolution
         if height != width:
             raise ValueError(f"image_resolution must be square, got {height}x{width} in {source}")
         return _from_variants(
@@ -171,7 +179,8 @@ def _from_variants(
     max_token_len: int,
     image_size: int,
 ) -> Pi05Dims:
-    return Pi05Dims(
+    return _checked(
+        source,
         vocab_size=PALIGEMMA_VOCAB,
         vision=SO400M,
         prefix=_variant(config, "paligemma_variant", source),
@@ -188,7 +197,7 @@ def _from_variants(
 
 def _variant(config: Mapping[str, Any], key: str, source: str) -> GemmaDims:
     name = _get(config, key, source)
-    if name not in GEMMA_VARIANTS:
+    if not isinstance(name, str) or name not in GEMMA_VARIANTS:
         raise ValueError(
             f"{key} must be one of {sorted(GEMMA_VARIANTS)}, got {name!r} in {source}; "
             "merge LoRA adapters before converting, or add the variant's sizes to policies/pi05/dims.py"
@@ -200,19 +209,37 @@ def _get(config: Mapping[str, Any], key: str, source: str) -> Any:
     if key not in config:
         raise ValueError(
             f"{source} has no {key!r} (it has {sorted(config)}); "
-            "check that `layout` names the program that wrote this checkpoint"
+            "check that the layout (`checkpoint.layout`) names the program that wrote this checkpoint"
         )
     return config[key]
 
 
 def _group(config: Mapping[str, Any], key: str, kind: type, source: str) -> dict[str, int]:
     group = _get(config, key, source)
+    if not isinstance(group, Mapping):
+        wanted = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        raise ValueError(f"{key} must be an object with {wanted}, got {group!r} in {source}")
     return {name: _get(group, name, f"{source} {key}") for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _names(config: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
+    names = _get(config, key, source)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{key} must be a list of names, got {names!r} in {source}")
+    return tuple(names)
+
+
+def _checked(source: str, **sizes: Any) -> Pi05Dims:
+    """Return Pi05Dims of these sizes; its errors name the file."""
+    try:
+        return Pi05Dims(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _check_positive(prefix: str, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if type(size) is not int or size < 1:  # isinstance would let True pass
             raise ValueError(
                 f"{prefix}{'.' if prefix else ''}{name} must be a whole number >= 1, got {size!r}"
             )

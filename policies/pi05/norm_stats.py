@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from policies.base import ACTION_DIM
+
 STATE_DIM = 8  # eef position 3, axis-angle 3, gripper joints 2
-ACTION_DIM = 7
 NORM_MODES = {"quantile": ("q01", "q99"), "mean_std": ("mean", "std")}
 OPENPI_EPS = 1e-6  # openpi transforms.py
 LEROBOT_EPS = 1e-8  # lerobot processor/normalize_processor.py
@@ -54,12 +56,12 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         if self.mode not in NORM_MODES:
-            raise ValueError(f"norm_mode must be one of {sorted(NORM_MODES)}, got {self.mode!r}")
+            raise ValueError(f"checkpoint.norm_mode must be one of {sorted(NORM_MODES)}, got {self.mode!r}")
         for name in NORM_MODES[self.mode]:
             if name not in self.stats:
                 raise ValueError(
-                    f"norm_mode={self.mode} needs {name!r}, {self.source} has {sorted(self.stats)}; "
-                    "use the norm_mode that the checkpoint was trained with"
+                    f"checkpoint.norm_mode={self.mode} needs {name!r}, {self.source} has {sorted(self.stats)}; "
+                    "set checkpoint.norm_mode to the one that the weights were trained with"
                 )
             if self.stats[name].ndim != 1 or len(self.stats[name]) < self.dim:
                 raise ValueError(
@@ -97,12 +99,16 @@ def unit_stats() -> NormStats:
 
 
 def read_json_stats(path: Path) -> NormStats:
-    """Read openpi's norm_stats.json, which is also the native format."""
+    """Read openpi's norm_stats.json, which is also the native format.
+
+    Raises:
+        ValueError: not JSON, or not these statistics as lists of numbers.
+    """
     content = path.read_bytes()
     try:
         groups = json.loads(content)["norm_stats"]
         state, actions = (_arrays(groups[name]) for name in ("state", "actions"))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'norm stats must be {{"norm_stats": {{"state": {{...}}, "actions": {{...}}}}}}, '
             f"got {path} ({type(error).__name__}: {error})"
@@ -111,8 +117,17 @@ def read_json_stats(path: Path) -> NormStats:
 
 
 def read_lerobot_stats(path: Path) -> NormStats:
-    """Read lerobot's normaliser state: tensors named `{feature}.{statistic}`."""
-    tensors = load_file(path)
+    """Read lerobot's normaliser state: tensors named `{feature}.{statistic}`.
+
+    Raises:
+        ValueError: no safetensors file, or one without state or actions.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"norm stats must be a safetensors file, got {path}: {error}; download or convert it again"
+        ) from error
     groups: dict[str, dict[str, NDArray[np.float64]]] = {"observation.state": {}, "action": {}}
     for key, tensor in tensors.items():
         feature, _, statistic = key.rpartition(".")

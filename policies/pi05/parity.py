@@ -1,21 +1,26 @@
 """Compare the stages with outputs recorded from openpi: `python -m policies.pi05.parity DIR [--rtol 1e-5]`.
 
-DIR holds config.json (sizes), model.safetensors (openpi's keys) and parity.safetensors (`in.*` and `out.*`).
-Exits 1 if any output, in the full or the lean form, differs by more than rtol times the output's largest
-magnitude.
+DIR is a folder of our own: config.json as the native layout has it, model.safetensors under openpi's keys, and
+parity.safetensors, one observation (`in.*`) with what openpi made of it (`out.*`). Prints one row per output and
+form; the lean form has no pad mask. Exits 1 if any output differs by more than rtol times its largest
+magnitude, and 2, with one line on stderr, if the folder cannot be compared.
+
+B batch, N cameras, H W C image height, width, channels, A padded action dims, P prefix tokens.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from policies.pi05.checkpoint_files import read_config
+from policies.pi05.checkpoint_files import find_weights, read_config
 from policies.pi05.checkpoint_layouts import load_stages
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import Pi05Dims
@@ -23,6 +28,8 @@ from policies.pi05.policy import run_stages
 from policies.pi05.prefix import Prefix
 from policies.pi05.preprocess import FORMS, assemble
 from policies.pi05.timing import StageTimer
+
+ACTIONS = re.compile(r"out\.actions_([1-9][0-9]*)")  # the number is that of Euler steps
 
 
 @dataclass(frozen=True)
@@ -37,23 +44,24 @@ class Comparison:
 
 @torch.no_grad()
 def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison]:
-    """Return one comparison per form and recorded output.
+    """Return one comparison per form and recorded output; the lean form has no pad mask.
 
     Raises:
-        FileNotFoundError, ValueError: the folder's weights do not load.
-        KeyError: parity.safetensors lacks an input.
+        FileNotFoundError: the folder, or one of its three files, is not there.
+        ValueError: a file is unreadable, the weights are not this network's, or the recording lacks a tensor, has
+            one of another shape, an output that is not computed here, or an output of zeros alone.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {str(folder)!r}; give one with config.json, model.safetensors and parity.safetensors"
+        )
     device = torch.device(device)
     dims = Pi05Dims.from_native(read_config(folder), str(folder / "config.json"))
-    recorded = {name: tensor.to(device) for name, tensor in load_file(folder / "parity.safetensors").items()}
-    steps_recorded = [
-        int(name.removeprefix("out.actions_")) for name in recorded if name.startswith("out.actions_")
-    ]
-    if not steps_recorded or len(recorded["in.tokens"]) != 1:
-        raise ValueError(
-            f"{folder}/parity.safetensors must record one observation and at least one out.actions_<steps>"
-        )
-    stages = load_stages(folder / "model.safetensors", "", dims, 1, device, torch.float32)
+    recorded = {
+        name: tensor.to(device) for name, tensor in _read(folder / "parity.safetensors", dims).items()
+    }
+    steps_recorded = [int(match[1]) for name in recorded if (match := ACTIONS.fullmatch(name))]
+    stages = load_stages(find_weights(folder), "", dims, 1, device, torch.float32)
     prefix, denoise = stages["prefix"], stages["denoise"]
     assert isinstance(prefix, Prefix)
     assert isinstance(denoise, Denoise)
@@ -91,6 +99,71 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
     return results
 
 
+def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
+    """Return the recording, once it is known to hold all that `compare` reads and no other output."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}, which holds inputs and outputs recorded from openpi; record it")
+    try:
+        recorded = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}; record it again") from error
+    expected = _expected(dims)
+    actions = {name for name in recorded if ACTIONS.fullmatch(name)}
+    missing = sorted(expected.keys() - recorded.keys()) + ([] if actions else ["out.actions_<steps>"])
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; record them too")
+    known = {*expected, *actions}
+    if unknown := sorted(name for name in recorded if name not in known and not name.startswith("in.")):
+        raise ValueError(
+            f"{path} has {', '.join(unknown)}, which parity does not compute; "
+            f"it computes {', '.join(sorted(name for name in known if name.startswith('out.')))}"
+        )
+    expected |= dict.fromkeys(actions, expected["in.noise"])
+    for name, (dtype, shape) in expected.items():
+        tensor = recorded[name]
+        sizes_fit = len(tensor.shape) == len(shape) and all(
+            want in (got, None) for got, want in zip(tensor.shape, shape, strict=True)
+        )
+        if tensor.dtype != dtype or not sizes_fit:
+            raise ValueError(
+                f"{name} must be {_spell(dtype, shape)}, got {_spell(tensor.dtype, tuple(tensor.shape))} in {path}"
+            )
+    sizes = {tuple(recorded[name].shape) for name in expected if name.startswith("in.image.")}
+    if len(sizes) > 1:
+        raise ValueError(f"in.image.* must have one size, got {sorted(sizes)} in {path}")
+    prompt = recorded["in.tokens"][recorded["in.token_mask"]]
+    if not len(prompt) or prompt.min() < 0 or prompt.max() >= dims.vocab_size:
+        raise ValueError(
+            f"in.tokens must have at least one token under in.token_mask, all 0 to {dims.vocab_size - 1}, "
+            f"got {prompt.tolist()} in {path}"
+        )
+    return recorded
+
+
+def _expected(dims: Pi05Dims) -> dict[str, tuple[torch.dtype, tuple[int | None, ...]]]:
+    """Return dtype and shape (None: any size) of all that must be recorded, but for the actions."""
+    tokens = dims.max_token_len
+    prefix = len(dims.cameras) * dims.tokens_per_image + tokens
+    actions = (1, dims.action_horizon, dims.action_dim)
+    cache = (1, dims.prefix.num_kv_heads, prefix, dims.prefix.head_dim)
+    return {
+        **{f"in.image.{camera}": (torch.uint8, (1, None, None, 3)) for camera in dims.live_cameras},
+        "in.tokens": (torch.int64, (1, tokens)),
+        "in.token_mask": (torch.bool, (1, tokens)),
+        "in.noise": (torch.float32, actions),
+        "out.prefix_embs": (torch.float32, (1, prefix, dims.prefix.width)),
+        "out.prefix_pad_mask": (torch.bool, (1, prefix)),
+        "out.prefix_key_last": (torch.float32, cache),
+        "out.prefix_value_last": (torch.float32, cache),
+        "out.velocity_t1": (torch.float32, actions),
+    }
+
+
+def _spell(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    return f"{str(dtype).removeprefix('torch.')} [{sizes}]"
+
+
 def _reference(name: str, recorded: dict[str, Tensor], valid_BP: Tensor | None) -> Tensor:
     """Return the recorded output; of prefix outputs only the valid rows where `valid_BP` is given."""
     reference = recorded[name]
@@ -103,7 +176,10 @@ def _comparison(form: str, name: str, ours: Tensor, reference: Tensor) -> Compar
     if ours.shape != reference.shape:
         raise ValueError(f"{form} {name} must have shape {list(reference.shape)}, got {list(ours.shape)}")
     difference = (ours.double() - reference.double()).abs().max().item()
-    return Comparison(form, name, difference, difference / reference.double().abs().max().item())
+    scale = reference.double().abs().max().item()
+    if scale == 0.0:
+        raise ValueError(f"{name} must not be all zero, or no difference is relative to it; record it again")
+    return Comparison(form, name, difference, difference / scale)
 
 
 def _lines(results: list[Comparison], rtol: float) -> Iterator[str]:
@@ -111,6 +187,20 @@ def _lines(results: list[Comparison], rtol: float) -> Iterator[str]:
     for r in results:
         verdict = "pass" if r.max_rel <= rtol else "FAIL"
         yield f"{r.form:<6}{r.output:<26}{r.max_abs:>10.2e}{r.max_rel:>10.2e}  {verdict}"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device={name} is not there: torch sees {torch.cuda.device_count()} GPUs; use --device=cpu"
+        )
+    return device
 
 
 def main() -> int:
@@ -121,7 +211,11 @@ def main() -> int:
     parser.add_argument("--rtol", type=float, default=1e-5)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    results = compare(options.folder, options.device)
+    try:
+        results = compare(options.folder, _device(options.device))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
     sys.stdout.write("\n".join(_lines(results, options.rtol)) + "\n")
     return 0 if all(result.max_rel <= options.rtol for result in results) else 1
 

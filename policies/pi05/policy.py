@@ -16,10 +16,10 @@ from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import Pi05Dims
 from policies.pi05.postprocess import Postprocess
 from policies.pi05.preprocess import FORMS, ModelInputs, Preprocess
+from policies.pi05.stages import STAGES
 from policies.pi05.timing import StageTimer
 from policies.seeding import action_noise
 
-STAGES = ("vision", "prefix", "denoise")
 StageArgs = dict[str, tuple[Tensor | None, ...]]
 
 
@@ -63,7 +63,7 @@ class Pi05Policy:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ValueError(f"form must be one of {FORMS}, got {self.form!r}")
+            raise ValueError(f"policy.form must be one of {FORMS}, got {self.form!r}")
         if set(self.stages) != set(STAGES):
             raise ValueError(f"stages must be exactly {STAGES}, got {tuple(self.stages)}")
         self.cameras = self.preprocess.cameras
@@ -108,7 +108,9 @@ class Pi05Policy:
     def example_inputs(
         self, batches: Sequence[Sequence[Request]]
     ) -> dict[str, list[tuple[Tensor | None, ...]]]:
-        """Return, per stage, the arguments of one call for each batch of requests: a pass builds on them.
+        """Return, per stage, the arguments of one call for each batch of requests.
+
+        This is what `optim.base.apply_passes` takes as `examples`.
 
         Non-obvious behaviors:
             An engine that reuses its output buffers would overwrite an earlier example, so call this on eager

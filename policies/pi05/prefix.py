@@ -51,8 +51,7 @@ class Prefix(nn.Module):
     Non-obvious behaviors:
         Prompt embeddings are scaled by sqrt(width); image tokens are not (openpi's Gemma, unlike Hugging
         Face's). A masked token takes no position and is invisible as a key. As a query it sees nothing, so it
-        averages all
-        values: its own keys and values are garbage that nobody reads, kept equal to openpi's.
+        averages all values: its own keys and values are garbage that nobody reads, kept equal to openpi's.
     """
 
     def __init__(self, dims: Pi05Dims) -> None:

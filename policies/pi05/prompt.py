@@ -48,11 +48,14 @@ class PromptTokenizer:
             self._model.LoadFromSerializedProto(content)
         except RuntimeError as error:
             raise ValueError(
-                f"tokenizer must be a SentencePiece model, got {self.path}: {error}; "
+                f"checkpoint.tokenizer must be a SentencePiece model, got {self.path}: {error}; "
                 "a Hugging Face tokenizer.json will not do, take tokenizer.model"
             ) from error
         if self._model.bos_id() < 0:
-            raise ValueError(f"tokenizer must have a <bos> piece as PaliGemma's has, got {self.path}")
+            raise ValueError(
+                f"checkpoint.tokenizer must have a <bos> piece, got {self.path} without one; "
+                "take PaliGemma's tokenizer.model"
+            )
         self.vocab_size: int = self._model.vocab_size()
 
     def encode(self, instruction: str, state: NDArray[np.float64] | None, max_tokens: int) -> list[int]:

@@ -51,7 +51,6 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         return normal.mul_(0.02)
     if name.endswith("position_embedding.weight"):
         return normal.mul_(0.5)
-    fan_in = shape[
-        1:
-    ].numel()  # of an embedding: its width, which the prefix multiplies back by its square root
+    # of an embedding, fan-in is its width, whose square root the prefix multiplies back
+    fan_in = shape[1:].numel()
     return normal.mul_(1.0 / math.sqrt(fan_in))

@@ -6,8 +6,7 @@ that the data cover recovery; only moments of expert segments are recorded, labe
 next.
 
 Files: one `.npz` per episode, whole or absent, so an interrupted run goes on where it stopped. Images are the
-    two
-cameras at the network's size, zlib-compressed without loss.
+two cameras at the network's size, zlib-compressed without loss.
 
 F recorded moments, T control steps, H horizon, J 7 action dims.
 """
@@ -29,13 +28,12 @@ from numpy.typing import NDArray
 from eval.libero_env import LiberoEnv, Task, load_tasks
 from eval.sim_stack import prepare
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Policy, Request
-from policies.oracle import BOWL, PLATE, OraclePolicy
+from policies.oracle import BOWL, PLATE, SUITE, OraclePolicy
 from policies.pi05.preprocess import CAMERA_SOURCES, resize_with_pad
 from policies.reference.learner import load_learner
 from policies.reference.sizes import DIMS
 from policies.seeding import stable_seed
 
-SUITE = "libero_spatial"
 CAMERAS = tuple(CAMERA_SOURCES.values())
 MAX_STEPS = 320  # disturbances cost time: the evaluation's 220 and a half
 LOOK_EVERY = 2  # control steps between recorded moments: neighbours look alike

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import sentencepiece
 
+from eval.libero_env import SUITES
 from policies.pi05.prompt import clean_instruction
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 VOCAB_SIZE = 512  # 4 specials, 256 bytes, the rest learned
 TOKENIZER_PATH = Path(__file__).parent / "weights" / "tokenizer.model"
 

@@ -24,6 +24,7 @@ EPISODE = EpisodeRecord(
     policy="full_optimized",
     checkpoint="pi05_libero",
     checkpoint_sha256="c" * 64,
+    weights_label=None,
     actions_sha256="a" * 64,
     initial_state_sha256="b" * 64,
 )

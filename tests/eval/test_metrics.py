@@ -141,7 +141,14 @@ def test_what_run_json_does_not_say_is_a_warning(make_episode: Episode) -> None:
     summary = summarise(Run({"gl_backend": "egl"}, (make_episode(),), ()))
     assert summary.warnings == tuple(
         f"run.json does not say {key}"
-        for key in ("weights_label", "engagement", "provenance", "planned_episodes", "tracking_error")
+        for key in (
+            "weights_label",
+            "engagement",
+            "provenance",
+            "planned_episodes",
+            "tracking_error",
+            "video_error",
+        )
     )
 
 

@@ -25,8 +25,9 @@ class FakeEnv:
     """Succeeds at step 7 of even episodes; its pixels and states are the step number."""
 
     def __init__(self, task: Task, *, seeding: str, render: bool) -> None:
+        if "build" in task.bddl_file:
+            raise RuntimeError("no such mesh")
         self.task, self.render_allowed = task, render
-        self.closed = False
 
     def reset(self, key: EpisodeKey) -> None:
         self.key, self.step_number = key, 0
@@ -46,6 +47,8 @@ class FakeEnv:
         return self.step_number
 
     def render(self, snapshot: int) -> NDArray[np.uint8]:
+        if "render" in self.task.bddl_file:
+            raise RuntimeError("GL context lost")
         return np.full((16, 16, 3), snapshot, np.uint8)
 
     def state_vector(self) -> NDArray[np.float64]:
@@ -55,7 +58,8 @@ class FakeEnv:
         return np.array([float(self.key.episode)])
 
     def close(self) -> None:
-        self.closed = True
+        if "close" in self.task.bddl_file:
+            raise RuntimeError("GL context lost")
 
 
 class FakePolicy:
@@ -65,6 +69,7 @@ class FakePolicy:
     cameras: tuple[str, ...] = ("agentview_image",)
     needs_privileged = False
     replan_steps = 5
+    vision_ms = 1.0
 
     def __init__(self, broken: Sequence[int] = (), misses: int = 0) -> None:
         self.broken, self.misses, self.calls = broken, misses, 0
@@ -74,7 +79,7 @@ class FakePolicy:
         if request.episode.episode in self.broken and request.call == 1:
             raise FloatingPointError("actions are not finite")
         self.calls += 1
-        return [ActionChunk(np.zeros((10, 7)), {"vision": 1.0}, {"vision": "eager"})]
+        return [ActionChunk(np.zeros((10, 7)), {"vision": self.vision_ms}, {"vision": "eager"})]
 
     def provenance(self) -> dict[str, Any]:
         return {}
@@ -94,9 +99,12 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
         episodes: int = 3,
         fails: str | None = None,
         video: VideoMode = VideoMode.NONE,
+        broken: str = "",
         **plan: Any,
     ) -> Run:
-        tasks = [Task("libero_spatial", i, f"task {i}", "", np.zeros((50, 1))) for i in range(2)]
+        tasks = [
+            Task("libero_spatial", i, f"task {i}", "" if i else broken, np.zeros((50, 1))) for i in range(2)
+        ]
         options: dict[str, Any] = {"max_errors": 2, "warmup_inferences": 3} | plan
         full = Plan(
             tasks=tasks,
@@ -107,6 +115,7 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
             video=video,
             checkpoint=None,
             checkpoint_sha256=None,
+            weights_label=None,
             **options,
         )
         with RunWriter(tmp_path / "run") as writer:
@@ -188,3 +197,38 @@ def test_a_disk_that_refuses_stops_the_run_instead_of_counting_an_error(
     monkeypatch.setattr(RunWriter, "add_inference", refuse)
     with pytest.raises(RecordingError, match="no space left"):
         do_run(FakePolicy())
+
+
+def test_a_video_that_cannot_be_made_costs_no_episode(do_run: Callable[..., Run]) -> None:
+    run = do_run(FakePolicy(), video=VideoMode.FAILURES, broken="render")
+    assert len(run.episodes) == 6
+    assert run.run["video_error"] == (
+        "libero_spatial-task0-episode1-seed7-failure.mp4: RuntimeError: GL context lost"
+    )
+    assert any("a video is missing" in warning for warning in summarise(run).warnings)
+
+
+def test_an_environment_that_cannot_be_built_is_an_error_of_each_of_its_episodes(
+    do_run: Callable[..., Run],
+) -> None:
+    run = do_run(FakePolicy(), broken="build", max_errors=3)
+    assert [(e.task_id, e.error_message) for e in run.episodes] == [(0, "no such mesh")] * 3 + [(1, None)] * 3
+    assert run.episodes[0].initial_state_sha256 is None
+
+
+def test_an_environment_that_cannot_be_closed_loses_nothing(do_run: Callable[..., Run]) -> None:
+    assert len(do_run(FakePolicy(broken=[1]), broken="close").episodes) == 6
+
+
+def test_a_latency_that_cannot_be_is_an_error_of_its_episode(do_run: Callable[..., Run]) -> None:
+    policy = FakePolicy()
+    policy.vision_ms = 0.0
+    run = do_run(policy, fails="3 episodes raised")
+    assert run.episodes[0].error_message == (
+        "libero_spatial-task0-episode0-seed7 call 0: vision_ms must be positive and finite, got 0.0"
+    )
+
+
+def test_a_run_in_which_no_episode_finished_fails(do_run: Callable[..., Run]) -> None:
+    run = do_run(FakePolicy(broken=[0]), episodes=1, max_errors=9, fails="no episode finished: all 2 raised")
+    assert run.run["finished"] is False

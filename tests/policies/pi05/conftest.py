@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from policies.base import EpisodeKey, Observation, Request
 from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from policies.pi05.dims import Pi05Dims
 from policies.reference.tokenizer import TOKENIZER_PATH
+from tests.policies.pi05.folder import Folder
 
 FIXTURE = Path(__file__).parents[2] / "parity" / "pi05_small"
 
@@ -91,26 +91,6 @@ STATS = {
     "state": {"mean": [0.1] * 8, "std": [2.0] * 8, "q01": [-0.5] * 8, "q99": [1.5] * 8},
     "actions": {"mean": [0.2] * 7, "std": [0.5] * 7, "q01": [-1.0] * 7, "q99": [0.6] * 7},
 }
-
-
-@dataclass
-class Folder:
-    """A checkpoint on disk that a test may spoil."""
-
-    path: Path
-    layout: str
-
-    def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.path / "model.safetensors")
-
-    def rewrite(self, change: Callable[[dict[str, Tensor]], None]) -> None:
-        tensors = self.tensors()
-        change(tensors)
-        save_file(tensors, self.path / "model.safetensors")
-
-    def edit_config(self, **changes: Any) -> None:
-        path = self.path / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
@@ -15,9 +15,7 @@ from policies.pi05.checkpoint import CheckpointConfig, file_sha256, load_checkpo
 from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
 from policies.pi05.norm_stats import unit_stats
 from policies.reference.tokenizer import TOKENIZER_PATH
-
-if TYPE_CHECKING:
-    from conftest import Folder  # type: ignore[import-not-found]
+from tests.policies.pi05.folder import Folder
 
 MakeConfig = Callable[..., CheckpointConfig]
 LANGUAGE = "paligemma_with_expert.paligemma.model.language_model."
@@ -30,7 +28,11 @@ HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
         ({"layout": "jax"}, "checkpoint.layout must be one of .*, got 'jax'"),
         ({"norm_mode": "minmax"}, "checkpoint.norm_mode must be one of .*, got 'minmax'"),
         ({"sizes": "medium"}, "checkpoint.sizes must be one of .*, got 'medium'"),
-        ({"layout": "native"}, "checkpoint.path must be a folder with layout=native, got None"),
+        (
+            {"layout": "native"},
+            "checkpoint.path must be a folder with layout=native, got None; give checkpoint.path=FOLDER$",
+        ),
+        ({"layout": "lerobot"}, "with layout=lerobot, got None; give checkpoint.path=FOLDER_OR_HUB_ID$"),
         ({"layout": "random", "path": "x"}, "checkpoint.path must be null with layout=random, got 'x'"),
         ({"layout": "native", "path": "x", "sizes": "small"}, "checkpoint.sizes must be null unless"),
         ({"layout": "openpi", "path": "x", "revision": "main"}, "checkpoint.revision must be null unless"),
@@ -50,7 +52,7 @@ def test_bad_config_names_key_and_value(config: MakeConfig, changes: dict[str, A
 
 
 def test_native_openpi_and_lerobot_layouts_give_the_same_network(
-    native: "Folder", openpi: "Folder", lerobot: "Folder", config: MakeConfig
+    native: Folder, openpi: Folder, lerobot: Folder, config: MakeConfig
 ) -> None:
     modes = {"native": "quantile", "openpi": "quantile", "lerobot": "mean_std"}
     loaded = [
@@ -67,9 +69,7 @@ def test_native_openpi_and_lerobot_layouts_give_the_same_network(
     assert loaded[2].norm_stats.eps == 1e-8
 
 
-def test_norm_mode_decides_the_scale_of_actions(
-    lerobot: "Folder", native: "Folder", config: MakeConfig
-) -> None:
+def test_norm_mode_decides_the_scale_of_actions(lerobot: Folder, native: Folder, config: MakeConfig) -> None:
     mean_std = load_checkpoint(config(layout="lerobot", path=str(lerobot.path), norm_mode="mean_std"))
     quantile = load_checkpoint(config(layout="native", path=str(native.path)))
     zeros = np.zeros((1, 1, 32), np.float32)
@@ -97,7 +97,7 @@ def test_saved_checkpoint_loads_to_the_same_tensors_and_dtypes(
     ]
 
 
-def test_embedding_may_be_stored_under_either_name_or_both(native: "Folder", config: MakeConfig) -> None:
+def test_embedding_may_be_stored_under_either_name_or_both(native: Folder, config: MakeConfig) -> None:
     asked = config(layout="native", path=str(native.path))
     embedding = load_checkpoint(asked).stages["prefix"].state_dict()["embedding.weight"]
     tied = LANGUAGE + "embed_tokens.weight"
@@ -110,15 +110,13 @@ def test_embedding_may_be_stored_under_either_name_or_both(native: "Folder", con
         load_checkpoint(asked)
 
 
-def test_tensors_that_inference_never_reads_may_be_absent(native: "Folder", config: MakeConfig) -> None:
+def test_tensors_that_inference_never_reads_may_be_absent(native: Folder, config: MakeConfig) -> None:
     native.rewrite(lambda t: t.__delitem__("paligemma_with_expert.gemma_expert.lm_head.weight"))
     native.rewrite(lambda t: t.__delitem__(LANGUAGE + "layers.2.mlp.up_proj.weight"))
     load_checkpoint(config(layout="native", path=str(native.path)))
 
 
-def test_missing_extra_and_misshaped_tensors_are_all_in_one_error(
-    native: "Folder", config: MakeConfig
-) -> None:
+def test_missing_extra_and_misshaped_tensors_are_all_in_one_error(native: Folder, config: MakeConfig) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["time_mlp_in.bias"]
         del tensors[LANGUAGE + "layers.0.input_layernorm.weight"]
@@ -136,13 +134,13 @@ def test_missing_extra_and_misshaped_tensors_are_all_in_one_error(
     assert "1 of another shape:\n    action_in_proj.weight: expected [64, 32], got [64, 7]" in text
 
 
-def test_wrong_shape_of_an_unused_tensor_is_noticed(native: "Folder", config: MakeConfig) -> None:
+def test_wrong_shape_of_an_unused_tensor_is_noticed(native: Folder, config: MakeConfig) -> None:
     native.rewrite(lambda t: t.update({LANGUAGE + "norm.weight": torch.zeros(3)}))
     with pytest.raises(ValueError, match=r"language_model.norm.weight: expected \[128\], got \[3\]"):
         load_checkpoint(config(layout="native", path=str(native.path)))
 
 
-def test_long_lists_of_tensors_are_cut_with_a_count(lerobot: "Folder", config: MakeConfig) -> None:
+def test_long_lists_of_tensors_are_cut_with_a_count(lerobot: Folder, config: MakeConfig) -> None:
     wrong_layout = config(layout="openpi", path=str(lerobot.path), norm_stats=str(_stats_file(lerobot)))
     config_json = {
         "action_dim": 32,
@@ -151,15 +149,15 @@ def test_long_lists_of_tensors_are_cut_with_a_count(lerobot: "Folder", config: M
         "action_expert_variant": "gemma_300m",
     }
     (lerobot.path / "config.json").write_text(json.dumps(config_json))
-    with pytest.raises(ValueError, match=r"(?s)missing:.*\.\.\. and \d+ more.*unexpected:.*check `layout`"):
+    with pytest.raises(ValueError, match=r"(?s)missing:.*\.\.\. and \d+ more.*unexpected:.*check the layout"):
         load_checkpoint(wrong_layout)
 
 
-def _stats_file(folder: "Folder") -> Path:
+def _stats_file(folder: Folder) -> Path:
     return next(folder.path.glob("*normalizer*"))
 
 
-def test_missing_norm_stats_say_where_it_looked(native: "Folder", config: MakeConfig) -> None:
+def test_missing_norm_stats_say_where_it_looked(native: Folder, config: MakeConfig) -> None:
     (native.path / "norm_stats.json").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"no norm stats: looked for .*native/norm_stats.json; .*set checkpoint"
@@ -169,7 +167,7 @@ def test_missing_norm_stats_say_where_it_looked(native: "Folder", config: MakeCo
         load_checkpoint(config(layout="native", path=str(native.path), norm_stats="nowhere.json"))
 
 
-def test_several_norm_stats_are_listed(openpi: "Folder", config: MakeConfig) -> None:
+def test_several_norm_stats_are_listed(openpi: Folder, config: MakeConfig) -> None:
     first = next(openpi.path.glob("assets/**/norm_stats.json"))
     second = openpi.path / "assets" / "droid" / "norm_stats.json"
     second.parent.mkdir()
@@ -179,7 +177,7 @@ def test_several_norm_stats_are_listed(openpi: "Folder", config: MakeConfig) -> 
     load_checkpoint(config(layout="openpi", path=str(openpi.path), norm_stats=str(second)))
 
 
-def test_missing_tokenizer_says_where_it_looked(native: "Folder", config: MakeConfig) -> None:
+def test_missing_tokenizer_says_where_it_looked(native: Folder, config: MakeConfig) -> None:
     (native.path / "tokenizer.model").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"no tokenizer: looked at .*native/tokenizer.model; put PaliGemma's"
@@ -187,49 +185,60 @@ def test_missing_tokenizer_says_where_it_looked(native: "Folder", config: MakeCo
         load_checkpoint(config(layout="native", path=str(native.path)))
 
 
-def test_tokenizer_larger_than_the_embedding_is_refused(native: "Folder", config: MakeConfig) -> None:
+def test_tokenizer_larger_than_the_embedding_is_refused(native: Folder, config: MakeConfig) -> None:
     native.edit_config(vocab_size=100)
-    with pytest.raises(ValueError, match="at most vocab_size=100 pieces, got 512"):
+    with pytest.raises(
+        ValueError, match="checkpoint.tokenizer must have at most vocab_size=100 pieces, got 512"
+    ):
         load_checkpoint(config(layout="native", path=str(native.path)))
 
 
 def test_horizon_that_disagrees_with_config_json_is_refused(
-    native: "Folder", openpi: "Folder", lerobot: "Folder", config: MakeConfig
+    native: Folder, openpi: Folder, lerobot: Folder, config: MakeConfig
 ) -> None:
     native.edit_config(action_horizon=50)
     openpi.edit_config(action_horizon=50)
     lerobot.edit_config(chunk_size=50)
     for folder in (native, openpi, lerobot):
-        with pytest.raises(ValueError, match=r"horizon must be 50 as in .*config.json, got 10"):
+        with pytest.raises(
+            ValueError,
+            match=r"checkpoint.horizon must be 50 as in .*config.json, got 10; set checkpoint.horizon=50",
+        ):
             load_checkpoint(config(layout=folder.layout, path=str(folder.path), norm_mode="mean_std"))
 
 
 def test_norm_mode_that_disagrees_with_lerobots_config_is_refused(
-    lerobot: "Folder", config: MakeConfig
+    lerobot: Folder, config: MakeConfig
 ) -> None:
-    with pytest.raises(ValueError, match=r"needs normalization_mapping.STATE=QUANTILES, got MEAN_STD"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint.norm_mode=quantile needs normalization_mapping.STATE=QUANTILES, got MEAN_STD",
+    ):
         load_checkpoint(config(layout="lerobot", path=str(lerobot.path), norm_mode="quantile"))
+    lerobot.edit_config(normalization_mapping=None)
+    with pytest.raises(ValueError, match=r"needs normalization_mapping.STATE=MEAN_STD, got None"):
+        load_checkpoint(config(layout="lerobot", path=str(lerobot.path), norm_mode="mean_std"))
 
 
-def test_other_weights_than_expected_are_refused(native: "Folder", config: MakeConfig) -> None:
-    with pytest.raises(ValueError, match=r"sha256 of .* must be 0{64}, got [0-9a-f]{64}"):
+def test_other_weights_than_expected_are_refused(native: Folder, config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint.sha256 of .* must be 0{64}, got [0-9a-f]{64}"):
         load_checkpoint(config(layout="native", path=str(native.path), sha256="0" * 64))
 
 
-def test_folder_with_only_pickles_is_refused(native: "Folder", config: MakeConfig) -> None:
+def test_folder_with_only_pickles_is_refused(native: Folder, config: MakeConfig) -> None:
     (native.path / "model.safetensors").rename(native.path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no model.safetensors, only pickles: \['pytorch_model.bin'\]"):
         load_checkpoint(config(layout="native", path=str(native.path)))
 
 
-def test_jax_checkpoint_is_pointed_to_the_converter(native: "Folder", config: MakeConfig) -> None:
+def test_jax_checkpoint_is_pointed_to_the_converter(native: Folder, config: MakeConfig) -> None:
     (native.path / "model.safetensors").unlink()
     (native.path / "params").mkdir()
     with pytest.raises(FileNotFoundError, match=r"convert_jax_model_to_pytorch.py"):
         load_checkpoint(config(layout="native", path=str(native.path)))
 
 
-def test_truncated_weights_are_refused(native: "Folder", config: MakeConfig) -> None:
+def test_truncated_weights_are_refused(native: Folder, config: MakeConfig) -> None:
     path = native.path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable safetensors file"):
@@ -252,7 +261,7 @@ def test_hub_id_offline_fails_at_once(config: MakeConfig, monkeypatch: pytest.Mo
     assert time.monotonic() - began < 5.0
 
 
-def test_missing_config_json_is_named(native: "Folder", config: MakeConfig) -> None:
+def test_missing_config_json_is_named(native: Folder, config: MakeConfig) -> None:
     (native.path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*config.json, which holds the network's sizes"):
         load_checkpoint(config(layout="native", path=str(native.path)))
@@ -304,6 +313,41 @@ def test_full_size_is_openpis() -> None:
             "image_resolution must be square, got 224x256",
         ),
         (Pi05Dims.from_native, {**PI05_SMALL.to_native(), "vision": {"layers": 2}}, "here vision has no"),
+        (
+            Pi05Dims.from_native,
+            {**PI05_SMALL.to_native(), "vision": 3},
+            "vision must be an object with intermediate_size, .*, got 3 in here",
+        ),
+        (
+            Pi05Dims.from_native,
+            {**PI05_SMALL.to_native(), "cameras": 3},
+            "cameras must be a list of names, got 3 in here",
+        ),
+        (
+            Pi05Dims.from_native,
+            {**PI05_SMALL.to_native(), "masked_cameras": [["nose"]]},
+            r"masked_cameras must be a list of names, got \[\['nose'\]\] in here",
+        ),
+        (
+            Pi05Dims.from_native,
+            {**PI05_SMALL.to_native(), "patch_size": True},
+            "here: patch_size must be a whole",
+        ),
+        (
+            Pi05Dims.from_native,
+            {**PI05_SMALL.to_native(), "prefix": {**PI05_SMALL.to_native()["prefix"], "depth": None}},
+            "here: prefix.depth must be a whole number >= 1, got None",
+        ),
+        (
+            Pi05Dims.from_lerobot,
+            {"type": "pi05", "image_resolution": 224},
+            r"image_resolution must be \[height, width\], got 224 in here",
+        ),
+        (
+            Pi05Dims.from_openpi,
+            {"action_horizon": 10, "action_dim": 32, "paligemma_variant": ["gemma_2b"]},
+            r"paligemma_variant must be one of .*, got \['gemma_2b'\] in here",
+        ),
         (Pi05Dims.from_native, {**PI05_SMALL.to_native(), "action_dim": "32"}, "whole number >= 1, got '32'"),
         (
             Pi05Dims.from_native,

@@ -51,11 +51,13 @@ def test_padded_statistics_use_their_first_dims() -> None:
 
 
 def test_absent_or_short_statistics_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"norm_mode=quantile needs 'q01', here has \['mean', 'std'\]"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint.norm_mode=quantile needs 'q01', here has \['mean', 'std'\]"
+    ):
         Normalizer({k: STATS[k] for k in ("mean", "std")}, "quantile", 1e-6, 2, "here")
     with pytest.raises(ValueError, match="at least 7 numbers"):
         Normalizer(STATS, "quantile", 1e-6, 7, "here")
-    with pytest.raises(ValueError, match="norm_mode must be one of"):
+    with pytest.raises(ValueError, match="checkpoint.norm_mode must be one of"):
         Normalizer(STATS, "minmax", 1e-6, 2, "here")
 
 
@@ -73,6 +75,24 @@ def test_json_without_actions_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"norm_stats": {"state": {"mean": [0.0]}}}))
     with pytest.raises(ValueError, match=r"norm stats must be .*KeyError: 'actions'"):
         read_json_stats(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"[]", b'{"norm_stats": {"state": [1], "actions": [1]}}', b"{"]
+)
+def test_json_of_another_kind_is_refused_by_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "norm_stats.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"norm stats must be .*, got .*norm_stats.json \("):
+        read_json_stats(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", b"\xff" * 64])
+def test_corrupt_lerobot_statistics_are_refused_by_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "stats.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"norm stats must be a safetensors file, got .*stats.safetensors: "):
+        read_lerobot_stats(path)
 
 
 def test_lerobot_statistics_are_read_by_feature(tmp_path: Path) -> None:

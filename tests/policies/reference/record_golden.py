@@ -1,7 +1,6 @@
-"""Record one real observation and what the shipped checkpoint answers: `python -m
-tests.policies.reference.record_golden`.
+"""Record one real observation and what the shipped checkpoint answers to it.
 
-Run it again only when the weights change.
+`python -m tests.policies.reference.record_golden`; run it again only when the weights change.
 """
 
 from pathlib import Path

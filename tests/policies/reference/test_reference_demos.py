@@ -1,15 +1,16 @@
 """Demonstrations: pure functions of their seed, never from an official initial state, labels only from the
 oracle."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval.libero_env import LiberoEnv, load_tasks
-from policies.base import EpisodeKey
+from policies.base import ActionChunk, EpisodeKey, Policy, Request
 from policies.reference.demos import (
+    CAMERAS,
     LEARNER_VISITS,
     LOOK_EVERY,
     MIN_LABELS,
@@ -22,6 +23,7 @@ from policies.reference.demos import (
     save_demo,
 )
 from policies.reference.sizes import DIMS
+from tests.policies.reference.conftest import FakeEnv
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def env(simulator: dict[str, str]) -> Iterator[LiberoEnv]:
 
 
 @pytest.mark.sim
-def test_a_demonstration_is_successful_and_labels_are_what_was_done(env: LiberoEnv) -> None:
+def test_a_demonstration_is_successful_and_a_function_of_its_seed(env: LiberoEnv) -> None:
     demo = record(env, seed=0, learner=None)
     again = record(env, seed=0, learner=None)
     assert demo.success
@@ -42,6 +44,56 @@ def test_a_demonstration_is_successful_and_labels_are_what_was_done(env: LiberoE
     assert (demo.steps_F % LOOK_EVERY == 0).all()
     assert demo.num_labels_F.min() >= MIN_LABELS
     assert np.abs(demo.actions_TJ).max() <= 1.0
+
+
+class Contrarian:
+    """A learner that asks for what the oracle never does, in chunks of which five actions are executed."""
+
+    replan_steps = 5
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        assert all(tuple(request.observation.images) == CAMERAS for request in requests)
+        assert not any(request.observation.privileged for request in requests)
+        return [ActionChunk(np.full((10, 7), 0.123)) for _ in requests]
+
+
+@pytest.mark.parametrize("learner", [None, Contrarian()], ids=["pushes", "learner"])
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_are_what_was_done_and_none_reaches_into_a_disturbance(
+    fake_env: FakeEnv, seed: int, learner: Policy | None
+) -> None:
+    """What was executed tells the expert's steps from the others, without the recorder's word for it."""
+    demo = record(fake_env, seed, learner)  # type: ignore[arg-type]
+    executed = np.stack(fake_env.executed)
+    assert executed.shape == demo.actions_TJ.shape
+    by_oracle = (executed == demo.actions_TJ).all(axis=1)
+    assert by_oracle.any()
+    assert not by_oracle.all(), "choose a seed with disturbances: this one tests nothing"
+    over = fake_env.succeeded.index(True) if demo.success else len(executed)
+    moments, labels = [], []
+    for step in range(0, len(executed), LOOK_EVERY):
+        ahead = by_oracle[step : step + DIMS.action_horizon]
+        undisturbed = len(ahead) if ahead.all() else int(ahead.argmin())
+        if step <= over and undisturbed >= MIN_LABELS:
+            moments.append(step)
+            labels.append(undisturbed)
+    assert demo.steps_F.tolist() == moments
+    assert demo.num_labels_F.tolist() == labels
+    assert min(labels) < DIMS.action_horizon  # some span ends at a disturbance
+    for step, count in zip(moments, labels, strict=True):
+        span = slice(step, step + count)
+        np.testing.assert_array_equal(demo.actions_TJ[span], executed[span])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_moment_is_what_was_seen_before_its_first_action(fake_env: FakeEnv, seed: int) -> None:
+    demo = record(fake_env, seed, None)  # type: ignore[arg-type]
+    levels = demo.steps_F % 256
+    for camera, shown in enumerate((levels, 255 - levels)):
+        assert (demo.images_FNHWC[:, camera] == shown[:, None, None, None]).all()
+    grips = np.stack(fake_env.grips)[demo.steps_F]
+    np.testing.assert_array_equal(demo.truths_FX[:, 6:], grips)
+    np.testing.assert_array_equal(demo.states_FS[:, :3], grips)
 
 
 @pytest.mark.sim

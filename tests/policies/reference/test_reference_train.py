@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
 from policies.pi05.prompt import PromptTokenizer
+from policies.reference import saving as saving_module
 from policies.reference import train as train_module
 from policies.reference.data import DemoPool, augment, padded_actions
 from policies.reference.demos import Demo, save_demo
@@ -17,6 +19,7 @@ from policies.reference.tokenizer import TOKENIZER_PATH
 from policies.reference.train import Learner, Recipe, fresh_stages, learning_rate, train
 
 CPU = torch.device("cpu")
+INSTRUCTIONS = ["do this", "do that, please"]
 # Small in all but the image: the sizes of the shipped network take minutes here.
 TINY = replace(
     DIMS,
@@ -29,23 +32,47 @@ TINY = replace(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "DIMS", TINY)
+    for module in (train_module, saving_module):
+        monkeypatch.setattr(module, "DIMS", TINY)
 
 
-def write_demo(folder: Path, task_id: int, seed: int, success: bool = True) -> None:
+def make_demo(task_id: int, seed: int, success: bool = True) -> Demo:
+    """Return a demonstration whose moments tell their seed and step, in pixels and in truths.
+
+    In the first camera green is above red by `8 * (seed - 4)` levels and blue by `8 * (step - 4)`, in the
+    second the other way round: differences of colours survive shifts and brightness.
+    """
     rng = np.random.default_rng(seed)
-    demo = Demo(
+    steps = np.array([0, 2, 4, 6, 8, 10])
+    images = np.full((6, 2, 32, 32, 3), 128, np.uint8)
+    for camera in (0, 1):
+        images[:, camera, ..., 1 + camera] = 128 + 8 * (seed - 4)
+        images[:, camera, ..., 2 - camera] = (128 + 8 * (steps - 4))[:, None, None]
+    truths = rng.normal(size=(6, 9))
+    truths[:, 0], truths[:, 1] = seed, steps
+    return Demo(
         task_id=task_id,
         seed=seed,
         success=success,
-        images_FNHWC=rng.integers(0, 255, (6, 2, 32, 32, 3), dtype=np.uint8),
+        images_FNHWC=images,
         states_FS=rng.normal(size=(6, 8)),
-        truths_FX=rng.normal(size=(6, 9)),
-        steps_F=np.arange(6) * 2,
+        truths_FX=truths,
+        steps_F=steps,
         num_labels_F=np.array([10, 10, 8, 7, 6, 5]),
         actions_TJ=rng.uniform(-1, 1, (15, 7)),
     )
-    save_demo(folder / f"task{task_id}_seed{seed}.npz", demo)
+
+
+def write_demo(folder: Path, task_id: int, seed: int, success: bool = True) -> None:
+    save_demo(folder / f"task{task_id}_seed{seed}.npz", make_demo(task_id, seed, success))
+
+
+def shown_moments(images_BNCHW: Tensor, camera: int) -> list[tuple[int, int]]:
+    """Return (seed, step) of each picture of a camera, read off its augmented pixels."""
+    levels = images_BNCHW[:, camera].flatten(2).mean(dim=2) * 127.5
+    seeds = (levels[:, 1 + camera] - levels[:, 0]) / 8 + 4
+    steps = (levels[:, 2 - camera] - levels[:, 0]) / 8 + 4
+    return [(round(seed), round(step)) for seed, step in zip(seeds.tolist(), steps.tolist(), strict=True)]
 
 
 @pytest.fixture
@@ -54,7 +81,7 @@ def pool(tmp_path: Path) -> DemoPool:
     folder.mkdir()
     for seed in range(3):
         write_demo(folder, task_id=seed % 2, seed=seed)
-    pool = DemoPool(folder, TINY, PromptTokenizer(TOKENIZER_PATH), ["do this", "do that, please"], 100, CPU)
+    pool = DemoPool(folder, TINY, PromptTokenizer(TOKENIZER_PATH), INSTRUCTIONS, 100, CPU)
     assert pool.grow() == 3
     return pool
 
@@ -68,11 +95,26 @@ def test_the_pool_takes_new_successful_demonstrations_once(pool: DemoPool) -> No
 
 
 def test_a_batch_pairs_each_moment_with_the_actions_that_followed(pool: DemoPool) -> None:
-    batch = pool.sample(64, torch.Generator().manual_seed(0))
-    assert batch.labelled_BK.sum(dim=1).min() >= 5
-    known = torch.from_numpy(pool.column("actions"))
-    for actions in batch.actions_BKJ:
-        assert (known == actions).all(dim=(1, 2)).any()
+    """Moments are known by what the images show, whatever the pool's columns say."""
+    write_demo(pool.folder, task_id=0, seed=5, success=False)  # takes no rows
+    write_demo(pool.folder, task_id=1, seed=7)
+    assert pool.grow() == 1
+    demos = {seed: make_demo(seed % 2, seed) for seed in (0, 1, 2, 7)}
+    batch = pool.sample(256, torch.Generator().manual_seed(0))
+    moments = shown_moments(batch.images_BNCHW, camera=0)
+    assert moments == shown_moments(batch.images_BNCHW, camera=1)
+    assert set(moments) == {(seed, step) for seed, demo in demos.items() for step in demo.steps_F.tolist()}
+    tokenizer = PromptTokenizer(TOKENIZER_PATH)
+    for row, (seed, step) in enumerate(moments):
+        demo = demos[seed]
+        moment = demo.steps_F.tolist().index(step)
+        followed = demo.actions_TJ[step : step + 10]
+        followed = np.concatenate((followed, np.repeat(demo.actions_TJ[-1:], 10 - len(followed), axis=0)))
+        np.testing.assert_array_equal(batch.actions_BKJ[row], followed.astype(np.float32))
+        np.testing.assert_array_equal(batch.truths_BX[row], demo.truths_FX[moment].astype(np.float32))
+        assert batch.labelled_BK[row].tolist() == [k < demo.num_labels_F[moment] for k in range(10)]
+        prompt = batch.tokens_BT[row][batch.token_mask_BT[row]].tolist()
+        assert prompt == list(tokenizer.encode(INSTRUCTIONS[demo.task_id], None, TINY.max_token_len))
 
 
 def test_augmentation_keeps_the_range_and_moves_pixels_by_few(pool: DemoPool) -> None:

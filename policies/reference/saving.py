@@ -1,0 +1,102 @@
+"""What a training run leaves in its folder: the checkpoint, the frozen statistics, the state to go on from.
+
+The checkpoint is in the native format; demonstrators (`policies.reference.learner`) load it while training
+goes on.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from policies.pi05.checkpoint import save_checkpoint
+from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages, save_weights
+from policies.pi05.norm_stats import OPENPI_EPS, NormStats, read_json_stats
+from policies.reference.data import DemoPool
+from policies.reference.sizes import DIMS
+from policies.reference.tokenizer import TOKENIZER_PATH
+
+STATE_FILE = "train_state.pt"
+MIN_HALF_RANGE = 0.1  # of an action's quantiles: dims that hardly move must not be blown up
+
+
+def frozen_stats(pool: DemoPool, out: Path) -> NormStats:
+    """Return the statistics that this run normalises with: those in OUT, else those of the data there are
+    now."""
+    if (out / "norm_stats.json").exists():
+        return read_json_stats(out / "norm_stats.json")
+    actions = pool.column("actions").reshape(-1, 7)
+    stats = {"state": _statistics(pool.column("states")), "actions": _statistics(actions)}
+    middle = (stats["actions"]["q01"] + stats["actions"]["q99"]) / 2
+    half = np.maximum((stats["actions"]["q99"] - stats["actions"]["q01"]) / 2, MIN_HALF_RANGE)
+    stats["actions"] |= {"q01": middle - half, "q99": middle + half}
+    return NormStats(stats["state"], stats["actions"], OPENPI_EPS, source="demonstrations", sha256="")
+
+
+def _statistics(x: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    x64 = x.astype(np.float64)
+    return {
+        "mean": x64.mean(axis=0),
+        "std": x64.std(axis=0),
+        "q01": np.quantile(x64, 0.01, axis=0),
+        "q99": np.quantile(x64, 0.99, axis=0),
+    }
+
+
+def save(
+    out: Path,
+    ema: Mapping[str, Tensor],
+    stats: NormStats,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    elapsed_s: float,
+) -> None:
+    """Write the EMA as a native checkpoint in bfloat16, and the state from which training goes on."""
+    stages = meta_stages(DIMS, 10)
+    assign(
+        stages,
+        {
+            stage: {name: ema[f"{stage}.{name}"].to(torch.bfloat16) for name in module.state_dict()}
+            for stage, module in stages.items()
+        },
+    )
+    weights = out / "model.safetensors"
+    if weights.exists():  # the rest is frozen, and a demonstrator may be reading it
+        save_weights(weights, stages)
+    else:
+        save_checkpoint(out, DIMS, stages, stats, TOKENIZER_PATH)
+    state = {
+        "learner": learner.state_dict(),
+        "ema": dict(ema),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "elapsed_s": elapsed_s,
+    }
+    partial = out / f"{STATE_FILE}.partial"
+    torch.save(state, partial)
+    partial.rename(out / STATE_FILE)
+
+
+def resume(
+    path: Path, learner: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Load a run's state where there is one; return its steps and seconds."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    learner.load_state_dict(state["learner"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["ema"].items():
+        ema[name].copy_(value)
+    return int(state["step"]), float(state["elapsed_s"])
+
+
+def load_weights(learner: nn.Module, folder: Path, device: torch.device) -> None:
+    """Start from a native checkpoint instead of random weights."""
+    loaded = load_stages(folder / "model.safetensors", "", DIMS, 10, device, torch.float32)
+    for name, stage in loaded.items():
+        stages[name].load_state_dict(stage.state_dict())
