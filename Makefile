@@ -14,7 +14,9 @@ help:  ## this list
 install: gl $(STAMP)  ## virtual environment, pinned packages, GL libraries
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "install: Python packages of constraints.txt into $(VENV) (about 1.6 GB with a CPU build of torch)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+	  echo "error: Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) --version); name one with PYTHON=python3.11" >&2; exit 1; }
+	@echo "install: Python packages of constraints.txt into $(VENV) (3.5 GB with a CPU build of torch, more with CUDA)"
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  [ "$$(id -u)" = 0 ] || { echo "error: Python's venv is missing; run as root: apt-get install python3-venv" >&2; exit 1; }; \
 	  echo "install: Debian package python3-venv"; apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; }
@@ -22,9 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# EGL where there is an NVIDIA device, OSMesa elsewhere; libgl1 and libglib2.0-0 are OpenCV's, which robosuite imports.
+# MUJOCO_GL where set, else EGL where there is an NVIDIA device, OSMesa elsewhere; libgl1 and libglib2.0-0 are OpenCV's, which robosuite imports.
 gl:
-	@if [ -e /dev/nvidiactl ]; then gl=libEGL.so debs=libegl1; else gl=libOSMesa.so debs=libosmesa6; fi; \
+	@backend="$$MUJOCO_GL"; [ -n "$$backend" ] || { [ -e /dev/nvidiactl ] && backend=egl || backend=osmesa; }; \
+	if [ "$$backend" = egl ]; then gl=libEGL.so debs=libegl1; else gl=libOSMesa.so debs=libosmesa6; fi; \
 	debs="$$debs libgl1 libglib2.0-0"; missing=""; \
 	for lib in $$gl libGL.so libgthread-2.0.so; do /sbin/ldconfig -p | grep -q "$$lib" || missing="$$missing $$lib"; done; \
 	[ -n "$$missing" ] || exit 0; \

@@ -315,8 +315,8 @@ def _check_lerobot_norm_mode(raw: Mapping[str, Any], config: CheckpointConfig, f
         trained = mapping.get(feature) if isinstance(mapping, Mapping) else None
         if trained != expected:
             raise ValueError(
-                f"checkpoint.norm_mode={config.norm_mode} needs normalization_mapping.{feature}={expected}, got "
-                f"{trained} in {folder / 'config.json'}; "
+                f"checkpoint.norm_mode={config.norm_mode} needs normalization_mapping.{feature}={expected}, "
+                f"got {trained} in {folder / 'config.json'}; "
                 "set checkpoint.norm_mode to the one that the weights were trained with"
             )
 

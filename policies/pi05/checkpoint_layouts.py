@@ -169,7 +169,8 @@ def _match(
         lists = "".join(_listing(title, names) for title, names in problems.items() if names)
         raise ValueError(
             f"{path} does not hold this network:{lists}\n"
-            "check the layout (`checkpoint.layout`), and that config.json belongs to these weights; nothing was loaded"
+            "check the layout (`checkpoint.layout`), and that config.json belongs to these weights; "
+            "nothing was loaded"
         )
     return source
 

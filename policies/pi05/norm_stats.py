@@ -60,7 +60,8 @@ class Normalizer:
         for name in NORM_MODES[self.mode]:
             if name not in self.stats:
                 raise ValueError(
-                    f"checkpoint.norm_mode={self.mode} needs {name!r}, {self.source} has {sorted(self.stats)}; "
+                    f"checkpoint.norm_mode={self.mode} needs {name!r}, "
+                    f"{self.source} has {sorted(self.stats)}; "
                     "set checkpoint.norm_mode to the one that the weights were trained with"
                 )
             if self.stats[name].ndim != 1 or len(self.stats[name]) < self.dim:

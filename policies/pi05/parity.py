@@ -1,11 +1,11 @@
 """Compare the stages with outputs recorded from openpi: `python -m policies.pi05.parity DIR [--rtol 1e-5]`.
 
-DIR is a folder of our own: config.json as the native layout has it, model.safetensors under openpi's keys, and
-parity.safetensors, one observation (`in.*`) with what openpi made of it (`out.*`). Prints one row per output and
-form; the lean form has no pad mask. Exits 1 if any output differs by more than rtol times its largest
-magnitude, and 2, with one line on stderr, if the folder cannot be compared.
+DIR holds config.json (sizes, as in the native layout; not openpi's or lerobot's), model.safetensors (openpi's
+keys) and parity.safetensors (one observation, `in.*`, and what openpi made of it, `out.*`). Prints one row
+per output and form; the lean form has no pad mask. Exits 1 if any output differs by more than rtol times its
+largest magnitude, and 2, with one line on stderr, if the folder cannot be compared.
 
-B batch, N cameras, H W C image height, width, channels, A padded action dims, P prefix tokens.
+B batch, P prefix tokens.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
 
     Raises:
         FileNotFoundError: the folder, or one of its three files, is not there.
-        ValueError: a file is unreadable, the weights are not this network's, or the recording lacks a tensor, has
-            one of another shape, an output that is not computed here, or an output of zeros alone.
+        ValueError: a file is unreadable, the weights are not this network's, or the recording lacks a tensor,
+            has one of another shape, an output that is not computed here, or an output of zeros alone.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -126,7 +126,8 @@ def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
         )
         if tensor.dtype != dtype or not sizes_fit:
             raise ValueError(
-                f"{name} must be {_spell(dtype, shape)}, got {_spell(tensor.dtype, tuple(tensor.shape))} in {path}"
+                f"{name} must be {_spell(dtype, shape)}, "
+                f"got {_spell(tensor.dtype, tuple(tensor.shape))} in {path}"
             )
     sizes = {tuple(recorded[name].shape) for name in expected if name.startswith("in.image.")}
     if len(sizes) > 1:

@@ -95,7 +95,7 @@ def resume(
     return int(state["step"]), float(state["elapsed_s"])
 
 
-def load_weights(learner: nn.Module, folder: Path, device: torch.device) -> None:
+def load_weights(stages: nn.ModuleDict, folder: Path, device: torch.device) -> None:
     """Start from a native checkpoint instead of random weights."""
     loaded = load_stages(folder / "model.safetensors", "", DIMS, 10, device, torch.float32)
     for name, stage in loaded.items():

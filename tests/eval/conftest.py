@@ -77,6 +77,7 @@ def run_json() -> dict[str, Any]:
         "provenance": {"git": {"commit": "0123456789abcdef", "dirty": False, "error": None}},
         "planned_episodes": 1,
         "tracking_error": None,
+        "video_error": None,
     }
 
 

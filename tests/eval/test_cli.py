@@ -189,7 +189,7 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
         command_line("-m", "seed=1,-1,2", "tracking=none", f"hydra.sweep.dir={tmp_path}/sweep")
     assert exit_.value.code == 1
     assert ran == [1, 2]
-    assert capfd.readouterr().err.splitlines() == ["error: seed must be >= 0, got -1"]
+    assert capfd.readouterr().err.splitlines() == ["error: seed must be 0 to 2**32 - 1, as NumPy's, got -1"]
     runs = sorted(path.parent.name for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
     assert runs == ["0_baseline_steps10", "2_baseline_steps10"]
 

@@ -199,7 +199,7 @@ def test_a_number_that_is_not_finite_is_named(
     tmp_path: Path, make_episode: Episode, make_inference: Inference
 ) -> None:
     with RunWriter(tmp_path) as writer:
-        with pytest.raises(ValueError, match=r"stage_ms\.vision must be finite, got nan"):
+        with pytest.raises(ValueError, match=r"call 0: vision_ms must be positive and finite, got nan"):
             writer.add_inference(make_inference(stage_ms={"vision": float("nan")}))
         with pytest.raises(ValueError, match="wall_s must be finite, got inf"):
             writer.add_episode(make_episode(wall_s=float("inf")))

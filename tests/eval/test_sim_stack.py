@@ -5,6 +5,7 @@ from importlib import metadata
 
 import pytest
 
+from eval import sim_stack
 from eval.sim_stack import PINS, SimStackError, check_versions, choose_gl, prepare
 
 
@@ -41,3 +42,34 @@ def test_another_mujoco_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         SimStackError, match=r"mujoco is 3\.4\.0, 3\.2\.3 is needed: other versions change physics"
     ):
         check_versions()
+
+
+def test_a_context_that_cannot_be_opened_is_no_gl(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> tuple[str, str]:
+        raise RuntimeError("eglInitialize failed")
+
+    monkeypatch.setattr(sim_stack, "_probe_gl", fail)
+    with pytest.raises(
+        SimStackError, match=r"no GL: MUJOCO_GL=\w+ does not work here .*eglInitialize failed"
+    ):
+        prepare()
+
+
+def test_egl_that_was_chosen_for_a_gpu_must_draw_with_it(
+    simulator: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.delenv("PYOPENGL_PLATFORM")
+    monkeypatch.setattr(sim_stack, "choose_gl", lambda: "egl")
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}.so")
+    monkeypatch.setattr(sim_stack, "_import_simulator", lambda: None)
+    monkeypatch.setattr("robosuite.utils.binding_utils._MUJOCO_GL", "egl")
+    monkeypatch.setattr(sim_stack, "_probe_gl", lambda: ("llvmpipe", "4.5"))
+    with pytest.raises(SimStackError, match="EGL draws with 'llvmpipe' and not with the NVIDIA GPU"):
+        prepare()
+
+
+def test_the_renderer_that_drew_the_pictures_is_recorded(simulator: dict[str, str]) -> None:
+    assert simulator["gl"] in ("egl", "osmesa")
+    assert simulator["gl_renderer"]
+    assert simulator["gl_version"]

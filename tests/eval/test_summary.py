@@ -66,7 +66,7 @@ def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
     assert any(line.startswith("libero_spatial 4 ") and " 8 / 10 80.0% " in line for line in lines)
     assert "Latency (2 warm-up inferences left out)" in lines
     assert "host to host 198 26.25 31.77 32.25 26.25 38.1" in lines
-    assert "vision 198 4.25 4.25 4.25 4.25" in lines
+    assert "vision 198 4.25 4.25 4.25 4.25 235.3" in lines
     assert "denoise cuda_graph 12 0" in lines
     assert "warning" not in text
 

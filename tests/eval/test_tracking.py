@@ -44,7 +44,14 @@ EPISODE_METRICS = {
     "episode/error",
     "episode/success_rate",
 }
+EPISODE_COLUMNS = [
+    *("suite", "task_id", "instruction", "episode", "seed", "seeding", "success", "steps", "inferences"),
+    *("wall_s", "error_type", "error_message"),
+]
 SUMMARY_METRICS = {
+    "summary/vision_hz",
+    "summary/prefix_hz",
+    "summary/denoise_hz",
     "summary/success_rate",
     "summary/success_rate_low",
     "summary/success_rate_high",
@@ -158,7 +165,9 @@ def test_the_table_and_the_video_are_under_the_run_and_nothing_is_in_the_home(
     folder, _ = tracked
     wandb.teardown()
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/episodes_*.table.json")
-    assert len(json.loads(table.read_text())["data"]) == 3
+    content = json.loads(table.read_text())
+    assert content["columns"] == EPISODE_COLUMNS
+    assert len(content["data"]) == 3
     assert len(list(folder.glob("wandb/offline-run-*/files/media/videos/episode/video_*.mp4"))) == 1
     assert [path.name for path in folder.iterdir()] == ["wandb"]
     assert not [path for path in home.rglob("*") if path.is_file() and path.suffix != ".log"]
@@ -186,14 +195,34 @@ def test_offline_prints_nothing_and_needs_no_login(tmp_path: Path, home: Path) -
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_online_without_a_login_fails_at_the_start_and_does_not_ask(
-    tmp_path: Path, home: Path, capfd: pytest.CaptureFixture[str]
+def test_online_without_a_login_fails_at_the_check_and_does_not_ask(
+    home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     safe = SafeTracker(WandbTracker(mode="online"))
     with pytest.raises(TrackingError, match="online needs a W&B login, and there is none: set WANDB_API_KEY"):
-        safe.start(TrackedRun({}, "name", tmp_path / "run"))
+        safe.check()
     assert capfd.readouterr() == ("", "")
-    assert not (tmp_path / "run").exists()
+
+
+def test_online_never_goes_on_untracked(tmp_path: Path, home: Path) -> None:
+    safe = SafeTracker(WandbTracker(mode="online"))
+    with pytest.raises(TrackingError, match=r"W&B did not open the run: .*; or use tracking mode offline"):
+        safe.start(TrackedRun({}, "name", tmp_path / "run"))
+
+
+def test_offline_goes_on_when_the_library_cannot_start(
+    tmp_path: Path, home: Path, make_episode: Episode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise wandb.errors.CommError("no service")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    console = Console(file=io.StringIO(), width=200)
+    safe = SafeTracker(WandbTracker(), console)
+    safe.start(TrackedRun({}, "name", tmp_path / "run"))
+    safe.log_episode(make_episode(), None)
+    safe.finish({})
+    assert safe.error == "CommError at the start of the run: no service"
 
 
 def test_disabled_writes_nothing(tmp_path: Path, home: Path, make_inference: Inference) -> None:

@@ -188,7 +188,7 @@ def test_missing_tokenizer_says_where_it_looked(native: Folder, config: MakeConf
 def test_tokenizer_larger_than_the_embedding_is_refused(native: Folder, config: MakeConfig) -> None:
     native.edit_config(vocab_size=100)
     with pytest.raises(
-        ValueError, match="checkpoint.tokenizer must have at most vocab_size=100 pieces, got 512"
+        ValueError, match=r"checkpoint\.tokenizer must have at most vocab_size=100 pieces, got 512"
     ):
         load_checkpoint(config(layout="native", path=str(native.path)))
 

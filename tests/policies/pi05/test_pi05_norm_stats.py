@@ -57,7 +57,7 @@ def test_absent_or_short_statistics_are_refused() -> None:
         Normalizer({k: STATS[k] for k in ("mean", "std")}, "quantile", 1e-6, 2, "here")
     with pytest.raises(ValueError, match="at least 7 numbers"):
         Normalizer(STATS, "quantile", 1e-6, 7, "here")
-    with pytest.raises(ValueError, match="checkpoint.norm_mode must be one of"):
+    with pytest.raises(ValueError, match=r"checkpoint\.norm_mode must be one of"):
         Normalizer(STATS, "minmax", 1e-6, 2, "here")
 
 

@@ -134,7 +134,7 @@ class _Returns(torch.nn.Module):
 def test_no_request_bad_form_and_missing_stage_are_refused(policy: Pi05Policy) -> None:
     with pytest.raises(ValueError, match="at least one request"):
         policy.infer([])
-    with pytest.raises(ValueError, match="policy.form must be one of"):
+    with pytest.raises(ValueError, match=r"policy\.form must be one of"):
         replace(policy, form="thin")
     with pytest.raises(ValueError, match="stages must be exactly"):
         policy.with_stages({"vision": policy.stages["vision"]})

@@ -57,7 +57,7 @@ def test_too_long_a_prompt_is_an_error_not_cut(tokenizer: PromptTokenizer) -> No
 def test_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match="checkpoint.tokenizer must be a SentencePiece model"):
+    with pytest.raises(ValueError, match=r"checkpoint\.tokenizer must be a SentencePiece model"):
         PromptTokenizer(path)
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for a simulated task: the hand goes where it is told, and everything done to it is written down."""
+"""A stand-in for a simulated task: the hand goes where it is told, and all that is done is written down."""
 
 from collections.abc import Iterable
 from types import SimpleNamespace
