@@ -2,37 +2,39 @@
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from eval import env_cost
-from eval.libero_env import Task
+from eval.libero_env import load_tasks
 from policies.base import EpisodeKey
 
 STEPS = 3
 
 
+@pytest.fixture(scope="module")
+def costs(simulator: dict[str, str]) -> dict[str, env_cost.Cost]:
+    """What `compare` measures in a few steps, once for all tests: upstream renders every step."""
+    return env_cost.compare(load_tasks("libero_spatial")[0], EpisodeKey("libero_spatial", 0, 0, 7), STEPS)
+
+
 @pytest.mark.sim
-def test_every_environment_ends_in_upstreams_state(capsys: pytest.CaptureFixture[str]) -> None:
-    env_cost.main(["--task", "0", "--steps", str(STEPS)])
+def test_every_environment_ends_in_upstreams_state(
+    costs: dict[str, env_cost.Cost], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(env_cost, "compare", lambda task, key, num_steps: costs)
+    env_cost.main(["--steps", str(STEPS)])
     table = capsys.readouterr().out
     assert f"{STEPS} oracle steps" in table
-    assert table.count(" yes ") == 4
+    assert table.count(" yes ") == len(costs) == 4
     assert " NO " not in table
 
 
 @pytest.mark.sim
 def test_an_episode_that_ends_elsewhere_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    costs: dict[str, env_cost.Cost], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    true_cost = env_cost.our_cost
-
-    def tampered(
-        task: Task, key: EpisodeKey, actions: list[NDArray[np.float64]], look_every: int | None
-    ) -> env_cost.Cost:
-        """Leave out the last action in the environment without cameras."""
-        return true_cost(task, key, actions[:-1] if look_every is None else actions, look_every)
-
-    monkeypatch.setattr(env_cost, "our_cost", tampered)
+    seconds, final = costs["ours, no cameras"]
+    tampered = costs | {"ours, no cameras": (seconds, np.nextafter(final, np.inf))}
+    monkeypatch.setattr(env_cost, "compare", lambda task, key, num_steps: tampered)
     with pytest.raises(SystemExit) as stopped:
         env_cost.main(["--steps", str(STEPS)])
     assert isinstance(stopped.value.code, str)  # Python prints it on stderr and exits 1
