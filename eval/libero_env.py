@@ -19,17 +19,18 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.records import Seeding
 from eval.sim_stack import quiet
 from policies.base import ACTION_DIM, EpisodeKey, Observation
 from policies.seeding import stable_seed
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
-SEEDINGS = ("paired", "openpi")
+SEEDINGS = get_args(Seeding)
 
 # openpi examples/libero/main.py
 CAMERA_SIZE = 256
