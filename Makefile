@@ -55,5 +55,5 @@ format: install  ## ruff, rewriting
 constraints: install  ## write what is installed to constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
-clean:  ## remove the virtual environment
-	rm -rf $(VENV)
+clean:  ## remove the virtual environment and what it left
+	rm -rf $(VENV) *.egg-info

@@ -1,8 +1,9 @@
 """The command line: Hydra composes, everything is checked, the runner runs, the summary is printed."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,7 +18,7 @@ from eval import provenance, schema
 from eval.build import build_policy, choose_device
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
-from eval.metrics import RANDOM_WEIGHTS, Summary, summarise
+from eval.metrics import RANDOM_WEIGHTS, Summary, setting, summarise
 from eval.records import RecordingError, RunWriter, Seeding, refuse_used
 from eval.run_reader import read_run
 from eval.runner import LocalRunner, Plan, RunFailed
@@ -143,6 +144,7 @@ def run(cfg: DictConfig) -> None:
         tracker.start(TrackedRun(composed | {"run": run_info}, name, folder, config.tracking.group, tags))
     except TrackingError as error:
         raise Refused(str(error)) from error
+    report_console(stderr=True).print(Text(announcement(plan, about, folder)), soft_wrap=True)
     with RunWriter(folder) as writer:
         runner = LocalRunner(plan, policy, writer, tracker, {"config": composed} | run_info)
         try:
@@ -153,6 +155,15 @@ def run(cfg: DictConfig) -> None:
             raise
         for problem in _close(runner):
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
+
+
+def announcement(plan: Plan, about: Mapping[str, Any], folder: Path) -> str:
+    """Return what a user wants to know before the first episode is over."""
+    suite = plan.tasks[0].suite
+    return (
+        f"{plan.num_episodes} episodes of {suite} ({len(plan.tasks)} tasks x {len(plan.episodes)}), "
+        f"{setting(about) or 'no network'}; records: {folder}"
+    )
 
 
 def _close(runner: LocalRunner) -> list[Exception]:
@@ -202,6 +213,7 @@ def main() -> None:
     full_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself
     failed = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
 
     def job(cfg: DictConfig) -> None:
         try:
@@ -211,6 +223,7 @@ def main() -> None:
                 raise
             _complain(error)
             failed.append(error)  # the other jobs of a sweep go on
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     try:
         hydra.main(config_path=CONF, config_name="config", version_base="1.3")(job)()
@@ -224,6 +237,12 @@ def main() -> None:
         sys.exit(130)
     if failed:
         sys.exit(1)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no folder behind for a run that never started."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _complain(error: Exception) -> None:

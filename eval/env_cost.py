@@ -123,9 +123,16 @@ def unequal(rows: Mapping[str, Cost]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time LIBERO's environment against ours.")
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.env_cost",
+        description="Time LIBERO's environment against ours; minutes, and a table at the end.",
+    )
     parser.add_argument(
-        "--task", type=int, default=0, help="of libero_spatial, the suite that the oracle serves"
+        "--task",
+        type=int,
+        default=0,
+        choices=range(10),
+        help="of libero_spatial, the suite that the oracle serves",
     )
     parser.add_argument("--steps", type=int, default=EPISODE_STEPS, help="control steps of the episode")
     options = parser.parse_args(arguments)

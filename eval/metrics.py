@@ -79,6 +79,7 @@ class Summary:
 
     Attributes:
         weights_label: what the weights are: where they came from, or RANDOM WEIGHTS and their kind.
+        setting: device, precision, form, denoise and replan steps; None for a policy without a network.
         commit: of the harness; `commit_dirty` when its tree had changes.
         episodes: recorded ones, finished or not; planned_episodes: how many the run set out to do.
         suites: suite to success; total: all suites pooled.
@@ -91,6 +92,7 @@ class Summary:
     checkpoint: str | None
     checkpoint_sha256: str | None
     weights_label: str | None
+    setting: str | None
     seeding: str
     gl_backend: str | None
     commit: str | None
@@ -115,6 +117,16 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Return the summary in dicts, lists and scalars, ready for JSON."""
         return asdict(self)
+
+
+def setting(about: Mapping[str, Any]) -> str | None:
+    """Return what of a policy's provenance decides its numbers; None for a policy without a network."""
+    if "dtype" not in about:
+        return None
+    return (
+        f"{about['device']} {about['dtype']}, {about['form']} form, {about['denoise_steps']} denoise steps, "
+        f"replan {about['replan_steps']}"
+    )
 
 
 def success_rate(records: Iterable[EpisodeRecord]) -> SuccessRate:
@@ -162,6 +174,7 @@ def summarise(run: Run) -> Summary:
         checkpoint=checkpoint,
         checkpoint_sha256=checkpoint_sha256,
         weights_label=run.run.get("weights_label"),
+        setting=setting(run.run.get("policy") or {}),
         seeding=seeding,
         gl_backend=run.run.get("gl_backend"),
         commit=git.get("commit"),

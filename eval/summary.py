@@ -59,11 +59,14 @@ def _provenance(summary: Summary) -> Text:
     items = {
         "policy": summary.policy,
         "checkpoint": f"{summary.checkpoint or 'none'}{sha256}",
-        "weights": summary.weights_label or "none",
         "seeding": summary.seeding,
         "GL": summary.gl_backend or "unknown",
         "commit": commit,
     }
+    if summary.setting:
+        items["setting"] = summary.setting
+    if summary.weights_label:
+        items["weights"] = summary.weights_label
     return Text(" | ".join(f"{name}: {value}" for name, value in items.items()))
 
 
@@ -147,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary = summarise(read_run(options.run))
     except (FileNotFoundError, ValueError) as error:
-        report_console(stderr=True).print(Text(f"error: {options.run}: {error}"), soft_wrap=True)
+        where = "" if str(options.run) in str(error) else f"{options.run}: "
+        report_console(stderr=True).print(Text(f"error: {where}{error}"), soft_wrap=True)
         return 1
     if options.json:
         sys.stdout.write(json.dumps(to_plain(summary.to_dict(), "summary"), indent=2, allow_nan=False) + "\n")

@@ -67,6 +67,13 @@ def make_inference() -> Callable[..., InferenceRecord]:
 def run_json() -> dict[str, Any]:
     """What the runner writes into run.json, as far as a summary reads it."""
     return {
+        "policy": {
+            "device": "NVIDIA H200",
+            "dtype": "bfloat16",
+            "form": "lean",
+            "denoise_steps": 10,
+            "replan_steps": 5,
+        },
         "weights_label": None,
         "gl_backend": "egl",
         "engagement": {

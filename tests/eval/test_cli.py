@@ -189,7 +189,10 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
         command_line("-m", "seed=1,-1,2", "tracking=none", f"hydra.sweep.dir={tmp_path}/sweep")
     assert exit_.value.code == 1
     assert ran == [1, 2]
-    assert capfd.readouterr().err.splitlines() == ["error: seed must be 0 to 2**32 - 1, as NumPy's, got -1"]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error")] == [
+        "error: seed must be 0 to 2**32 - 1, as NumPy's, got -1"
+    ]
     runs = sorted(path.parent.name for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
     assert runs == ["0_baseline_steps10", "2_baseline_steps10"]
 
@@ -265,3 +268,9 @@ def test_a_sweep_has_a_folder_for_each_job(tmp_path: Path, home: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     assert [episode.seed for run in runs for episode in run.episodes] == [1, 2]
     assert all(run.run["finished"] for run in runs)
+
+
+def test_a_refused_run_leaves_nothing_behind(command_line: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        command_line("suite.max_steps=0", f"hydra.run.dir={tmp_path}/refused")
+    assert not (tmp_path / "refused").exists()

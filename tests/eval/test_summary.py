@@ -76,8 +76,9 @@ def test_the_provenance_line_names_what_was_run(
 ) -> None:
     text = " ".join(show(write_run(), capsys).split())
     assert (
-        "policy: full_optimized | checkpoint: pi05_libero (sha256 cccccccccccc) | weights: none | "
-        "seeding: paired | GL: egl | commit: 0123456789ab"
+        "policy: full_optimized | checkpoint: pi05_libero (sha256 cccccccccccc) | "
+        "seeding: paired | GL: egl | commit: 0123456789ab | "
+        "setting: NVIDIA H200 bfloat16, lean form, 10 denoise steps, replan 5"
     ) in text
 
 
