@@ -144,7 +144,7 @@ def run(cfg: DictConfig) -> None:
         tracker.start(TrackedRun(composed | {"run": run_info}, name, folder, config.tracking.group, tags))
     except TrackingError as error:
         raise Refused(str(error)) from error
-    report_console(stderr=True).print(Text(announcement(plan, about, folder)), soft_wrap=True)
+    report_console(stderr=True).print(Text(announcement(plan, policy.name, about, folder)), soft_wrap=True)
     with RunWriter(folder) as writer:
         runner = LocalRunner(plan, policy, writer, tracker, {"config": composed} | run_info)
         try:
@@ -157,13 +157,18 @@ def run(cfg: DictConfig) -> None:
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
 
 
-def announcement(plan: Plan, about: Mapping[str, Any], folder: Path) -> str:
+def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path) -> str:
     """Return what a user wants to know before the first episode is over."""
-    suite = plan.tasks[0].suite
-    return (
-        f"{plan.num_episodes} episodes of {suite} ({len(plan.tasks)} tasks x {len(plan.episodes)}), "
-        f"{setting(about) or 'no network'}; records: {folder}"
-    )
+    tasks, episodes = len(plan.tasks), len(plan.episodes)
+    parts = [
+        f"{plan.num_episodes} episodes of {plan.tasks[0].suite} ({tasks} tasks x {episodes})",
+        f"policy {policy}",
+        f"checkpoint {plan.checkpoint}" if plan.checkpoint else None,
+        plan.weights_label,
+        setting(about),
+        f"records: {folder}",
+    ]
+    return " | ".join(part for part in parts if part)
 
 
 def _close(runner: LocalRunner) -> list[Exception]:
