@@ -11,6 +11,7 @@ from optim.base import STAGES, Pass, PassError, apply_passes
 from policies.base import Policy
 from policies.oracle import OraclePolicy
 from policies.pi05.checkpoint import load_checkpoint
+from policies.pi05.devices import find_device
 from policies.pi05.policy import Pi05Policy
 
 
@@ -43,20 +44,10 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: not a device, or one that this machine lacks.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"policy.device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"policy.device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"policy.device={name} is not there: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} GPUs; use policy.device=cpu or auto"
-        )
-    return device
+        return find_device(name, "policy.device")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

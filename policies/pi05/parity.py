@@ -23,6 +23,7 @@ from torch import Tensor
 from policies.pi05.checkpoint_files import find_weights, read_config
 from policies.pi05.checkpoint_layouts import load_stages
 from policies.pi05.denoise import Denoise
+from policies.pi05.devices import find_device
 from policies.pi05.dims import Pi05Dims
 from policies.pi05.policy import run_stages
 from policies.pi05.prefix import Prefix
@@ -190,20 +191,6 @@ def _lines(results: list[Comparison], rtol: float) -> Iterator[str]:
         yield f"{r.form:<6}{r.output:<26}{r.max_abs:>10.2e}{r.max_rel:>10.2e}  {verdict}"
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device={name} is not there: torch sees {torch.cuda.device_count()} GPUs; use --device=cpu"
-        )
-    return device
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -213,7 +200,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     try:
-        results = compare(options.folder, _device(options.device))
+        results = compare(options.folder, find_device(options.device, "--device"))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
