@@ -18,7 +18,7 @@ from eval import provenance, schema
 from eval.build import build_policy, choose_device
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
-from eval.metrics import RANDOM_WEIGHTS, Summary, setting, summarise
+from eval.metrics import Summary, is_random, setting, summarise
 from eval.records import RecordingError, RunWriter, Seeding, refuse_used
 from eval.run_reader import read_run
 from eval.runner import LocalRunner, Plan, RunFailed
@@ -110,7 +110,7 @@ def run(cfg: DictConfig) -> None:
 
     about = policy.provenance()
     label = about.get("weights_label")
-    random = label if label is not None and label.startswith(RANDOM_WEIGHTS) else None
+    random = label if is_random(label) else None
     first = config.protocol.first_episode
     plan = Plan(
         tasks=tasks,

@@ -99,8 +99,8 @@ class Snapshot:
 class LiberoEnv:
     """One task's simulator. `sim_stack.prepare()` must have run.
 
-    Construction takes 0.7 s, and 2 s more with `render` (a GL context); a reset takes about 0.05 s and the
-    ten settle steps 0.3 s; a step takes 0.03 s, a look at both cameras 0.3 s with OSMesa.
+    Construction takes about 1.6 s, and 1 s more with `render` (a GL context); a reset with its ten settle
+    steps takes 0.2 s, a control step 0.02 s, a look at both cameras 0.25 s with OSMesa.
 
     Args:
         task: from `load_tasks`.
@@ -133,9 +133,8 @@ class LiberoEnv:
         self._drifting_seed: int | None = None
         self._obs: Mapping[str, Any] = {}
 
-        self._canvas = mujoco.MjData(
-            self._sim.model._model
-        )  # snapshots are rendered from it, never simulated
+        # Snapshots are rendered from it; it is never simulated.
+        self._canvas = mujoco.MjData(self._sim.model._model)
         self.snapshot = self._take_snapshot()
 
         @sensor(modality="snapshot")

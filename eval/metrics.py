@@ -25,6 +25,11 @@ RUN_KEYS = (
 RANDOM_WEIGHTS = "RANDOM WEIGHTS"  # how the label of weights that nobody trained begins
 
 
+def is_random(weights_label: str | None) -> bool:
+    """Return whether a label says that nobody trained these weights."""
+    return (weights_label or "").startswith(RANDOM_WEIGHTS)
+
+
 @dataclass(frozen=True)
 class SuccessRate:
     """Successes of finished episodes; errors are counted apart and are in neither.
@@ -112,7 +117,7 @@ class Summary:
     @property
     def random_weights(self) -> bool:
         """Whether the success rate says nothing of a trained policy."""
-        return (self.weights_label or "").startswith(RANDOM_WEIGHTS)
+        return is_random(self.weights_label)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary in dicts, lists and scalars, ready for JSON."""

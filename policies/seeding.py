@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 from policies.base import EpisodeKey
 
 
+def _digest(*parts: str | int) -> bytes:
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+
+
 def stable_seed(*parts: str | int) -> int:
     """Return a 32-bit seed, the head of the SHA-256 of the parts (Python's own `hash` differs between
     processes)."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+    return int.from_bytes(_digest(*parts)[:4], "big")
 
 
 def action_noise(key: EpisodeKey, call: int, horizon: int, action_dim: int) -> NDArray[np.float32]:
@@ -20,8 +23,6 @@ def action_noise(key: EpisodeKey, call: int, horizon: int, action_dim: int) -> N
 
     Drawn on the host by NumPy's Philox, so device, batch and order of calls do not enter.
     """
-    digest = hashlib.sha256(
-        f"noise\x1f{key.seed}\x1f{key.suite}\x1f{key.task_id}\x1f{key.episode}\x1f{call}".encode()
-    )
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest()[:16], "big")))
+    digest = _digest("noise", key.seed, key.suite, key.task_id, key.episode, call)
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
     return generator.standard_normal((horizon, action_dim)).astype(np.float32)

@@ -173,7 +173,7 @@ def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
         observation = env.observe(privileged=True)
         answer = oracle.infer([Request(observation, key, step)])[0].actions_HJ[0]
         answers.append(answer)
-        if left == 0 and disturbance is not None:
+        if left == 0:
             disturbance = None
         if disturbance is None and plan and not success:
             wait += 1

@@ -16,8 +16,10 @@ _loaded: dict[Path, tuple[int, Pi05Policy]] = {}
 
 def load_learner(folder: Path | None) -> Pi05Policy | None:
     """Return the policy in `folder` as it is now, or None before its first weights are there."""
-    weights = folder / "model.safetensors" if folder is not None else None
-    if folder is None or weights is None or not weights.exists():
+    if folder is None:
+        return None
+    weights = folder / "model.safetensors"
+    if not weights.exists():
         return None
     written_ns = weights.stat().st_mtime_ns
     if folder not in _loaded or _loaded[folder][0] != written_ns:
