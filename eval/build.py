@@ -1,41 +1,110 @@
 """From a checked configuration to a policy, cheap checks first."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from eval.schema import Config, ConfigError
-from optim.base import STAGES, Pass, PassError, apply_passes
-from policies.base import Policy
+from optim.base import STAGES, CountedStage, Pass, PassError, StageSource, apply_passes, check_passes
+from optim.scales import load_scales
+from policies.base import Policy, Request
 from policies.oracle import OraclePolicy
-from policies.pi05.checkpoint import load_checkpoint
+from policies.pi05.checkpoint import Checkpoint, load_checkpoint
 from policies.pi05.devices import find_device
 from policies.pi05.policy import Pi05Policy
 
+Capture = Callable[[Pi05Policy], Sequence[Request]]
+"""Makes requests with real observations for a policy: the shapes that its stages will meet."""
 
-def build_policy(config: Config) -> Policy:
+
+def build_policy(config: Config, capture: Capture) -> Policy:
     """Return the policy that the configuration names, its weights loaded and its passes applied.
 
+    Args:
+        capture: called only when a pass needs examples, after everything that fails sooner.
+
     Raises:
-        ConfigError: a device that this machine lacks, a stage without a pass, a pass that refuses its options
-            or cannot engage.
-        ValueError, OSError: from the checkpoint, naming what is missing.
+        ConfigError: a device that this machine lacks, a stage without a pass, or a pass that refuses its
+            options, cannot run on this machine or cannot engage.
+        ValueError, OSError: from the checkpoint or its scales, naming what is missing.
     """
     if config.policy.kind == "oracle":
         return OraclePolicy()
+    passes = choose_passes(config)
+    checkpoint = load(config)
+    return optimise(config, eager_policy(config, checkpoint), checkpoint, passes, capture)
+
+
+def choose_passes(config: Config) -> dict[str, Pass]:
+    """Return the pass of each stage, checked against the machine.
+
+    Raises:
+        ConfigError: see `build_policy`.
+    """
     passes = {stage: _pass(config, stage) for stage in STAGES}
     device = choose_device(config.policy.device)
-    dtype = choose_dtype(config.policy.precision, device)
-    checkpoint = load_checkpoint(
-        replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype
-    )
     try:
-        stages = apply_passes(checkpoint.stages, passes, examples={})
+        check_passes(passes, device, choose_dtype(config.policy.precision, device))
     except PassError as error:
         raise ConfigError(str(error)) from error
-    return Pi05Policy.from_checkpoint(checkpoint, stages, name=config.policy.name, form=config.policy.form)
+    return passes
+
+
+def load(config: Config) -> Checkpoint:
+    """Return the checkpoint, on the policy's device and in its precision.
+
+    A CUDA device becomes the current one: graphs and kernels are launched there.
+    """
+    device = choose_device(config.policy.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dtype = choose_dtype(config.policy.precision, device)
+    return load_checkpoint(replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype)
+
+
+def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:
+    """Return the policy with every stage as it was loaded."""
+    stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
+    return Pi05Policy.from_checkpoint(
+        checkpoint,
+        stages,
+        name=config.policy.name,
+        form=config.policy.form,
+        prompt_multiple=config.policy.prompt_multiple,
+    )
+
+
+def optimise(
+    config: Config,
+    eager: Pi05Policy,
+    checkpoint: Checkpoint,
+    passes: Mapping[str, Pass],
+    capture: Capture,
+) -> Pi05Policy:
+    """Return `eager` with its passes applied.
+
+    Raises:
+        ConfigError: a pass cannot engage.
+        ValueError, OSError: scales are missing or belong to other weights.
+    """
+    amax: Mapping[str, Mapping[str, float]] = {}
+    if any(chosen.needs_amax for chosen in passes.values()):
+        amax = load_scales(checkpoint, config.optim.scales)
+    examples: Mapping[str, Sequence[Any]] = {}
+    if any(chosen.needs_examples for chosen in passes.values()):
+        examples = eager.example_inputs([[request] for request in capture(eager)])
+    sources = {
+        name: StageSource(name, stage, examples.get(name, ()), amax.get(name, {}), checkpoint.weights_sha256)
+        for name, stage in checkpoint.stages.items()
+    }
+    try:
+        return eager.with_stages(apply_passes(sources, passes, on_mismatch=config.optim.on_mismatch))
+    except PassError as error:
+        raise ConfigError(str(error)) from error
 
 
 def choose_device(name: str) -> torch.device:

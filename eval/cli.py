@@ -1,41 +1,31 @@
 """The command line: Hydra composes, everything is checked, the runner runs, the summary is printed."""
 
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
-from eval import provenance, schema
+from eval import provenance
 from eval.build import build_policy, choose_device
+from eval.capture import example_requests
+from eval.command import Refused, command, complain
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import Summary, is_random, setting, summarise
-from eval.records import RecordingError, RunWriter, Seeding, refuse_used
+from eval.records import RunWriter, Seeding, refuse_used
 from eval.run_reader import read_run
 from eval.runner import LocalRunner, Plan, RunFailed
-from eval.schema import REPOSITORY, Config, ConfigError
+from eval.schema import Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
 from eval.summary import render, report_console
 from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
 
-CONF = str(REPOSITORY / "conf")  # absolute: Hydra would look for a relative path beside the caller's file
-
-
 T = TypeVar("T")
-
-
-class Refused(RuntimeError):
-    """The run could not start; the message is one readable line."""
 
 
 def check(cfg: DictConfig) -> Config:
@@ -104,7 +94,7 @@ def run(cfg: DictConfig) -> None:
         tracker = _tracker(config)
         tracker.check()
         stack = prepare()
-        policy = build_policy(config)
+        policy = build_policy(config, lambda policy: example_requests(tasks, policy, config.seed))
     except (ValueError, OSError, SimStackError, TrackingError, OmegaConfBaseException) as error:
         raise Refused(str(error)) from error
 
@@ -121,6 +111,7 @@ def run(cfg: DictConfig) -> None:
         max_errors=config.runner.max_errors,
         warmup_inferences=config.runner.warmup_inferences,
         video=VideoMode(config.video),
+        misses_allowed=config.optim.on_mismatch == "fallback",
         checkpoint=about.get("checkpoint"),
         checkpoint_sha256=about.get("weights_sha256"),
         weights_label=random,
@@ -151,7 +142,7 @@ def run(cfg: DictConfig) -> None:
             runner.run()
         except BaseException:
             for problem in _close(runner):
-                _complain(problem)
+                complain(problem)
             raise
         for problem in _close(runner):
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
@@ -212,43 +203,5 @@ def _tracker(config: Config) -> SafeTracker:
 
 
 def main() -> None:
-    """Run the command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole
-    trace."""
-    schema.register()
-    full_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit by itself
-    failed = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
-
-    def job(cfg: DictConfig) -> None:
-        try:
-            run(cfg)
-        except (Refused, RunFailed, RecordingError, OSError) as error:
-            if full_trace:
-                raise
-            _complain(error)
-            failed.append(error)  # the other jobs of a sweep go on
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-
-    try:
-        hydra.main(config_path=CONF, config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        if full_trace:
-            raise
-        _complain(error)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        report_console(stderr=True).print(Text("interrupted; what was recorded is kept"))
-        sys.exit(130)
-    if failed:
-        sys.exit(1)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Leave no folder behind for a run that never started."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _complain(error: Exception) -> None:
-    report_console(stderr=True).print(Text(f"error: {one_line(error)}"), soft_wrap=True)
+    """Run the command line; `eval.command` says how it ends."""
+    command("config", run)

@@ -32,7 +32,13 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run sets out to do: the chosen tasks, which of their episodes, and how."""
+    """What a run sets out to do: the chosen tasks, which of their episodes, and how.
+
+    Attributes:
+        misses_allowed: whether eager may serve calls that a backend was not built for
+            (`optim.on_mismatch=fallback`); they are counted and shown, and a backend that served none is an
+            error all the same.
+    """
 
     tasks: Sequence[Task]
     episodes: range
@@ -42,6 +48,7 @@ class Plan:
     max_errors: int
     warmup_inferences: int
     video: VideoMode
+    misses_allowed: bool
     checkpoint: str | None
     checkpoint_sha256: str | None
     weights_label: str | None
@@ -78,8 +85,8 @@ class LocalRunner:
         """Run every episode of the plan.
 
         Raises:
-            RunFailed: more than `max_errors` episodes raised, none finished, or a stage's backend did not
-                serve every call.
+            RunFailed: more than `max_errors` episodes raised, none finished, or a stage's backend served no
+                call, or not every call where the plan allows no misses.
         """
         self.write_run()
         with self._progress:
@@ -204,7 +211,7 @@ class LocalRunner:
         idle = [
             f"{stage}: {report['backend']} served {report['calls']} calls and missed {report['misses']}"
             for stage, report in self.policy.engagement().items()
-            if report["calls"] == 0 or report["misses"] > 0
+            if report["calls"] == 0 or (report["misses"] > 0 and not self.plan.misses_allowed)
         ]
         if idle:
             raise RunFailed("a backend did not engage: " + "; ".join(idle))

@@ -15,8 +15,10 @@ from omegaconf import MISSING, OmegaConf
 from eval.libero_env import SEEDINGS, SUITES
 from eval.tracking import MODES
 from eval.video import VideoMode
+from optim.base import ON_MISMATCH
 from policies.pi05.checkpoint import CheckpointConfig
 from policies.pi05.preprocess import FORMS
+from policies.pi05.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 POLICY_KINDS = ("pi05", "oracle")
@@ -80,20 +82,27 @@ class PolicyConfig:
     form: str = "lean"
     precision: str = "auto"
     device: str = "auto"
+    prompt_multiple: int = 1
 
     def __post_init__(self) -> None:
         _one_of("policy.kind", self.kind, POLICY_KINDS)
+        _at_least("policy.prompt_multiple", self.prompt_multiple, 1)
         _one_of("policy.form", self.form, FORMS)
         _one_of("policy.precision", self.precision, PRECISIONS)
 
 
 @dataclass
 class OptimConfig:
-    """conf/optim: one pass per stage; each pass checks its own options."""
+    """conf/optim: one pass per stage, each of which checks its own options; and what holds for all three."""
 
     vision: Any = None
     prefix: Any = None
     denoise: Any = None
+    on_mismatch: str = "raise"
+    scales: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("optim.on_mismatch", self.on_mismatch, ON_MISMATCH)
 
 
 @dataclass
@@ -159,7 +168,8 @@ class Config:
         _one_of("video", self.video, tuple(VideoMode))
         if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
             raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")
-        for stage, backend in vars(self.optim).items():
+        for stage in STAGES:
+            backend = getattr(self.optim, stage)
             if self.policy.kind == "oracle" and backend is not None:
                 raise ConfigError(
                     f"optim.{stage} must be null with policy=oracle, which has no stages, got {backend!r}; "
@@ -170,4 +180,9 @@ class Config:
 def register() -> None:
     """Make the schema known to Hydra under the name that conf/config.yaml starts with, and `${repo:PATH}`."""
     OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
-    ConfigStore.instance().store("schema", node=Config)
+    register_schema("eval", Config)
+
+
+def register_schema(name: str, node: type[Config]) -> None:
+    """Make `node` known to Hydra: a primary config chooses it with `override schema@_global_: NAME`."""
+    ConfigStore.instance().store(name, node=node, group="schema", package="_global_")

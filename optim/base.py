@@ -1,20 +1,25 @@
 """Passes: what makes a stage faster, or raises; and the counters that prove it ran.
 
-A pass is a frozen dataclass of options. Called with a stage and, where the caller has them, arguments of
-calls to that stage, it returns a `CountedStage` or raises. `apply_passes` refuses one that hands the bare
-stage back.
+A pass is a frozen dataclass of options. Called with a `StageSource`, it returns a `CountedStage` or raises.
+`apply_passes` refuses one that hands the bare stage back.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from policies.pi05.stages import STAGES
 
 Args = tuple[Tensor | None, ...]
 """Arguments of one call of a stage, in the order of its `forward`."""
+
+ON_MISMATCH = ("raise", "fallback")
+LOGGED_MISSES = (1, 10, 100, 1_000, 10_000, 100_000)  # every one would drown the rest of the log
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +32,41 @@ class PassError(RuntimeError):
     """A pass could not engage; names the stage and the pass."""
 
 
+@dataclass(frozen=True)
+class StageSource:
+    """What a pass works on.
+
+    Attributes:
+        name: vision, prefix or denoise.
+        stage: the eager module; a pass leaves it as it is.
+        examples: arguments of calls to this stage, captured from real observations: at least one for every
+            combination of shapes that is to be served.
+        amax: of each linear of the stage, by its name in it, the largest absolute input over the calibration
+            observations (`optim.calibrate`); empty unless the pass has `needs_amax`.
+        weights_sha256: of the checkpoint, for caches.
+    """
+
+    name: str
+    stage: nn.Module
+    examples: Sequence[Args] = ()
+    amax: Mapping[str, float] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+
 class CountedStage:
     """A stage as the policy calls it: an engine and its call counters.
 
     Attributes:
         backend: what serves the calls (`eager`, `cuda_graph`, ...).
-        details: facts for the record: precision, engine size, flavour.
+        details: facts for the record: precision, engine size, flavour, parity.
+        fallback: what serves the calls that the engine refuses; None makes them errors.
         calls: calls that the engine served.
         misses: calls that it refused and the fallback served.
 
     Non-obvious behaviors:
         Without a `fallback`, a `StageMismatch` is the caller's error. With one, the fallback serves that
-        call, which is counted in `misses` and logged as a warning. Other errors of the engine are always
-        raised.
+        call, which is counted in `misses` and logged, ever more rarely. Other errors of the engine are always
+        raised. Outputs may be an engine's own buffers, which its next call overwrites.
     """
 
     def __init__(
@@ -52,10 +79,10 @@ class CountedStage:
     ) -> None:
         self.backend = backend
         self.details = dict(details or {})
+        self.fallback = fallback
         self.calls = 0
         self.misses = 0
         self._engine = engine
-        self._fallback = fallback
 
     def __call__(self, *args: Tensor | None) -> Any:
         """Return what the engine returns.
@@ -66,54 +93,78 @@ class CountedStage:
         try:
             result = self._engine(*args)
         except StageMismatch as mismatch:
-            if self._fallback is None:
+            if self.fallback is None:
                 raise
             self.misses += 1
-            log.warning("%s missed a call (%d so far): %s", self.backend, self.misses, mismatch)
-            return self._fallback(*args)
+            if self.misses in LOGGED_MISSES:
+                log.warning("%s missed a call (%d so far): %s", self.backend, self.misses, mismatch)
+            return self.fallback(*args)
         self.calls += 1
         return result
 
 
-class Pass(Protocol):
-    """One technique for one stage."""
+class Pass(ABC):
+    """One technique for one stage; subclasses are frozen dataclasses of its options.
 
-    def __call__(self, name: str, stage: nn.Module, examples: Sequence[Args]) -> CountedStage:
-        """Return the stage, optimised.
+    Attributes:
+        needs_examples: whether it reads `StageSource.examples`.
+        needs_amax: whether it reads `StageSource.amax`.
+    """
+
+    needs_examples: ClassVar[bool] = True
+    needs_amax: ClassVar[bool] = False
+
+    def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027  most run anywhere
+        """Raise RuntimeError if this machine cannot run the pass; cheap, called before anything is loaded.
 
         Args:
-            name: vision, prefix or denoise.
-            stage: the eager module.
-            examples: arguments of calls to this stage, as `apply_passes` was given them; may be empty.
+            name: of the stage.
+            device, dtype: where and in which precision the policy runs.
         """
-        ...
+
+    @abstractmethod
+    def __call__(self, source: StageSource) -> CountedStage:
+        """Return the stage, optimised."""
+
+
+def check_passes(passes: Mapping[str, Pass], device: torch.device, dtype: torch.dtype) -> None:
+    """Raise PassError for the first pass that this machine cannot run."""
+    for name, chosen in passes.items():
+        try:
+            chosen.check(name, device, dtype)
+        except Exception as error:
+            raise PassError(f"optim.{name}={chosen!r} cannot run here: {error}") from error
 
 
 def apply_passes(
-    stages: Mapping[str, nn.Module], passes: Mapping[str, Pass], examples: Mapping[str, Sequence[Args]]
+    sources: Mapping[str, StageSource], passes: Mapping[str, Pass], *, on_mismatch: str = "raise"
 ) -> dict[str, CountedStage]:
     """Return every stage, optimised by its pass.
 
     Args:
-        examples: per stage, the arguments of each of some calls (`Pi05Policy.example_inputs` makes them);
-            they reach the stage's pass unchanged. A stage that is absent gets none, which is for its pass to
-            judge.
+        sources: of each stage; `Pi05Policy.example_inputs` makes their examples.
+        on_mismatch: raise, or fallback: the eager stage serves a call that the engine was not built for, and
+            the miss is counted and logged.
 
     Raises:
-        ValueError: a stage without a pass, or a pass without a stage.
+        ValueError: a stage without a pass, a pass without a stage, or an unknown `on_mismatch`.
         PassError: a pass raised, or returned the eager stage or something that does not count.
     """
-    for what, mapping in (("stages", stages), ("passes", passes)):
+    for what, mapping in (("sources", sources), ("passes", passes)):
         if set(mapping) != set(STAGES):
             raise ValueError(f"{what} must name exactly {STAGES}, got {tuple(mapping)}")
+    if on_mismatch not in ON_MISMATCH:
+        raise ValueError(f"on_mismatch must be one of {', '.join(ON_MISMATCH)}, got {on_mismatch!r}")
     optimised = {}
     for name in STAGES:
         label = f"optim.{name}={passes[name]!r}"
         try:
-            result = passes[name](name, stages[name], examples.get(name, ()))
+            result = passes[name](sources[name])
         except Exception as error:
             raise PassError(f"{label} did not engage: {type(error).__name__}: {error}") from error
         if not isinstance(result, CountedStage):
             raise PassError(f"{label} must return a CountedStage, got {type(result).__name__}")
+        if on_mismatch == "fallback":
+            result.fallback = sources[name].stage
         optimised[name] = result
     return optimised

@@ -1,17 +1,17 @@
 """Eager: the stage as it is, counted. The baseline that every other pass is compared with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import nn
-
-from optim.base import Args, CountedStage
+from optim.base import CountedStage, Pass, StageSource
 
 
 @dataclass(frozen=True)
-class Eager:
+class Eager(Pass):
     """Call the module."""
 
-    def __call__(self, name: str, stage: nn.Module, examples: Sequence[Args]) -> CountedStage:
-        """Return the stage, counted; no example is needed."""
-        return CountedStage("eager", stage)
+    needs_examples: ClassVar[bool] = False
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        """Return the stage, counted."""
+        return CountedStage("eager", source.stage)

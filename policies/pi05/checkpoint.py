@@ -168,10 +168,11 @@ class Checkpoint:
     device: torch.device
     dtype: torch.dtype
 
-    def preprocess(self) -> Preprocess:
-        """Return the preprocessing that these weights were trained with."""
+    def preprocess(self, prompt_multiple: int = 1) -> Preprocess:
+        """Return the preprocessing that these weights were trained with; `prompt_multiple` as there."""
         state = _normalizer(self.norm_stats, self.config, "state") if self.config.state_in_prompt else None
-        return Preprocess(self.dims, self.tokenizer, state, self.config.state_prompt_dims or 0, self.device)
+        state_dims = self.config.state_prompt_dims or 0
+        return Preprocess(self.dims, self.tokenizer, state, state_dims, self.device, prompt_multiple)
 
     def postprocess(self) -> Postprocess:
         """Return the postprocessing that these weights were trained with."""

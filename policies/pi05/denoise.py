@@ -52,6 +52,24 @@ def modulate(x_BHW: Tensor, modulation_BM: Tensor) -> tuple[Tensor, Tensor]:
     return normed.to(x_BHW.dtype), gate.to(x_BHW.dtype)
 
 
+class SuffixAttention(nn.Module):
+    """Action tokens attend to the prefix and to each other."""
+
+    def forward(
+        self,
+        queries_BXHD: Tensor,
+        prefix_keys_BGPD: Tensor,
+        prefix_values_BGPD: Tensor,
+        keys_BGHD: Tensor,
+        values_BGHD: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Return attended_BXHD; X is the number of query heads."""
+        keys = torch.cat((prefix_keys_BGPD, keys_BGHD), dim=2)
+        values = torch.cat((prefix_values_BGPD, values_BGHD), dim=2)
+        return attend(queries_BXHD, keys, values, bias)
+
+
 class ExpertLayer(nn.Module):
     """One layer of the action expert; its norms live here, their modulations come from outside."""
 
@@ -59,6 +77,7 @@ class ExpertLayer(nn.Module):
         super().__init__()
         self.input_layernorm = AdaptiveNorm(dims.width)
         self.self_attn = Attention(dims.width, dims.num_heads, dims.num_kv_heads, dims.head_dim)
+        self.attend = SuffixAttention()
         self.post_attention_layernorm = AdaptiveNorm(dims.width)
         self.mlp = GatedMlp(dims.width, dims.mlp_dim)
 
@@ -73,10 +92,8 @@ class ExpertLayer(nn.Module):
         bias: Tensor | None,
     ) -> Tensor:
         normed, gate = modulate(x_BHW, attention_BM)
-        keys, values = self.self_attn.keys_values(normed, rope)
-        keys = torch.cat((keys_BGPD, keys), dim=2)
-        values = torch.cat((values_BGPD, values), dim=2)
-        attended = attend(self.self_attn.queries(normed, rope), keys, values, bias)
+        queries, keys, values = self.self_attn.project(normed, rope)
+        attended = self.attend(queries, keys_BGPD, values_BGPD, keys, values, bias)
         x_BHW = x_BHW + self.self_attn.output(attended) * gate
         normed, gate = modulate(x_BHW, mlp_BM)
         return x_BHW + self.mlp(normed) * gate

@@ -68,9 +68,10 @@ class Attention(KeyValue):
         self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
-    def queries(self, x_BSW: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Return queries_BHSD after RoPE."""
-        return rotate(split_heads(self.q_proj(x_BSW), self.head_dim), rope)
+    def project(self, x_BSW: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries_BHSD and keys_BGSD after RoPE, and values_BGSD."""
+        queries = rotate(split_heads(self.q_proj(x_BSW), self.head_dim), rope)
+        return queries, *self.keys_values(x_BSW, rope)
 
     def output(self, attended_BHSD: Tensor) -> Tensor:
         """Return the layer's attention output (B, S, W)."""

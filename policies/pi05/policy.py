@@ -70,13 +70,19 @@ class Pi05Policy:
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, stages: Mapping[str, ServedStage], *, name: str, form: str = "lean"
+        cls,
+        checkpoint: Checkpoint,
+        stages: Mapping[str, ServedStage],
+        *,
+        name: str,
+        form: str = "lean",
+        prompt_multiple: int = 1,
     ) -> "Pi05Policy":
         """Return a policy that runs `stages` with everything else taken from the checkpoint."""
         return cls(
             name=name,
             stages=stages,
-            preprocess=checkpoint.preprocess(),
+            preprocess=checkpoint.preprocess(prompt_multiple),
             postprocess=checkpoint.postprocess(),
             dims=checkpoint.dims,
             device=checkpoint.device,
@@ -110,7 +116,7 @@ class Pi05Policy:
     ) -> dict[str, list[tuple[Tensor | None, ...]]]:
         """Return, per stage, the arguments of one call for each batch of requests.
 
-        This is what `optim.base.apply_passes` takes as `examples`.
+        These are the examples of an `optim.base.StageSource`.
 
         Non-obvious behaviors:
             An engine that reuses its output buffers would overwrite an earlier example, so call this on eager

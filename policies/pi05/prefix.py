@@ -27,8 +27,8 @@ class PrefixLayer(nn.Module):
         self, x_BPW: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         normed = self.input_layernorm(x_BPW)
-        keys, values = self.self_attn.keys_values(normed, rope)
-        attended = attend(self.self_attn.queries(normed, rope), keys, values, bias)
+        queries, keys, values = self.self_attn.project(normed, rope)
+        attended = attend(queries, keys, values, bias)
         x_BPW = x_BPW + self.self_attn.output(attended)
         return x_BPW + self.mlp(self.post_attention_layernorm(x_BPW)), keys, values
 
@@ -77,21 +77,28 @@ class Prefix(nn.Module):
             token_mask_BT: False for padding; None if no prompt is padded.
         """
         x = self.embed(image_tokens_BQW, tokens_BT)
-        mask_BP = _prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
+        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
+        rope, bias = self.geometry(x, mask_BP)
+        return *self.keys_values(x, rope, bias), mask_BP
+
+    def geometry(self, x_BPW: Tensor, mask_BP: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Return RoPE tables of the prefix tokens and the attention bias."""
         if mask_BP is None:
-            positions_BP = torch.arange(x.shape[1], device=x.device)[None]
-            bias = None
-        else:
-            positions_BP = mask_BP.cumsum(dim=1) - 1
-            bias = mask_bias((mask_BP[:, :, None] & mask_BP[:, None, :])[:, None], x.dtype)
-        rope = rope_tables(positions_BP, self.head_dim)
+            return rope_tables(torch.arange(x_BPW.shape[1], device=x_BPW.device)[None], self.head_dim), None
+        bias = mask_bias((mask_BP[:, :, None] & mask_BP[:, None, :])[:, None], x_BPW.dtype)
+        return rope_tables(mask_BP.cumsum(dim=1) - 1, self.head_dim), bias
+
+    def keys_values(
+        self, x_BPW: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys_LBGPD (after RoPE) and values_LBGPD of the embedded prefix."""
         keys, values = [], []
         for layer in self.layers[:-1]:
-            x, layer_keys, layer_values = layer(x, rope, bias)
+            x_BPW, layer_keys, layer_values = layer(x_BPW, rope, bias)
             keys.append(layer_keys)
             values.append(layer_values)
-        layer_keys, layer_values = self.layers[-1](x, rope)
-        return torch.stack([*keys, layer_keys]), torch.stack([*values, layer_values]), mask_BP
+        layer_keys, layer_values = self.layers[-1](x_BPW, rope)
+        return torch.stack([*keys, layer_keys]), torch.stack([*values, layer_values])
 
     def embed(self, image_tokens_BQW: Tensor, tokens_BT: Tensor) -> Tensor:
         """Return the embedded prefix (B, P, W): images, then prompt."""
@@ -99,9 +106,10 @@ class Prefix(nn.Module):
         return torch.cat((image_tokens_BQW, prompt_BTW), dim=1)
 
 
-def _prefix_mask(
+def prefix_mask(
     image_tokens_BQW: Tensor, image_mask_BN: Tensor | None, tokens_BT: Tensor, token_mask_BT: Tensor | None
 ) -> Tensor | None:
+    """Return which prefix tokens are valid; None if all are."""
     if image_mask_BN is None and token_mask_BT is None:
         return None
     batch, image_tokens = image_tokens_BQW.shape[:2]

@@ -50,6 +50,8 @@ class Preprocess:
         state: normaliser of the state, or None for the prompt format without state.
         state_prompt_dims: how many numbers of state the prompt carries; the normalised state is padded with
             zeros (lerobot pads to 32 before it makes words of them, openpi does not pad).
+        prompt_multiple: lean prompts are padded to a multiple of so many tokens and the padding is masked, so
+            that a few engines serve prompts of many lengths; 1 pads none and masks none.
         sources: camera slot to image name.
 
     Raises:
@@ -61,6 +63,7 @@ class Preprocess:
     state: Normalizer | None
     state_prompt_dims: int
     device: torch.device
+    prompt_multiple: int = 1
     sources: Mapping[str, str] = field(default_factory=lambda: dict(CAMERA_SOURCES))
 
     def __post_init__(self) -> None:
@@ -91,8 +94,15 @@ class Preprocess:
                 f"images of one batch must have one size, got {sorted(shapes)}; render them alike"
             )
         images = np.stack(rows)
-        prompts = [self._prompt(observation) for observation in observations]
-        return assemble(torch.from_numpy(images).to(self.device), prompts, self.dims, form)
+        prompts = [self.prompt(observation) for observation in observations]
+        pixels = torch.from_numpy(images).to(self.device)
+        return assemble(pixels, prompts, self.dims, form, self.prompt_multiple)
+
+    def prompt_length(self, observation: Observation, form: str) -> int:
+        """Return how many prompt tokens the stages get for an observation, padding included."""
+        if form == "full":
+            return self.dims.max_token_len
+        return padded_length(len(self.prompt(observation)), self.prompt_multiple)
 
     def _image(self, observation: Observation, name: str) -> NDArray[np.uint8]:
         if name not in observation.images:
@@ -107,7 +117,8 @@ class Preprocess:
             )
         return image
 
-    def _prompt(self, observation: Observation) -> list[int]:
+    def prompt(self, observation: Observation) -> list[int]:
+        """Return the token ids of an observation's prompt, unpadded."""
         state = None
         if self.state is not None:
             state = np.zeros(self.state_prompt_dims)
@@ -116,9 +127,16 @@ class Preprocess:
 
 
 def assemble(
-    images_BNHWC: Tensor, prompts: Sequence[Sequence[int]], dims: Pi05Dims, form: str
+    images_BNHWC: Tensor,
+    prompts: Sequence[Sequence[int]],
+    dims: Pi05Dims,
+    form: str,
+    prompt_multiple: int = 1,
 ) -> ModelInputs:
     """Return the inputs for uint8 images of the live cameras, in slot order, and unpadded prompts.
+
+    Args:
+        prompt_multiple: see `Preprocess`.
 
     Raises:
         ValueError: `form` is unknown.
@@ -128,10 +146,10 @@ def assemble(
     device = images_BNHWC.device
     images_BNCHW = normalise_pixels(resize_with_pad(images_BNHWC, dims.image_size))
     lengths = [len(prompt) for prompt in prompts]
-    width = dims.max_token_len if form == "full" else max(lengths)
+    width = dims.max_token_len if form == "full" else padded_length(max(lengths), prompt_multiple)
     tokens_BT = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
     token_mask_BT = None
-    if form == "full" or min(lengths) < width:
+    if form == "full" or prompt_multiple > 1 or min(lengths) < width:
         token_mask_BT = torch.tensor(
             [[i < length for i in range(width)] for length in lengths], device=device
         )
@@ -142,6 +160,11 @@ def assemble(
     slots = torch.stack([live.get(slot, black) for slot in dims.cameras], dim=1)
     image_mask_BN = torch.tensor([[slot in live for slot in dims.cameras]] * len(prompts), device=device)
     return ModelInputs(slots, image_mask_BN, tokens_BT, token_mask_BT)
+
+
+def padded_length(tokens: int, multiple: int) -> int:
+    """Return the smallest multiple that holds so many tokens."""
+    return -(-tokens // multiple) * multiple
 
 
 def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:

@@ -53,12 +53,13 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(dims.hidden_size, dims.hidden_size)
         self.out_proj = nn.Linear(dims.hidden_size, dims.hidden_size)
 
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each (images, patches, width)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attended = F.scaled_dot_product_attention(queries, keys, values)
+        heads = [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.project(x)]
+        attended = F.scaled_dot_product_attention(*heads)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 

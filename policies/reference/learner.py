@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from optim.base import STAGES, apply_passes
-from optim.eager import Eager
+from optim.base import CountedStage
 from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
 from policies.pi05.policy import Pi05Policy
 from policies.reference.sizes import DIMS
@@ -37,6 +36,6 @@ def load_learner(folder: Path | None) -> Pi05Policy | None:
         checkpoint = load_checkpoint(
             config, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32
         )
-        stages = apply_passes(checkpoint.stages, dict.fromkeys(STAGES, Eager()), {})
+        stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
         _loaded[folder] = (written_ns, Pi05Policy.from_checkpoint(checkpoint, stages, name="learner"))
     return _loaded[folder][1]

@@ -1,8 +1,9 @@
 """From configuration to policy: devices and precisions are chosen, wrong ones refused before weights load."""
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ from eval.schema import (
     SuiteConfig,
     TrackingConfig,
 )
+from optim.base import CountedStage, Pass, StageSource
 from optim.eager import Eager
+from policies.base import EpisodeKey, Observation, Policy, Request
 from policies.oracle import OraclePolicy
 from policies.pi05.checkpoint import CheckpointConfig
 from policies.pi05.policy import Pi05Policy
@@ -50,6 +53,15 @@ def config(**changes: Any) -> Config:
         "tracking": TrackingConfig("none"),
     }
     return Config(**(parts | changes))
+
+
+def built(of: Config) -> Policy:
+    """The policy of a configuration whose passes need no examples."""
+
+    def capture(policy: Pi05Policy) -> list[Request]:
+        raise AssertionError("no pass needs an example, and the simulator would be started for it")
+
+    return build_policy(of, capture)
 
 
 def set_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -101,11 +113,11 @@ def test_auto_precision_is_bfloat16_on_gpus_and_float32_elsewhere() -> None:
 @pytest.mark.usefixtures("no_weights")
 def test_the_oracle_needs_no_weights() -> None:
     policy = PolicyConfig("oracle", "oracle")
-    assert isinstance(build_policy(config(policy=policy, optim=OptimConfig())), OraclePolicy)
+    assert isinstance(built(config(policy=policy, optim=OptimConfig())), OraclePolicy)
 
 
 def test_a_policy_is_built_as_the_configuration_says() -> None:
-    policy = build_policy(
+    policy = built(
         config(
             policy=PolicyConfig("mine", "pi05", form="full", precision="bfloat16", device="cpu"),
             checkpoint=replace(CHECKPOINT, replan_steps=4),
@@ -127,7 +139,7 @@ def test_a_policy_is_built_as_the_configuration_says() -> None:
 @pytest.mark.parametrize("backend", [None, "eager", {}, {"warmup": 3}])
 def test_a_stage_without_a_backend_is_refused_before_weights_load(backend: Any) -> None:
     with pytest.raises(ConfigError, match=r"optim\.prefix must be a backend, chosen with a slash"):
-        build_policy(config(optim=OptimConfig(EAGER, backend, EAGER)))
+        built(config(optim=OptimConfig(EAGER, backend, EAGER)))
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -136,14 +148,14 @@ def test_a_stage_without_a_backend_is_refused_before_weights_load(backend: Any) 
 )
 def test_a_backend_that_cannot_be_made_is_refused_before_weights_load(backend: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"optim\.denoise refused its options: "):
-        build_policy(config(optim=OptimConfig(EAGER, EAGER, backend)))
+        built(config(optim=OptimConfig(EAGER, EAGER, backend)))
 
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_missing_device_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
     set_gpus(monkeypatch, 0)
     with pytest.raises(ConfigError, match=r"policy\.device=cuda is not there"):
-        build_policy(config(policy=PolicyConfig("baseline", "pi05", device="cuda")))
+        built(config(policy=PolicyConfig("baseline", "pi05", device="cuda")))
 
 
 def test_a_pass_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,4 +164,50 @@ def test_a_pass_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Eager, "__call__", engage)
     with pytest.raises(ConfigError, match=r"optim\.vision=Eager\(\) did not engage: ImportError: no module"):
-        build_policy(config())
+        built(config())
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_pass_that_cannot_run_on_this_machine_is_refused_before_weights_load() -> None:
+    graph = {"_target_": "optim.cuda_graph.CudaGraph"}
+    with pytest.raises(
+        ConfigError, match=r"optim\.denoise=CudaGraph\(warmup=3\) cannot run here: it needs an"
+    ):
+        built(config(optim=OptimConfig(EAGER, EAGER, graph)))
+
+
+@dataclass(frozen=True)
+class Examined(Pass):
+    """Keeps what it was given."""
+
+    needs_amax: ClassVar[bool] = True
+    seen: ClassVar[list[StageSource]] = []
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        self.seen.append(source)
+        return CountedStage("examined", source.stage)
+
+
+def test_a_pass_gets_captured_examples_the_calibration_and_the_hash_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build_module, "load_scales", lambda checkpoint, path: {"prefix": {"layers.0": path}})
+    rng = np.random.default_rng(0)
+    images = {
+        name: rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        for name in ("agentview_image", "robot0_eye_in_hand_image")
+    }
+
+    def capture(policy: Pi05Policy) -> list[Request]:
+        observation = Observation(images, np.zeros(8), "pick up the bowl")
+        return [Request(observation, EpisodeKey("libero_spatial", 0, 0, 7), 0)]
+
+    examined = {"_target_": f"{__name__}.Examined"}
+    monkeypatch.setattr(Examined, "seen", [])
+    build_policy(config(optim=OptimConfig(EAGER, examined, EAGER, scales="FILE")), capture)
+    [source] = Examined.seen
+    [args] = source.examples
+    assert args[0] is not None
+    assert args[0].shape == (1, 512, 128)
+    assert source.amax == {"layers.0": "FILE"}
+    assert len(source.weights_sha256) == 64

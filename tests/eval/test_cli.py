@@ -15,7 +15,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from eval.cli import Refused, main
+from eval.cli import main
+from eval.command import Refused
 from eval.records import RUN_FILE
 from eval.run_reader import read_run
 from eval.runner import LocalRunner

@@ -12,7 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from eval.cli import CONF, check
+from eval.cli import check
+from eval.command import CONF
 from eval.libero_env import SUITES
 from eval.schema import Config, ConfigError, register
 from optim.base import STAGES

@@ -108,7 +108,7 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
         tasks = [
             Task("libero_spatial", i, f"task {i}", "" if i else broken, np.zeros((50, 1))) for i in range(2)
         ]
-        options: dict[str, Any] = {"max_errors": 2, "warmup_inferences": 3} | plan
+        options: dict[str, Any] = {"max_errors": 2, "warmup_inferences": 3, "misses_allowed": False} | plan
         full = Plan(
             tasks=tasks,
             episodes=range(episodes),
@@ -175,6 +175,13 @@ def test_a_backend_that_missed_fails_the_run(do_run: Callable[..., Run]) -> None
     )
     assert run.run["finished"] is False
     assert len(run.episodes) == 6
+
+
+def test_allowed_misses_are_recorded(
+    do_run: Callable[..., Run],
+) -> None:
+    run = do_run(FakePolicy(misses=1), misses_allowed=True)
+    assert (run.run["finished"], run.run["engagement"]["vision"]["misses"]) == (True, 1)
 
 
 def test_the_same_episode_has_the_same_hashes_and_another_does_not(do_run: Callable[..., Run]) -> None:

@@ -9,8 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optim.base import STAGES, Args, CountedStage, Pass, PassError, StageMismatch, apply_passes
+from optim.base import (
+    STAGES,
+    Args,
+    CountedStage,
+    Pass,
+    PassError,
+    StageMismatch,
+    StageSource,
+    apply_passes,
+    check_passes,
+)
 from optim.eager import Eager
+from optim.engines import serve
 
 
 class Double(nn.Module):
@@ -19,30 +30,41 @@ class Double(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(Pass):
     """A pass that remembers what it was given."""
 
     seen: list[tuple[str, int]]
 
-    def __call__(self, name: str, stage: nn.Module, examples: Sequence[Args]) -> CountedStage:
-        self.seen.append((name, len(examples)))
-        return CountedStage("recording", stage, details={"precision": "bf16"})
+    def __call__(self, source: StageSource) -> CountedStage:
+        self.seen.append((source.name, len(source.examples)))
+        return CountedStage("recording", source.stage, details={"precision": "bf16"})
 
 
 @dataclass(frozen=True)
-class Failing:
-    def __call__(self, name: str, stage: nn.Module, examples: Sequence[Args]) -> CountedStage:
+class Failing(Pass):
+    def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        raise RuntimeError(f"install tensorrt for {name}")
+
+    def __call__(self, source: StageSource) -> CountedStage:
         raise ImportError("no module named 'tensorrt'")
 
 
 @dataclass(frozen=True)
-class HandsBack:
-    def __call__(self, name: str, stage: nn.Module, examples: Sequence[Args]) -> Any:
-        return stage
+class HandsBack(Pass):
+    def __call__(self, source: StageSource) -> Any:
+        return source.stage
 
 
-def _stages() -> dict[str, nn.Module]:
-    return {name: Double() for name in STAGES}
+@dataclass(frozen=True)
+class OnlyTwo(Pass):
+    """A pass whose engine takes inputs of two numbers alone."""
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        return serve(source, "only_two", lambda args: source.stage, tolerance=0.0)
+
+
+def _sources(**examples: Sequence[Args]) -> dict[str, StageSource]:
+    return {name: StageSource(name, Double(), examples.get(name, ())) for name in STAGES}
 
 
 def _passes(**others: Pass) -> dict[str, Pass]:
@@ -54,15 +76,15 @@ def _refuse(*args: Tensor | None) -> Tensor:
 
 
 def test_eager_computes_the_stage_and_counts() -> None:
-    stages = apply_passes(_stages(), _passes(), {})
+    stages = apply_passes(_sources(), _passes())
     assert stages["vision"](torch.ones(2)).tolist() == [2.0, 2.0]
     assert (stages["vision"].backend, stages["vision"].calls, stages["prefix"].calls) == ("eager", 1, 0)
 
 
 def test_each_pass_gets_its_stages_examples() -> None:
     recording = Recording([])
-    examples: dict[str, list[Args]] = {"vision": [(torch.ones(1),)], "denoise": [(torch.ones(1),), (None,)]}
-    stages = apply_passes(_stages(), dict.fromkeys(STAGES, recording), examples)
+    sources = _sources(vision=[(torch.ones(1),)], denoise=[(torch.ones(1),), (None,)])
+    stages = apply_passes(sources, dict.fromkeys(STAGES, recording))
     assert recording.seen == [("vision", 1), ("prefix", 0), ("denoise", 2)]
     assert stages["vision"].details == {"precision": "bf16"}
 
@@ -73,21 +95,41 @@ def test_stage_without_a_pass_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"passes must name exactly .*'denoise'\), got \('vision', 'prefix'\)"
     ):
-        apply_passes(_stages(), passes, {})
-    with pytest.raises(ValueError, match="stages must name exactly"):
-        apply_passes({**_stages(), "tail": Double()}, _passes(), {})
+        apply_passes(_sources(), passes)
+    with pytest.raises(ValueError, match="sources must name exactly"):
+        apply_passes({**_sources(), "tail": StageSource("tail", Double())}, _passes())
 
 
 def test_pass_that_fails_is_an_error_that_names_stage_pass_and_cause() -> None:
     with pytest.raises(
         PassError, match=r"optim.prefix=Failing\(\) did not engage: ImportError: no module named 'tensorrt'"
     ):
-        apply_passes(_stages(), _passes(prefix=Failing()), {})
+        apply_passes(_sources(), _passes(prefix=Failing()))
+
+
+def test_pass_that_cannot_run_here_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(
+        PassError, match=r"optim.prefix=Failing\(\) cannot run here: install tensorrt for prefix"
+    ):
+        check_passes(_passes(prefix=Failing()), torch.device("cpu"), torch.float32)
+    check_passes(_passes(), torch.device("cpu"), torch.float32)
+
+
+def test_on_mismatch_decides_between_an_error_and_a_counted_call_of_the_eager_stage() -> None:
+    sources = _sources(prefix=[(torch.ones(2),)])
+    strict = apply_passes(sources, _passes(prefix=OnlyTwo()))["prefix"]
+    lenient = apply_passes(sources, _passes(prefix=OnlyTwo()), on_mismatch="fallback")["prefix"]
+    with pytest.raises(StageMismatch, match=r"prefix input 0 is \(3,\) float32 on cpu, .* built for \(2,\)"):
+        strict(torch.ones(3))
+    assert lenient(torch.ones(3)).tolist() == [2.0] * 3
+    assert (strict.calls, strict.misses, lenient.calls, lenient.misses) == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match="on_mismatch must be one of raise, fallback, got 'ignore'"):
+        apply_passes(sources, _passes(), on_mismatch="ignore")
 
 
 def test_pass_that_hands_the_eager_stage_back_is_refused() -> None:
     with pytest.raises(PassError, match=r"optim.vision=HandsBack\(\) must return a CountedStage, got Double"):
-        apply_passes(_stages(), _passes(vision=HandsBack()), {})
+        apply_passes(_sources(), _passes(vision=HandsBack()))
 
 
 def test_mismatch_without_fallback_is_the_callers_error() -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from optim.base import STAGES, apply_passes
-from optim.eager import Eager
+from optim.base import STAGES, CountedStage
 from policies.base import Policy, Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
@@ -22,7 +21,7 @@ MakeRequest = Callable[..., Request]
 
 @pytest.fixture
 def policy(small: Checkpoint) -> Pi05Policy:
-    stages = apply_passes(small.stages, {name: Eager() for name in STAGES}, {})
+    stages = {name: CountedStage("eager", stage) for name, stage in small.stages.items()}
     return Pi05Policy.from_checkpoint(small, stages, name="baseline")
 
 
@@ -112,23 +111,9 @@ def test_non_finite_actions_raise(policy: Pi05Policy, small: Checkpoint, request
     def broken(*args: torch.Tensor) -> torch.Tensor:
         return torch.full((1, 10, 32), float("nan"))
 
-    stages = {
-        **policy.stages,
-        "denoise": apply_passes(
-            {**small.stages, "denoise": _Returns(broken)}, {name: Eager() for name in STAGES}, {}
-        )["denoise"],
-    }
+    stages = {**policy.stages, "denoise": CountedStage("eager", broken)}
     with pytest.raises(FloatingPointError, match="got 320 of 320"):
         policy.with_stages(stages).infer([request_of(0)])
-
-
-class _Returns(torch.nn.Module):
-    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
-        return self.function(*args)
 
 
 def test_no_request_bad_form_and_missing_stage_are_refused(policy: Pi05Policy) -> None:

@@ -1,0 +1,126 @@
+"""Real observations for those who need some before a run: one of every input shape, or many of an episode.
+
+`eval.sim_stack.prepare()` must have run.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.libero_env import LiberoEnv, Task
+from policies.base import EpisodeKey, Observation, Request
+from policies.chunking import ActionQueue
+from policies.pi05.norm_stats import STATE_DIM, Normalizer
+from policies.pi05.policy import Pi05Policy
+from policies.pi05.prompt import STATE_BINS
+
+T = TypeVar("T")
+
+# A state's number in the prompt, 0 to 255 (-1 below), has one, two or three digits: one bin of each.
+SHORT_BIN, LONGER_BINS = 0, (50, 200)
+
+
+def example_requests(tasks: Sequence[Task], policy: Pi05Policy, seed: int) -> list[Request]:
+    """Return requests that together have every input shape that a run over these tasks can meet.
+
+    Shapes differ in the padded length of the prompt alone. A task whose lengths all came before is skipped,
+    because an environment takes 3 s to build. Each request is the start of the task's episode 0; where the
+    prompt carries the state and its length thus changes from call to call, images are real and the state is
+    replaced, one request for each length.
+    """
+    found: dict[int, Request] = {}
+    for task in tasks:
+        states = _states_by_length(policy, task.language)
+        if states.keys() <= found.keys():
+            continue
+        key = EpisodeKey(task.suite, task.task_id, 0, seed)
+        with closing(LiberoEnv(task)) as env:
+            env.reset(key)
+            real = env.observe(policy.cameras)
+        observations = {length: replace(real, state=state) for length, state in states.items()}
+        observations[policy.preprocess.prompt_length(real, policy.form)] = real
+        for length, observation in observations.items():
+            found.setdefault(length, Request(observation, key, 0))
+    return list(found.values())
+
+
+def collect_requests(
+    tasks: Sequence[Task], policy: Pi05Policy, seed: int, count: int, *, max_steps: int
+) -> list[Request]:
+    """Return `count` requests that `policy` made in its own episodes, spread over the tasks and over time.
+
+    Each task gives its share from episode 0, and from the next ones while that was too short. Tasks take
+    turns with the phase of an episode, so that few requests a task are not all of its start. With more
+    tasks than requests, only `count` of the tasks are run.
+
+    Args:
+        max_steps: control steps of an episode at most, `suite.max_steps`.
+
+    Raises:
+        ValueError: no tasks, or `count` is not positive.
+    """
+    if not tasks or count < 1:
+        raise ValueError(f"requests need a task and a count >= 1, got {len(tasks)} tasks and count={count}")
+    chosen = spread(tasks, min(count, len(tasks)))
+    requests: list[Request] = []
+    for i, task in enumerate(chosen):
+        share = count // len(chosen) + (i < count % len(chosen))
+        made: list[Request] = []
+        with closing(LiberoEnv(task)) as env:
+            episode = 0
+            while len(made) < share:
+                key = EpisodeKey(task.suite, task.task_id, episode, seed)
+                made.extend(_episode(env, policy, key, max_steps))
+                episode += 1
+        requests += spread(made, share, phase=(i + 0.5) / len(chosen))
+    return requests
+
+
+def spread(items: Sequence[T], count: int, phase: float = 0.0) -> list[T]:
+    """Return `count` of the items at equal distances.
+
+    Args:
+        phase: 0 begins with the first item, just below 1 ends with the last.
+    """
+    return [items[int((i + phase) * len(items) / count)] for i in range(count)]
+
+
+def _episode(env: LiberoEnv, policy: Pi05Policy, key: EpisodeKey, max_steps: int) -> Iterator[Request]:
+    """Yield the requests of one episode: at its start, then at each replan."""
+    env.reset(key)
+    queue = ActionQueue(policy.replan_steps)
+    call = 0
+    for _ in range(max_steps):
+        if not queue:
+            request = Request(env.observe(policy.cameras), key, call)
+            yield request
+            [chunk] = policy.infer([request])
+            queue.refill(chunk)
+            call += 1
+        if env.step(queue.pop()):
+            return
+
+
+def _states_by_length(policy: Pi05Policy, instruction: str) -> dict[int, NDArray[np.float64]]:
+    """Return a state for every padded length that the prompt of an instruction can have."""
+    preprocess = policy.preprocess
+    states = [np.zeros(STATE_DIM)] if preprocess.state is None else _states_of_all_widths(preprocess.state)
+    return {
+        preprocess.prompt_length(Observation({}, state, instruction), policy.form): state for state in states
+    }
+
+
+def _states_of_all_widths(normalizer: Normalizer) -> list[NDArray[np.float64]]:
+    """Return states whose words in the prompt grow by one digit from each to the next, from 8 to 24."""
+    bins = np.full(STATE_DIM, SHORT_BIN)
+    rows = [bins.copy()]
+    for i in range(STATE_DIM):
+        for longer in LONGER_BINS:
+            bins[i] = longer
+            rows.append(bins.copy())
+    centres = STATE_BINS + (STATE_BINS[1] - STATE_BINS[0]) / 2
+    return [normalizer.unnormalize(centres[row]) for row in rows]

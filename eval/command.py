@@ -1,0 +1,84 @@
+"""What every command line of the project shares: Hydra's configuration, and errors on one line."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.text import Text
+
+from eval import schema
+from eval.messages import one_line
+from eval.records import RecordingError
+from eval.runner import RunFailed
+from eval.schema import REPOSITORY
+from eval.summary import report_console
+
+CONF = str(REPOSITORY / "conf")  # absolute: Hydra would look for a relative path beside the caller's file
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class Refused(RuntimeError):
+    """The command could not start; the message is one readable line."""
+
+
+def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
+    """Run a command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole
+    trace.
+
+    Args:
+        config_name: the file in conf/ that it composes.
+        run: does the work of one job; the other jobs of a sweep go on when it raises an error of the user's.
+    """
+    schema.register()
+    before = os.environ.get(FULL_ERROR)
+    full_trace = before == "1"
+    failed = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            run(cfg)
+        except (Refused, RunFailed, RecordingError, OSError) as error:
+            if full_trace:
+                raise
+            complain(error)
+            failed.append(error)
+        finally:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+
+    os.environ[FULL_ERROR] = "1"  # Hydra would print and exit by itself
+    try:
+        hydra.main(config_path=CONF, config_name=config_name, version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        if full_trace:
+            raise
+        complain(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        report_console(stderr=True).print(Text("interrupted; what was recorded is kept"))
+        sys.exit(130)
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
+    if failed:
+        sys.exit(1)
+
+
+def complain(error: Exception) -> None:
+    """Print an error on one line of stderr."""
+    report_console(stderr=True).print(Text(f"error: {one_line(error)}"), soft_wrap=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no folder behind where nothing was written."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,145 @@
+"""FP8 linears through `torch._scaled_mm`: static scales, quantisation fused into what comes before.
+
+Weights and activations are e4m3 with one scale for each tensor; sums are float32 (fast accumulation, as
+tensor cores give it), outputs the policy's dtype. The stage is compiled, which fuses the quantisation into
+norm and GEGLU, and replayed in a CUDA graph.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from optim.base import CountedStage, Pass, StageSource
+from optim.compile import build_compiled
+from optim.engines import serve
+from optim.fuse import INPUT_OF, fuse, replace_modules
+from optim.parity import TOLERANCE
+from optim.requirements import require_cuda, require_dtype, require_warmup
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0  # largest finite e4m3fn
+FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+LINEARS = ("all", "mlp")
+MULTIPLE = 16  # `_scaled_mm` wants both sides of a weight to be multiples of it
+
+
+class Fp8Linear(nn.Module):
+    """A linear whose weight is stored, and whose input is cast, in FP8.
+
+    Args:
+        linear: its weight is copied; N and K must be multiples of 16.
+        amax: largest absolute input; larger ones saturate.
+
+    Raises:
+        ValueError: sizes that the FP8 matmul does not take.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    input_scale: Tensor
+
+    def __init__(self, linear: nn.Linear, amax: float) -> None:
+        super().__init__()
+        if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
+            raise ValueError(
+                f"an FP8 linear needs multiples of {MULTIPLE}, got {linear.in_features} in and "
+                f"{linear.out_features} out; keep this stage in bfloat16"
+            )
+        weight = linear.weight.detach().float()
+        scale = weight.abs().max().clamp(min=1e-12) / FP8_MAX
+        self.register_buffer("weight", quantise(weight, 1.0 / scale))
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("input_scale", torch.full_like(scale, amax / FP8_MAX))
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = quantise(x.flatten(0, -2), 1.0 / self.input_scale)
+        out = torch._scaled_mm(
+            rows,
+            self.weight.t(),
+            scale_a=self.input_scale,
+            scale_b=self.weight_scale,
+            bias=self.bias,
+            out_dtype=x.dtype,
+            use_fast_accum=True,
+        )
+        return out.unflatten(0, x.shape[:-1])
+
+
+def quantise(x: Tensor, inverse_scale: Tensor) -> Tensor:
+    """Return x * inverse_scale in e4m3, saturated: what a bare cast does depends on torch's version."""
+    return (x.float() * inverse_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def with_fp8_linears(stage: nn.Module, amax: Mapping[str, float], linears: str) -> nn.Module:
+    """Return a fused stage whose layers' linears are FP8; embeddings and the projector stay as they are.
+
+    Args:
+        amax: of the unfused stage's linears, by name.
+        linears: all, or mlp alone.
+
+    Raises:
+        ValueError: a linear has no calibrated maximum.
+    """
+
+    def swap(path: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.Linear) or not path.startswith("layers."):
+            return None
+        if linears == "mlp" and ".mlp." not in path:
+            return None
+        parent, _, name = path.rpartition(".")
+        original = f"{parent}.{INPUT_OF.get(name, name)}"
+        if original not in amax:
+            raise ValueError(f"no calibrated maximum for the input of {original}, there are {sorted(amax)}")
+        return Fp8Linear(module, amax[original])
+
+    return replace_modules(fuse(stage), swap)
+
+
+@dataclass(frozen=True)
+class Fp8(Pass):
+    """FP8 linears in vision or prefix, compiled and captured.
+
+    Attributes:
+        linears: all, or mlp: projections of attention stay in bfloat16.
+        warmup: runs before the capture.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    linears: str = "all"
+    warmup: int = 3
+    needs_amax: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.linears not in LINEARS:
+            raise ValueError(f"linears must be one of {', '.join(LINEARS)}, got {self.linears!r}")
+        require_warmup(self.warmup)
+
+    def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise RuntimeError for denoise, without a GPU that has FP8, or in a precision but bfloat16."""
+        if name == "denoise":
+            raise RuntimeError("FP8 serves vision and prefix; choose optim/denoise=compile")
+        require_cuda(device, FP8_CAPABILITY, "FP8")
+        require_dtype(dtype, torch.bfloat16)
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        """Return the stage in FP8."""
+        stage = with_fp8_linears(source.stage, source.amax, self.linears)
+        counted = [module for module in stage.modules() if isinstance(module, Fp8Linear)]
+        return serve(
+            source,
+            "fp8",
+            build_compiled(stage, graph=True, warmup=self.warmup),
+            tolerance=TOLERANCE["fp8"],
+            details={
+                "precision": "fp8",
+                "linears": self.linears,
+                "fp8_linears": len(counted),
+                "fp8_weights": sum(module.weight.numel() for module in counted),
+            },
+        )

@@ -1,0 +1,265 @@
+"""Inspect: `python -m optim.inspect [policy=... checkpoint=... suite=...]` shows what the stages work on.
+
+Shapes and dtypes come from a real observation that runs through the eager stages; then how many combinations
+of them the suite's tasks have, for each of which a backend builds an engine; then where the tokens come from.
+It needs no GPU: a backend that cannot run here is named, and the rest is shown all the same.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from eval.build import choose_passes, eager_policy, load
+from eval.capture import example_requests
+from eval.cli import choose_tasks
+from eval.command import Refused, command
+from eval.libero_env import Task
+from eval.observations import load_requests
+from eval.schema import Config, ConfigError, register_schema
+from eval.sim_stack import SimStackError, prepare
+from eval.summary import report_console
+from optim.base import STAGES, Args
+from optim.engines import signature
+from policies.base import Request
+from policies.pi05.policy import Pi05Policy
+from policies.pi05.preprocess import ModelInputs
+
+OUTPUTS = {
+    "vision": ("image_tokens_BQW",),
+    "prefix": ("keys_LBGPD", "values_LBGPD", "prefix_mask_BP"),
+    "denoise": ("actions_BHA",),
+}
+ARGUMENTS = ("stage", "", "name", "shape", "dtype", "device")
+ENGINES = ("stage", "backend", "options", "engines", "inputs")
+TOKENS = ("part", "valid", "masked", "padded", "total")
+
+
+@dataclass
+class InspectConfig:
+    """conf/inspect.yaml: which observations to look at."""
+
+    observations: str | None = None
+
+
+@dataclass
+class InspectRun(Config):
+    """A run's configuration, of which suite, checkpoint, policy and denoise steps matter here."""
+
+    inspect: InspectConfig = field(default_factory=InspectConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy.kind != "pi05":
+            raise ConfigError(
+                f"policy must be one with stages to inspect, got {self.policy.name!r}; choose policy=baseline"
+            )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where the tokens of one part of the prefix come from.
+
+    Attributes:
+        part: a camera slot or the prompt.
+        valid: real ones.
+        masked: computed for a camera that is not there, and masked.
+        padded: computed to fill the prompt up, and masked.
+    """
+
+    part: str
+    valid: int
+    masked: int
+    padded: int
+
+    @property
+    def total(self) -> int:
+        return self.valid + self.masked + self.padded
+
+
+def run(cfg: DictConfig) -> None:
+    """Print what a configuration's stages get, give and compile for.
+
+    Raises:
+        Refused: something is missing or wrong.
+    """
+    try:
+        config = OmegaConf.to_object(cfg)
+        assert isinstance(config, InspectRun)
+        tasks = choose_tasks(replace(config, protocol=replace(config.protocol, num_tasks=None)))
+        backends = {stage: backend_of(stage, getattr(config.optim, stage)) for stage in STAGES}
+        checkpoint = load(config)
+        policy = eager_policy(config, checkpoint)
+        requests = _observe(config, policy, tasks)
+        examples = policy.example_inputs([[request] for request in requests])
+    except (ValueError, KeyError, OSError, SimStackError, OmegaConfBaseException) as error:
+        raise Refused(str(error)) from error
+    shown = {stage: examples[stage][0] for stage in STAGES}
+    prompts = {f"prompt of task {task.task_id}": _ask(requests[0], task) for task in tasks}
+    tables = (
+        ("Inputs and outputs of an observation", ARGUMENTS, argument_rows(checkpoint.stages, shown), 6),
+        ("Engines for the tasks of the suite", ENGINES, engine_rows(examples, backends), 3),
+        ("Prefix tokens", TOKENS, token_rows(policy, prompts), 1),
+    )
+    console = report_console()
+    console.print(Text(f"{config.policy.name}, {checkpoint.weights_label}, {config.policy.form} form"))
+    for caption, columns, rows, texts in tables:
+        console.print(_table(caption, columns, rows, texts))
+    if (problem := cannot_run(config)) is not None:
+        console.print(Text(f"note: {problem}"), soft_wrap=True)
+
+
+def backend_of(stage: str, options: Any) -> tuple[str, str, bool]:
+    """Return a backend's name and options as configured, and whether it builds engines for shapes.
+
+    Raises:
+        ConfigError: not a backend.
+    """
+    if not isinstance(options, Mapping) or "_target_" not in options:
+        raise ConfigError(
+            f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
+        )
+    try:
+        kind = pkgutil.resolve_name(str(options["_target_"]))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"optim.{stage} refused its options: {error}") from error
+    rest = ", ".join(f"{name}={value}" for name, value in options.items() if name != "_target_")
+    return kind.__name__, rest, bool(getattr(kind, "needs_examples", True))
+
+
+def cannot_run(config: Config) -> str | None:
+    """Return why the policy's backends cannot run here; None if they can."""
+    try:
+        choose_passes(config)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@torch.no_grad()
+def argument_rows(stages: Mapping[str, nn.Module], shown: Mapping[str, Args]) -> list[tuple[str, ...]]:
+    """Return the cells under `ARGUMENTS`: what each stage gets and gives."""
+    rows: list[tuple[str, ...]] = []
+    for name, args in shown.items():
+        result = stages[name](*args)
+        outputs = result if isinstance(result, tuple) else (result,)
+        inputs = inspect.signature(stages[name].forward).parameters
+        rows += [(name, "in", *spelt) for spelt in _spell(inputs, args)]
+        rows += [(name, "out", *spelt) for spelt in _spell(OUTPUTS[name], outputs)]
+    return rows
+
+
+def engine_rows(
+    examples: Mapping[str, Sequence[Args]], backends: Mapping[str, tuple[str, str, bool]]
+) -> list[tuple[str, ...]]:
+    """Return the cells under `ENGINES`: how many each backend builds for these calls, and how many differ."""
+    rows: list[tuple[str, ...]] = []
+    for stage, calls in examples.items():
+        name, options, for_shapes = backends[stage]
+        signatures = len({signature(args) for args in calls})
+        rows.append((stage, name, options or "-", str(signatures) if for_shapes else "any", str(signatures)))
+    return rows
+
+
+def count_tokens(policy: Pi05Policy, inputs: ModelInputs) -> list[Tokens]:
+    """Return where the prefix tokens of one inference come from, camera slots first."""
+    dims, each = policy.dims, policy.dims.tokens_per_image
+    slots = dims.live_cameras if inputs.image_mask_BN is None else dims.cameras
+    visible = [True] * len(slots) if inputs.image_mask_BN is None else inputs.image_mask_BN[0].tolist()
+    counts = [
+        Tokens(slot, each if valid else 0, 0 if valid else each, 0)
+        for slot, valid in zip(slots, visible, strict=True)
+    ]
+    width = inputs.tokens_BT.shape[1]
+    valid = width if inputs.token_mask_BT is None else int(inputs.token_mask_BT[0].sum())
+    return [*counts, Tokens("prompt", valid, 0, width - valid)]
+
+
+def token_rows(policy: Pi05Policy, prompts: Mapping[str, Request]) -> list[tuple[str, ...]]:
+    """Return the cells under `TOKENS`: camera slots, each prompt, and the sums with the shortest and longest.
+
+    Args:
+        prompts: by the name of their row.
+    """
+    accounts = {}
+    for name, request in prompts.items():
+        inputs = policy.preprocess([request.observation], policy.form)
+        *slots, prompt = count_tokens(policy, inputs)
+        accounts[name] = replace(prompt, part=name)
+    lengths = sorted(accounts.values(), key=lambda prompt: (prompt.valid, prompt.total))
+    sums = [
+        total(f"all with the {which} prompt", [*slots, prompt])
+        for which, prompt in (("shortest", lengths[0]), ("longest", lengths[-1]))
+    ]
+    return [
+        (of.part, *(str(number) for number in (of.valid, of.masked, of.padded, of.total)))
+        for of in (*slots, *accounts.values(), *sums)
+    ]
+
+
+def total(name: str, parts: Sequence[Tokens]) -> Tokens:
+    """Return the sum of some parts."""
+    return Tokens(name, *(sum(getattr(part, of) for part in parts) for of in ("valid", "masked", "padded")))
+
+
+def _observe(config: InspectRun, policy: Pi05Policy, tasks: Sequence[Task]) -> list[Request]:
+    """Return requests that together have every shape of the suite's tasks.
+
+    From a file, the first observation is asked with each task's instruction: images have one size, so that
+    the prompt alone decides; where it carries the state, lengths are those of the file's states.
+    """
+    file = config.inspect.observations
+    if file is None:
+        prepare()
+        return example_requests(tasks, policy, config.seed)
+    saved = load_requests(Path(file).expanduser())
+    found: dict[object, Request] = {}
+    asked = saved if policy.preprocess.state is not None else saved[:1]
+    for request in [*saved[:1], *(_ask(request, task) for request in asked for task in tasks)]:
+        inputs = policy.preprocess([request.observation], policy.form)
+        found.setdefault((inputs.tokens_BT.shape, inputs.token_mask_BT is None), request)
+    return list(found.values())
+
+
+def _ask(request: Request, task: Task) -> Request:
+    return replace(request, observation=replace(request.observation, instruction=task.language))
+
+
+def _spell(names: Iterable[str], tensors: Iterable[Tensor | None]) -> Iterator[tuple[str, ...]]:
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None:
+            yield name, "none", "", ""
+        else:
+            shape = " x ".join(str(size) for size in tensor.shape)
+            yield name, shape, str(tensor.dtype).removeprefix("torch."), str(tensor.device)
+
+
+def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
+    table = Table(title=Text(caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < texts else "right", overflow="fold")
+    before = None
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in ("" if row[0] == before else row[0], *row[1:])))
+        before = row[0]
+    return table
+
+
+def main() -> None:
+    """Run the command line; `eval.command` says how it ends."""
+    register_schema("inspect", InspectRun)
+    command("inspect", run)
+
+
+if __name__ == "__main__":
+    main()

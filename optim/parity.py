@@ -1,0 +1,106 @@
+"""Parity: how far an optimised stage is from the one it replaces, and the error when that is too far."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optim.base import Args
+
+# Largest relative error of a stage's outputs against the stage that it replaces, by the engine's precision.
+TOLERANCE = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.05, "fp8": 0.20}
+
+
+class ParityError(RuntimeError):
+    """An optimised stage computes something else."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst output of the worst call.
+
+    Attributes:
+        rel_error: |ours - reference| / |reference|, Euclidean norms over a whole output.
+        cosine: between the two, flattened.
+        max_abs: largest absolute difference of one number.
+    """
+
+    rel_error: float
+    cosine: float
+    max_abs: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the three numbers by name."""
+        return asdict(self)
+
+
+def compare(ours: Tensor, reference: Tensor) -> Parity:
+    """Return how far one tensor is from another, computed in float64.
+
+    Raises:
+        ParityError: shapes differ, or one of them is not finite.
+    """
+    if ours.shape != reference.shape:
+        raise ParityError(f"shape must be {tuple(reference.shape)}, got {tuple(ours.shape)}")
+    a, b = ours.double().flatten(), reference.double().flatten()
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ParityError("a number is not finite")
+    if torch.equal(a, b):
+        return Parity(0.0, 1.0, 0.0)
+    difference = a - b
+    norm = b.norm().item()
+    rel_error = difference.norm().item() / norm if norm else math.inf
+    cosine = (a @ b).item() / norm / a.norm().item() if norm and a.any() else 0.0
+    return Parity(rel_error, cosine, difference.abs().max().item())
+
+
+def worst(parities: Iterable[Parity]) -> Parity:
+    """Return the largest errors and the smallest cosine."""
+    found = list(parities)
+    return Parity(
+        max(p.rel_error for p in found), min(p.cosine for p in found), max(p.max_abs for p in found)
+    )
+
+
+def stage_parity(ours: Any, reference: Any) -> Parity:
+    """Return the worst parity of a stage's outputs; masks must be equal and a missing one must be missing.
+
+    Raises:
+        ParityError: the outputs are not of the same kind.
+    """
+    found = []
+    for i, (mine, theirs) in enumerate(zip(_outputs(ours), _outputs(reference), strict=True)):
+        if mine is None or theirs is None or theirs.dtype == torch.bool:
+            same = mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
+            if not same:
+                raise ParityError(f"output {i} is a mask that differs")
+        else:
+            found.append(compare(mine, theirs))
+    return worst(found)
+
+
+@torch.no_grad()
+def require_parity(
+    engine: Callable[..., Any], stage: Callable[..., Any], examples: Sequence[Args], tolerance: float
+) -> Parity:
+    """Return the worst parity of `engine` with `stage` over the examples.
+
+    Raises:
+        ParityError: its relative error is above `tolerance`.
+    """
+    # outputs are compared before the next call, which may overwrite an engine's buffers
+    parity = worst(stage_parity(engine(*args), stage(*args)) for args in examples)
+    if not parity.rel_error <= tolerance:
+        raise ParityError(
+            f"relative error must be <= {tolerance}, got {parity.rel_error:.3g} "
+            f"(cosine {parity.cosine:.6f}, max abs {parity.max_abs:.3g}) over {len(examples)} calls; "
+            "the engine computes something else: check its scales and its precision"
+        )
+    return parity
+
+
+def _outputs(result: Any) -> tuple[Tensor | None, ...]:
+    return result if isinstance(result, tuple) else (result,)

@@ -1,0 +1,33 @@
+"""What a pass may ask of the machine."""
+
+import torch
+
+
+def require_cuda(device: torch.device, capability: tuple[int, int] = (0, 0), reason: str = "") -> None:
+    """Raise RuntimeError unless the policy runs on an NVIDIA GPU of at least this compute capability.
+
+    Args:
+        reason: what needs the capability.
+    """
+    if device.type != "cuda":
+        raise RuntimeError(f"it needs an NVIDIA GPU, got policy.device={device}; choose policy=baseline here")
+    found = torch.cuda.get_device_capability(device)
+    if found < capability:
+        need, have = (".".join(map(str, version)) for version in (capability, found))
+        raise RuntimeError(
+            f"{reason} needs compute capability {need}, {torch.cuda.get_device_name(device)} has {have}; "
+            "choose a backend without it"
+        )
+
+
+def require_dtype(dtype: torch.dtype, wanted: torch.dtype) -> None:
+    """Raise RuntimeError unless the policy runs in this precision."""
+    if dtype != wanted:
+        ours, theirs = (str(kind).removeprefix("torch.") for kind in (wanted, dtype))
+        raise RuntimeError(f"it needs policy.precision={ours}, got {theirs}; set policy.precision={ours}")
+
+
+def require_warmup(warmup: int) -> None:
+    """Raise ValueError for a capture without a run before it."""
+    if warmup < 1:
+        raise ValueError(f"warmup must be >= 1, got {warmup}: libraries choose their kernels in it")
