@@ -57,10 +57,10 @@ def choose_passes(config: Config) -> dict[str, Pass]:
 def load(config: Config) -> Checkpoint:
     """Return the checkpoint, on the policy's device and in its precision.
 
-    A CUDA device becomes the current one: graphs and kernels are launched there.
+    A GPU that is chosen by its number becomes the current one: graphs and kernels are launched there.
     """
     device = choose_device(config.policy.device)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
     dtype = choose_dtype(config.policy.precision, device)
     return load_checkpoint(replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype)
