@@ -9,6 +9,8 @@ dimension, N splits.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,17 +74,82 @@ def use_split_attention(path: str, module: nn.Module) -> nn.Module | None:
     return SplitAttention() if isinstance(module, SuffixAttention) else None
 
 
-@functools.cache
-def define_operator() -> None:
-    """Define `torch.ops.optim.split_attention`; late, because Triton is there only where a GPU is.
+def attend_split(
+    queries_BXHD: Tensor,
+    prefix_keys_BGPD: Tensor,
+    prefix_values_BGPD: Tensor,
+    keys_BGHD: Tensor,
+    values_BGHD: Tensor,
+    bias: Tensor | None,
+    wrap: Callable[[Any], Any] = lambda kernel: kernel,
+) -> Tensor:
+    """Return attended_BHXD in the queries' dtype; arguments are contiguous.
 
-    Its arguments are those of `SuffixAttention.forward`, contiguous; it returns attended_BHXD in the queries'
-    dtype.
+    Args:
+        wrap: what `torch.library` wants around a kernel inside an operator.
+
+    Raises:
+        ValueError: a head dimension that the kernels do not take.
     """
     import triton
-    from torch.library import triton_op, wrap_triton
 
     from optim.fused_attention_kernels import merge_kernel, partial_kernel
+
+    batch, heads, horizon, head_dim = queries_BXHD.shape
+    groups, prefix = prefix_keys_BGPD.shape[1:3]
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(f"head_dim must be one of {HEAD_DIMS}, got {head_dim}; use optim/denoise=cuda_graph")
+    rows = heads // groups * horizon
+    prefix_splits = triton.cdiv(prefix, BLOCK_KEYS)
+    splits = prefix_splits + triton.cdiv(horizon, BLOCK_KEYS)
+    partial = queries_BXHD.new_empty((batch * groups, splits, rows, head_dim), dtype=torch.float32)
+    lse = queries_BXHD.new_empty((batch * groups, splits, rows), dtype=torch.float32)
+    attended_BHXD = queries_BXHD.new_empty((batch, horizon, heads, head_dim))
+    wrap(partial_kernel)[(splits, triton.cdiv(rows, BLOCK_ROWS), batch * groups)](
+        queries_BXHD,
+        prefix_keys_BGPD,
+        prefix_values_BGPD,
+        keys_BGHD,
+        values_BGHD,
+        queries_BXHD if bias is None else bias,
+        partial,
+        lse,
+        head_dim**-0.5,
+        rows,
+        prefix,
+        horizon,
+        groups,
+        splits,
+        prefix_splits,
+        HAS_BIAS=bias is not None,
+        D=head_dim,
+        BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_KEYS=BLOCK_KEYS,
+        num_warps=4,
+    )
+    wrap(merge_kernel)[(rows, batch * groups)](
+        partial,
+        lse,
+        attended_BHXD,
+        rows,
+        horizon,
+        heads,
+        groups,
+        splits,
+        D=head_dim,
+        SPLITS=triton.next_power_of_2(splits),
+        num_warps=4,
+    )
+    return attended_BHXD
+
+
+@functools.cache
+def define_operator() -> None:
+    """Define `torch.ops.optim.split_attention`, which is `attend_split` for torch.compile.
+
+    Late, because Triton is there only where a GPU is.
+    """
+    from torch.library import triton_op, wrap_triton
 
     @triton_op("optim::split_attention", mutates_args=())
     def split_attention(
@@ -93,51 +160,6 @@ def define_operator() -> None:
         values_BGHD: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        batch, heads, horizon, head_dim = queries_BXHD.shape
-        groups, prefix = prefix_keys_BGPD.shape[1:3]
-        if head_dim not in HEAD_DIMS:
-            raise ValueError(
-                f"head_dim must be one of {HEAD_DIMS}, got {head_dim}; use optim/denoise=cuda_graph"
-            )
-        rows = heads // groups * horizon
-        prefix_splits = triton.cdiv(prefix, BLOCK_KEYS)
-        splits = prefix_splits + triton.cdiv(horizon, BLOCK_KEYS)
-        partial = queries_BXHD.new_empty((batch * groups, splits, rows, head_dim), dtype=torch.float32)
-        lse = queries_BXHD.new_empty((batch * groups, splits, rows), dtype=torch.float32)
-        attended_BHXD = queries_BXHD.new_empty((batch, horizon, heads, head_dim))
-        wrap_triton(partial_kernel)[(splits, triton.cdiv(rows, BLOCK_ROWS), batch * groups)](
-            queries_BXHD,
-            prefix_keys_BGPD,
-            prefix_values_BGPD,
-            keys_BGHD,
-            values_BGHD,
-            queries_BXHD if bias is None else bias,
-            partial,
-            lse,
-            head_dim**-0.5,
-            rows,
-            prefix,
-            horizon,
-            groups,
-            splits,
-            prefix_splits,
-            HAS_BIAS=bias is not None,
-            D=head_dim,
-            BLOCK_ROWS=BLOCK_ROWS,
-            BLOCK_KEYS=BLOCK_KEYS,
-            num_warps=4,
+        return attend_split(
+            queries_BXHD, prefix_keys_BGPD, prefix_values_BGPD, keys_BGHD, values_BGHD, bias, wrap_triton
         )
-        wrap_triton(merge_kernel)[(rows, batch * groups)](
-            partial,
-            lse,
-            attended_BHXD,
-            rows,
-            horizon,
-            heads,
-            groups,
-            splits,
-            D=head_dim,
-            SPLITS=triton.next_power_of_2(splits),
-            num_warps=4,
-        )
-        return attended_BHXD

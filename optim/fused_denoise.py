@@ -1,0 +1,199 @@
+"""Denoise in six Triton kernels a layer: rows are few, so time is weights read and kernels launched.
+
+Compiled PyTorch needs about eleven dependent kernels for a layer of the expert. Here adaRMS, projection,
+RoPE and the writing of keys and values are one; attention is two (`optim.fused_attention`); output
+projection, gate and residual one; adaRMS, gate, up and GEGLU one; down projection, gate and residual one.
+What depends on t alone is computed once. The residual stream stays float32.
+
+B batch, H horizon, M = B H rows, A padded action dims, P prefix tokens, L layers, G KV heads, D head
+dimension, K Euler steps, W width, F MLP width.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from optim.base import CountedStage, Pass, StageSource
+from optim.cuda_graph import capture
+from optim.engines import serve
+from optim.fused_attention import HEAD_DIMS, attend_split
+from optim.fused_denoise_ops import (
+    MOST_ROWS,
+    Modulation,
+    action_in,
+    add_residual,
+    euler_step,
+    gate_up,
+    interleave,
+    pack_qkv,
+    power_of_two_within,
+    qkv,
+)
+from optim.parity import TOLERANCE
+from optim.requirements import require_cuda, require_dtype, require_warmup
+from policies.pi05.denoise import Denoise, ExpertLayer
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's weights as the kernels read them; see `optim.fused_denoise_ops`."""
+
+    qkv: Tensor
+    output: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class FusedDenoise:
+    """`Denoise` on fused kernels; its weights are copied.
+
+    Raises:
+        ValueError: sizes that the kernels do not take.
+    """
+
+    def __init__(self, stage: Denoise) -> None:
+        require_sizes(stage)
+        self._stage = stage
+        self._layers = [pack_layer(layer) for layer in expert_layers(stage)]
+        out = stage.action_out_proj
+        norms = [weight.float() for packed in self._layers for weight in (packed.qkv, packed.gate_up)]
+        times_K = torch.tensor(stage.timesteps, dtype=torch.float64, device=out.weight.device)
+        with torch.no_grad():
+            modulations_KNM = stage.modulations(times_K).transpose(0, 1)
+            self._modulations = [
+                [
+                    fold(modulation_M, weight)
+                    for modulation_M, weight in zip(of_step, [*norms, out.weight], strict=True)
+                ]
+                for of_step in modulations_KNM
+            ]
+            for of_step in self._modulations:
+                last = of_step[-1]
+                of_step[-1] = Modulation(last.one_plus_scale_W, last.shifted_N + out.bias, last.gate_W)
+
+    def __call__(
+        self, noise_BHA: Tensor, keys_LBGPD: Tensor, values_LBGPD: Tensor, prefix_mask_BP: Tensor | None
+    ) -> Tensor:
+        """Return actions_BHA as `Denoise.forward` does.
+
+        Raises:
+            ValueError: more than 64 rows.
+        """
+        stage = self._stage
+        batch, horizon, action_dim = noise_BHA.shape
+        rows, dim = batch * horizon, stage.head_dim
+        rope, bias = stage.suffix_geometry(noise_BHA, keys_LBGPD, prefix_mask_BP)
+        cos, sin = (
+            table[..., : dim // 2].expand(batch, 1, horizon, dim // 2).reshape(rows, dim // 2).contiguous()
+            for table in rope
+        )
+        actions_MA = noise_BHA.reshape(rows, action_dim).clone()
+        like = keys_LBGPD
+        heads = self._layers[0].output.shape[1] // dim
+        x_MW = actions_MA.new_empty((rows, stage.action_in_proj.out_features))
+        queries = like.new_empty((batch, heads, horizon, dim))
+        keys, values = (like.new_empty((batch, 1, horizon, dim)) for _ in range(2))
+        hidden_MF = like.new_empty((rows, self._layers[0].down.shape[1]))
+        dt = -1.0 / len(stage.timesteps)
+        for of_step in self._modulations:
+            action_in(actions_MA, stage.action_in_proj.weight, stage.action_in_proj.bias, x_MW)
+            for i, weights in enumerate(self._layers):
+                attention, mlp = of_step[2 * i], of_step[2 * i + 1]
+                qkv(x_MW, attention, weights.qkv, (cos, sin), (queries, keys, values))
+                attended = attend_split(queries, keys_LBGPD[i], values_LBGPD[i], keys, values, bias)
+                add_residual(attended.view(rows, heads * dim), weights.output, attention.gate_W, x_MW)
+                gate_up(x_MW, mlp, weights.gate_up, hidden_MF)
+                add_residual(hidden_MF, weights.down, mlp.gate_W, x_MW)
+            euler_step(x_MW, of_step[-1], stage.action_out_proj.weight, dt, actions_MA)
+        return actions_MA.view(batch, horizon, action_dim)
+
+
+def expert_layers(stage: Denoise) -> list[ExpertLayer]:
+    """Return the stage's layers."""
+    return [cast(ExpertLayer, layer) for layer in stage.layers]
+
+
+def fold(modulation_M: Tensor, weight_NW: Tensor) -> Modulation:
+    """Return one norm's modulation at one t, its shift taken through the weight that follows."""
+    scale_W, shift_W, gate_W = modulation_M.flatten().chunk(3)
+    return Modulation((1.0 + scale_W).contiguous(), weight_NW @ shift_W, gate_W.contiguous())
+
+
+def pack_layer(layer: ExpertLayer) -> LayerWeights:
+    """Return a layer's weights side by side, in the order of the kernels' columns."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return LayerWeights(
+        qkv=pack_qkv(
+            attention.q_proj.weight.detach(),
+            attention.k_proj.weight.detach(),
+            attention.v_proj.weight.detach(),
+            attention.head_dim,
+        ),
+        output=attention.o_proj.weight.detach(),
+        gate_up=interleave(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()).contiguous(),
+        down=mlp.down_proj.weight.detach(),
+    )
+
+
+def require_sizes(stage: Denoise) -> None:
+    """Raise ValueError for sizes that the kernels do not take; names them and what is supported."""
+    first = expert_layers(stage)[0]
+    attention = first.self_attn
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    if kv_heads != 1:
+        raise ValueError(f"expert.num_kv_heads must be 1, got {kv_heads}; use optim/denoise=compile")
+    if attention.head_dim not in HEAD_DIMS:
+        raise ValueError(
+            f"expert.head_dim must be one of {HEAD_DIMS}, got {attention.head_dim}; "
+            "use optim/denoise=cuda_graph"
+        )
+    action_dim = stage.action_in_proj.in_features
+    if action_dim & (action_dim - 1) or action_dim < 16:
+        raise ValueError(
+            f"action_dim must be a power of two >= 16, got {action_dim}; use optim/denoise=compile"
+        )
+    power_of_two_within(16, stage.action_in_proj.out_features, "expert.width")
+    power_of_two_within(16, first.mlp.down_proj.in_features, "expert.mlp_dim")
+
+
+@dataclass(frozen=True)
+class Fused(Pass):
+    """Denoise on fused Triton kernels, captured in a CUDA graph.
+
+    Attributes:
+        warmup: runs before the capture, in which Triton compiles.
+
+    Raises:
+        ValueError: `warmup` is below 1.
+    """
+
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        require_warmup(self.warmup)
+
+    def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
+        if name != "denoise":
+            raise RuntimeError(f"fused kernels serve denoise; choose optim/{name}=fp8")
+        require_cuda(device)
+        require_dtype(dtype, torch.bfloat16)
+        if importlib.util.find_spec("triton") is None:
+            raise RuntimeError("it needs Triton, which comes with torch's CUDA builds; install one of those")
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        """Return the denoise stage on fused kernels."""
+        stage = source.stage
+        assert isinstance(stage, Denoise)
+        fused = FusedDenoise(stage)
+        pool = torch.cuda.graph_pool_handle()
+        return serve(
+            source,
+            "fused",
+            lambda args: capture(fused, args, warmup=self.warmup, pool=pool),
+            tolerance=TOLERANCE["bfloat16"],
+            details={"precision": "bfloat16", "most_rows": MOST_ROWS},
+        )
