@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from eval.schema import Config, ConfigError
 from optim.base import STAGES, CountedStage, Pass, PassError, StageSource, apply_passes, check_passes
+from optim.graphed_images import GraphedImages
 from optim.scales import load_scales
 from policies.base import Policy, Request
 from policies.oracle import OraclePolicy
@@ -47,6 +48,8 @@ def choose_passes(config: Config) -> dict[str, Pass]:
     """
     passes = {stage: _pass(config, stage) for stage in STAGES}
     device = choose_device(config.policy.device)
+    if config.policy.images == "cuda_graph" and device.type != "cuda":
+        raise ConfigError(f"policy.images=cuda_graph needs an NVIDIA GPU, got policy.device={device}")
     try:
         check_passes(passes, device, choose_dtype(config.policy.precision, device))
     except PassError as error:
@@ -102,9 +105,13 @@ def optimise(
         for name, stage in checkpoint.stages.items()
     }
     try:
-        return eager.with_stages(apply_passes(sources, passes, on_mismatch=config.optim.on_mismatch))
+        policy = eager.with_stages(apply_passes(sources, passes, on_mismatch=config.optim.on_mismatch))
     except PassError as error:
         raise ConfigError(str(error)) from error
+    if config.policy.images == "cuda_graph":
+        # not before: examples must outlive the next observation
+        policy.preprocess = replace(policy.preprocess, load_images=GraphedImages())
+    return policy
 
 
 def choose_device(name: str) -> torch.device:

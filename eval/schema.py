@@ -5,7 +5,8 @@ result into them once, and nothing below `eval/cli.py` sees a DictConfig. They a
 OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed into.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from eval.libero_env import SEEDINGS, SUITES
+from eval.plan import Shard
 from eval.tracking import MODES
 from eval.video import VideoMode
 from optim.base import ON_MISMATCH
@@ -22,7 +24,9 @@ from policies.pi05.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 POLICY_KINDS = ("pi05", "oracle")
+RUNNERS = ("local", "ray")
 PRECISIONS = ("auto", "float32", "bfloat16")
+IMAGES = ("eager", "cuda_graph")
 
 
 class ConfigError(ValueError):
@@ -34,7 +38,7 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _at_least(key: str, value: int | None, least: int) -> None:
+def _at_least(key: str, value: float | None, least: int) -> None:
     if value is not None and value < least:
         raise ConfigError(f"{key} must be >= {least}, got {value}")
 
@@ -83,10 +87,12 @@ class PolicyConfig:
     precision: str = "auto"
     device: str = "auto"
     prompt_multiple: int = 1
+    images: str = "eager"
 
     def __post_init__(self) -> None:
         _one_of("policy.kind", self.kind, POLICY_KINDS)
         _at_least("policy.prompt_multiple", self.prompt_multiple, 1)
+        _one_of("policy.images", self.images, IMAGES)
         _one_of("policy.form", self.form, FORMS)
         _one_of("policy.precision", self.precision, PRECISIONS)
 
@@ -117,16 +123,40 @@ class DenoiseConfig:
 
 @dataclass
 class RunnerConfig:
-    """conf/runner: who rolls the episodes, and how much may go wrong."""
+    """conf/runner: who rolls the episodes, and how much may go wrong; `RAY_ONLY` are read by runner=ray."""
 
     name: str = MISSING
     max_errors: int = 3
     warmup_inferences: int = 3
+    workers: int = 4
+    policies: int = 1
+    max_batch: int = 1
+    max_wait_ms: float = 2.0
+    address: str | None = None
+    episode_timeout_s: float = 900.0
+    retries: int = 2
+    quiet_episodes: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("runner.name", self.name, ("local",))
-        _at_least("runner.max_errors", self.max_errors, 0)
-        _at_least("runner.warmup_inferences", self.warmup_inferences, 0)
+        _one_of("runner.name", self.name, RUNNERS)
+        for key in ("max_errors", "warmup_inferences", "retries", "quiet_episodes", "max_wait_ms"):
+            _at_least(f"runner.{key}", getattr(self, key), 0)
+        for key in ("workers", "policies", "max_batch"):
+            _at_least(f"runner.{key}", getattr(self, key), 1)
+        if not 0 < self.episode_timeout_s < math.inf:
+            raise ConfigError(f"runner.episode_timeout_s must be > 0, got {self.episode_timeout_s}")
+        if self.policies > self.workers:
+            raise ConfigError(
+                f"runner.policies must be <= runner.workers={self.workers}, got {self.policies}; "
+                "a policy without a worker would serve nobody"
+            )
+
+
+RAY_ONLY = tuple(
+    part.name
+    for part in fields(RunnerConfig)
+    if part.name not in ("name", "max_errors", "warmup_inferences")
+)
 
 
 @dataclass
@@ -161,11 +191,23 @@ class Config:
     tracking: TrackingConfig = MISSING
     seed: int = 7
     video: str = "none"
+    shard: str | None = None
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be 0 to 2**32 - 1, as NumPy's, got {self.seed}")
         _one_of("video", self.video, tuple(VideoMode))
+        if self.shard is not None:
+            try:
+                Shard.parse(self.shard)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if self.runner.name == "ray" and ":" in self.policy.device:
+            raise ConfigError(
+                f"policy.device must be auto, cpu or cuda with runner=ray, which hands out the GPUs, "
+                f"got {self.policy.device!r}"
+            )
         if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
             raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")
         for stage in STAGES:

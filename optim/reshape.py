@@ -4,73 +4,57 @@ B batch, N images, T prompt tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from policies.base import Observation
 from policies.pi05.policy import Pi05Policy
 from policies.pi05.preprocess import ModelInputs, Preprocess
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Reshaped:
-    """Preprocessing whose result has other sizes; called as `policies.pi05.preprocess.Preprocess` is.
+class Reshaped(Preprocess):
+    """Preprocessing for other sizes.
 
     Attributes:
-        preprocess: gives the real images and tokens.
         views: how many images: the real ones in turn, none masked; None leaves them as the form has them.
         prompt_tokens: how many tokens: the prompt's again and again, none masked; None leaves the prompt.
-
-    Non-obvious behaviors:
-        A form that pads the prompt masks the padding on the device, so counting what is real waits for the
-        device once a call.
     """
 
-    preprocess: Preprocess
     views: int | None = None
     prompt_tokens: int | None = None
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Images that an observation must have."""
-        return self.preprocess.cameras
-
     def __call__(self, observations: Sequence[Observation], form: str) -> ModelInputs:
         """Return the inputs of one batch; errors are those of `Preprocess`."""
-        inputs = self.preprocess(observations, form)
-        if self.views is not None:
-            images_BNCHW = repeat_views(inputs.images_BNCHW, self._real_views(inputs), self.views)
-            inputs = replace(inputs, images_BNCHW=images_BNCHW, image_mask_BN=None)
-        if self.prompt_tokens is not None:
-            tokens_BT = repeat_tokens(inputs.tokens_BT, inputs.token_mask_BT, self.prompt_tokens)
-            inputs = replace(inputs, tokens_BT=tokens_BT, token_mask_BT=None)
-        return inputs
+        if self.views is not None and form == "full":
+            # lean images, none masked, with the prompt padded as the full form pads it
+            plain = replace(self, prompt_multiple=self.dims.max_token_len)
+            return plain(observations, "lean")
+        inputs = super().__call__(observations, form)
+        if self.prompt_tokens is None:
+            return inputs
+        return replace(inputs, tokens_BT=inputs.tokens_BT[:, : self.prompt_tokens], token_mask_BT=None)
 
-    def _real_views(self, inputs: ModelInputs) -> list[int]:
-        if inputs.image_mask_BN is None:
-            return list(range(inputs.images_BNCHW.shape[1]))
-        dims = self.preprocess.dims
-        return [i for i, slot in enumerate(dims.cameras) if slot in dims.live_cameras]
+    def frames(self, observation: Observation) -> list[NDArray[np.uint8]]:
+        """Return `views` images."""
+        return in_turn(super().frames(observation), self.views)
+
+    def prompt(self, observation: Observation) -> list[int]:
+        """Return `prompt_tokens` token ids."""
+        return in_turn(super().prompt(observation), self.prompt_tokens)
 
 
 def reshape(policy: Pi05Policy, views: int | None, prompt_tokens: int | None) -> Pi05Policy:
     """Return the policy on inputs of these sizes."""
-    if views is None and prompt_tokens is None:
-        return policy
-    return replace(policy, preprocess=cast(Preprocess, Reshaped(policy.preprocess, views, prompt_tokens)))
+    given = {field.name: getattr(policy.preprocess, field.name) for field in fields(Preprocess)}
+    return replace(policy, preprocess=Reshaped(**given, views=views, prompt_tokens=prompt_tokens))
 
 
-def repeat_views(images_BNCHW: Tensor, real: Sequence[int], views: int) -> Tensor:
-    """Return `views` images: those of the slots `real`, again and again."""
-    return torch.stack([images_BNCHW[:, real[i % len(real)]] for i in range(views)], dim=1)
-
-
-def repeat_tokens(tokens_BT: Tensor, token_mask_BT: Tensor | None, count: int) -> Tensor:
-    """Return `count` tokens of each row: its visible ones, again and again."""
-    rows = list(tokens_BT)
-    if token_mask_BT is not None:
-        rows = [row[mask] for row, mask in zip(rows, token_mask_BT, strict=True)]
-    return torch.stack([row.repeat(-(-count // len(row)))[:count] for row in rows])
+def in_turn(items: list[T], count: int | None) -> list[T]:
+    """Return `count` items, beginning anew at the end; None returns them as they are."""
+    return items if count is None else [items[i % len(items)] for i in range(count)]

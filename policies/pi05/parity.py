@@ -27,7 +27,7 @@ from policies.pi05.devices import find_device
 from policies.pi05.dims import Pi05Dims
 from policies.pi05.policy import run_stages
 from policies.pi05.prefix import Prefix
-from policies.pi05.preprocess import FORMS, assemble
+from policies.pi05.preprocess import FORMS, assemble, prepare_images
 from policies.pi05.timing import StageTimer
 
 ACTIONS = re.compile(r"out\.actions_([1-9][0-9]*)")  # the number is that of Euler steps
@@ -74,7 +74,7 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
 
     results = []
     for form in FORMS:
-        inputs = assemble(images, prompts, dims, form)
+        inputs = assemble(prepare_images(images, dims.image_size), prompts, dims, form)
         ours: dict[str, Tensor] = {}
         for steps in steps_recorded:
             run = {**stages, "denoise": denoise.with_steps(steps)}

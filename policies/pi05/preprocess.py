@@ -6,7 +6,8 @@ Full form: what openpi computes, masked cameras and padded prompts included. Lea
 exact, because masked tokens take no position and are invisible as keys.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ from policies.pi05.norm_stats import STATE_DIM, Normalizer
 from policies.pi05.prompt import PromptTokenizer
 
 FORMS = ("lean", "full")
+LoadImages = Callable[[NDArray[np.uint8], int, torch.device], Tensor]
 # which image of an observation feeds which slot (openpi policies/libero_policy.py)
 CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_eye_in_hand_image"}
 
@@ -42,6 +44,38 @@ class ModelInputs:
     token_mask_BT: Tensor | None
 
 
+def prepare_images(frames_BNHWC: Tensor, size: int) -> Tensor:
+    """Return images_BNCHW, float32 in [-1, 1], of uint8 frames."""
+    return normalise_pixels(resize_with_pad(frames_BNHWC, size))
+
+
+def load_images(frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
+    """Return images_BNCHW on `device`; the frames are on the host."""
+    return prepare_images(torch.from_numpy(frames_BNHWC).to(device), size)
+
+
+def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
+    """Return float32 (B, N, C, size, size), whole levels 0 to 255: antialiased bilinear, centred on black.
+
+    Within one level of openpi's PIL path (openpi_client/image_tools.py), which rounds between its two passes.
+    """
+    images = images_BNHWC.permute(0, 1, 4, 2, 3).float()
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images.contiguous()
+    ratio = max(height, width) / size
+    inner = (int(height / ratio), int(width / ratio))
+    resized = F.interpolate(images.flatten(0, 1), inner, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
+    padding = (left, size - inner[1] - left, top, size - inner[0] - top)
+    return F.pad(resized.round().clamp(0.0, 255.0), padding).unflatten(0, images.shape[:2])
+
+
+def normalise_pixels(levels: Tensor) -> Tensor:
+    """Map 0..255 to -1..1."""
+    return levels / 255.0 * 2.0 - 1.0
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Turns observations into `ModelInputs` on `device`.
@@ -52,6 +86,8 @@ class Preprocess:
             zeros (lerobot pads to 32 before it makes words of them, openpi does not pad).
         prompt_multiple: lean prompts are padded to a multiple of so many tokens and the padding is masked, so
             that a few engines serve prompts of many lengths; 1 pads none and masks none.
+        load_images: makes the network's images of frames on the host; what it returns may be a buffer that
+            its next call overwrites.
         sources: camera slot to image name.
 
     Raises:
@@ -64,6 +100,7 @@ class Preprocess:
     state_prompt_dims: int
     device: torch.device
     prompt_multiple: int = 1
+    load_images: LoadImages = field(default=load_images)
     sources: Mapping[str, str] = field(default_factory=lambda: dict(CAMERA_SOURCES))
 
     def __post_init__(self) -> None:
@@ -87,16 +124,19 @@ class Preprocess:
             ValueError: an image is not uint8 (height, width, 3), images differ in size, or a prompt is too
                 long.
         """
-        rows = [[self._image(observation, name) for name in self.cameras] for observation in observations]
+        rows = [self.frames(observation) for observation in observations]
         shapes = {image.shape for row in rows for image in row}
         if len(shapes) > 1:
             raise ValueError(
                 f"images of one batch must have one size, got {sorted(shapes)}; render them alike"
             )
-        images = np.stack(rows)
+        images_BNCHW = self.load_images(np.stack(rows), self.dims.image_size, self.device)
         prompts = [self.prompt(observation) for observation in observations]
-        pixels = torch.from_numpy(images).to(self.device)
-        return assemble(pixels, prompts, self.dims, form, self.prompt_multiple)
+        return assemble(images_BNCHW, prompts, self.dims, form, self.prompt_multiple)
+
+    def frames(self, observation: Observation) -> list[NDArray[np.uint8]]:
+        """Return the images of an observation in the order of the network's slots."""
+        return [self._image(observation, name) for name in self.cameras]
 
     def prompt_length(self, observation: Observation, form: str) -> int:
         """Return how many prompt tokens the stages get for an observation, padding included."""
@@ -127,15 +167,16 @@ class Preprocess:
 
 
 def assemble(
-    images_BNHWC: Tensor,
+    images_BNCHW: Tensor,
     prompts: Sequence[Sequence[int]],
     dims: Pi05Dims,
     form: str,
     prompt_multiple: int = 1,
 ) -> ModelInputs:
-    """Return the inputs for uint8 images of the live cameras, in slot order, and unpadded prompts.
+    """Return the inputs for images of the live cameras, in slot order, and unpadded prompts.
 
     Args:
+        images_BNCHW: from `prepare_images`.
         prompt_multiple: see `Preprocess`.
 
     Raises:
@@ -143,47 +184,38 @@ def assemble(
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-    device = images_BNHWC.device
-    images_BNCHW = normalise_pixels(resize_with_pad(images_BNHWC, dims.image_size))
+    device = images_BNCHW.device
     lengths = [len(prompt) for prompt in prompts]
     width = dims.max_token_len if form == "full" else padded_length(max(lengths), prompt_multiple)
-    tokens_BT = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
-    token_mask_BT = None
-    if form == "full" or prompt_multiple > 1 or min(lengths) < width:
-        token_mask_BT = torch.tensor(
-            [[i < length for i in range(width)] for length in lengths], device=device
-        )
+    masked = form == "full" or prompt_multiple > 1 or min(lengths) < width
+    tokens_BT, token_mask_BT = _token_tensors(tuple(map(tuple, prompts)), width, masked, device)
     if form == "lean":
         return ModelInputs(images_BNCHW, None, tokens_BT, token_mask_BT)
     black = torch.full_like(images_BNCHW[:, 0], -1.0)
     live = dict(zip(dims.live_cameras, images_BNCHW.unbind(1), strict=True))
     slots = torch.stack([live.get(slot, black) for slot in dims.cameras], dim=1)
-    image_mask_BN = torch.tensor([[slot in live for slot in dims.cameras]] * len(prompts), device=device)
-    return ModelInputs(slots, image_mask_BN, tokens_BT, token_mask_BT)
+    present = tuple(slot in live for slot in dims.cameras)
+    return ModelInputs(slots, _image_mask(present, len(prompts), device), tokens_BT, token_mask_BT)
+
+
+@functools.lru_cache(maxsize=64)
+def _token_tensors(
+    prompts: tuple[tuple[int, ...], ...], width: int, masked: bool, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Return tokens_BT and token_mask_BT; nobody writes to them.
+
+    Kept, because an episode's prompt rarely changes and each tensor costs a copy to the device.
+    """
+    tokens = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+    mask = [[i < len(prompt) for i in range(width)] for prompt in prompts]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device) if masked else None
+
+
+@functools.lru_cache(maxsize=64)
+def _image_mask(present: tuple[bool, ...], batch: int, device: torch.device) -> Tensor:
+    return torch.tensor([present] * batch, device=device)
 
 
 def padded_length(tokens: int, multiple: int) -> int:
     """Return the smallest multiple that holds so many tokens."""
     return -(-tokens // multiple) * multiple
-
-
-def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
-    """Return float32 (B, N, C, size, size), whole levels 0 to 255: antialiased bilinear, centred on black.
-
-    Within one level of openpi's PIL path (openpi_client/image_tools.py), which rounds between its two passes.
-    """
-    images = images_BNHWC.permute(0, 1, 4, 2, 3).float()
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images.contiguous()
-    ratio = max(height, width) / size
-    inner = (int(height / ratio), int(width / ratio))
-    resized = F.interpolate(images.flatten(0, 1), inner, mode="bilinear", align_corners=False, antialias=True)
-    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
-    padding = (left, size - inner[1] - left, top, size - inner[0] - top)
-    return F.pad(resized.round().clamp(0.0, 255.0), padding).unflatten(0, images.shape[:2])
-
-
-def normalise_pixels(levels: Tensor) -> Tensor:
-    """Map 0..255 to -1..1."""
-    return levels / 255.0 * 2.0 - 1.0

@@ -176,6 +176,15 @@ def test_a_pass_that_cannot_run_on_this_machine_is_refused_before_weights_load()
         built(config(optim=OptimConfig(EAGER, EAGER, graph)))
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_graphed_images_need_a_gpu_and_say_so_before_weights_load() -> None:
+    policy = PolicyConfig("realtime", "pi05", device="cpu", images="cuda_graph")
+    with pytest.raises(
+        ConfigError, match=r"policy.images=cuda_graph needs an NVIDIA GPU, got policy.device=cpu"
+    ):
+        built(config(policy=policy))
+
+
 @dataclass(frozen=True)
 class Examined(Pass):
     """Keeps what it was given."""

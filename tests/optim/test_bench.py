@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from optim.bench_setting import act, bench_setting
 from optim.bench_table import components, problems, render_setting, report, title
 from optim.bench_table import main as table_main
 from optim.eager import Eager
-from optim.reshape import Reshaped
+from optim.reshape import reshape
 from optim.roofline import Ceiling, floor_ms, work
 from policies.base import Request
 from policies.pi05.preprocess import Preprocess
@@ -74,6 +74,11 @@ def record(done: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def preprocess() -> Preprocess:
     return random_checkpoint().preprocess()
+
+
+def reshaped(preprocess: Preprocess, views: int | None, prompt_tokens: int | None) -> Preprocess:
+    policy = eager_policy(random_checkpoint())
+    return reshape(replace(policy, preprocess=preprocess), views, prompt_tokens).preprocess
 
 
 def text(renderable: RenderableType) -> str:
@@ -367,9 +372,9 @@ def test_a_setting_asks_for_views_and_tokens(record: dict[str, Any]) -> None:
     [row] = setting.rows
     requests = [request(i) for i in range(2)]
     passes = dict.fromkeys(("vision", "prefix", "denoise"), Eager())
-    reshaped = bench_setting(setting, {row.overrides: passes}, requests, row.config.bench)
-    assert reshaped["policies"][0]["inputs"] == [{"images": 3, "image_tokens": 768, "prompt_tokens": 20}] * 2
-    assert reshaped["policies"][0]["parity"]["rel_error"] == 0.0
+    record = bench_setting(setting, {row.overrides: passes}, requests, row.config.bench)
+    assert record["policies"][0]["inputs"] == [{"images": 3, "image_tokens": 768, "prompt_tokens": 20}] * 2
+    assert record["policies"][0]["parity"]["rel_error"] == 0.0
 
 
 @pytest.mark.parametrize("form", ["lean", "full"])
@@ -379,7 +384,7 @@ def test_reshaped_inputs_are_real_ones_in_turn_without_masks(
 ) -> None:
     observation = request(1).observation
     real = preprocess([observation], "lean")
-    inputs = Reshaped(preprocess, views, tokens)([observation], form)
+    inputs = reshaped(preprocess, views, tokens)([observation], form)
     assert (inputs.image_mask_BN, inputs.token_mask_BT) == (None, None)
     assert inputs.images_BNCHW.shape[:2] == (1, views)
     assert inputs.tokens_BT.shape == (1, tokens)
@@ -393,8 +398,8 @@ def test_reshaped_inputs_are_real_ones_in_turn_without_masks(
 def test_what_is_not_asked_for_stays_as_the_form_has_it(preprocess: Preprocess, form: str) -> None:
     observation = request(0).observation
     plain = preprocess([observation], form)
-    views_alone = Reshaped(preprocess, views=2)([observation], form)
-    tokens_alone = Reshaped(preprocess, prompt_tokens=8)([observation], form)
+    views_alone = reshaped(preprocess, 2, None)([observation], form)
+    tokens_alone = reshaped(preprocess, None, 8)([observation], form)
     assert torch.equal(views_alone.tokens_BT, plain.tokens_BT)
     assert (views_alone.token_mask_BT is None) == (form == "lean")
     assert torch.equal(tokens_alone.images_BNCHW, plain.images_BNCHW)

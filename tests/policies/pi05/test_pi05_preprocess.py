@@ -11,7 +11,7 @@ from PIL import Image
 
 from policies.base import Observation, Request
 from policies.pi05.checkpoint import Checkpoint
-from policies.pi05.preprocess import assemble, normalise_pixels, resize_with_pad
+from policies.pi05.preprocess import assemble, normalise_pixels, prepare_images, resize_with_pad
 
 
 def _pil_resize_with_pad(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -77,7 +77,7 @@ def test_images_of_two_sizes_are_refused(small: Checkpoint) -> None:
 
 def test_full_form_masks_the_absent_camera_and_the_padding(small: Checkpoint) -> None:
     images = torch.full((1, 2, 224, 224, 3), 255, dtype=torch.uint8)
-    inputs = assemble(images, [[2, 7, 9]], small.dims, "full")
+    inputs = assemble(prepare_images(images, 224), [[2, 7, 9]], small.dims, "full")
     assert inputs.images_BNCHW.shape == (1, 3, 3, 224, 224)
     assert inputs.images_BNCHW[:, :2].unique().tolist() == [1.0]
     assert inputs.images_BNCHW[:, 2].unique().tolist() == [-1.0]
@@ -90,11 +90,11 @@ def test_full_form_masks_the_absent_camera_and_the_padding(small: Checkpoint) ->
 
 def test_lean_form_has_only_real_cameras_and_tokens(small: Checkpoint) -> None:
     images = torch.zeros((2, 2, 224, 224, 3), dtype=torch.uint8)
-    alike = assemble(images, [[2, 7, 9], [2, 8, 9]], small.dims, "lean")
+    alike = assemble(prepare_images(images, 224), [[2, 7, 9], [2, 8, 9]], small.dims, "lean")
     assert alike.images_BNCHW.shape == (2, 2, 3, 224, 224)
     assert (alike.image_mask_BN, alike.token_mask_BT) == (None, None)
     assert alike.tokens_BT.tolist() == [[2, 7, 9], [2, 8, 9]]
-    mixed = assemble(images, [[2, 7, 9], [2]], small.dims, "lean")
+    mixed = assemble(prepare_images(images, 224), [[2, 7, 9], [2]], small.dims, "lean")
     assert mixed.tokens_BT.tolist() == [[2, 7, 9], [2, 0, 0]]
     assert mixed.token_mask_BT is not None
     assert mixed.token_mask_BT.tolist() == [[True] * 3, [True, False, False]]
@@ -102,7 +102,7 @@ def test_lean_form_has_only_real_cameras_and_tokens(small: Checkpoint) -> None:
 
 def test_unknown_form_is_refused(small: Checkpoint) -> None:
     with pytest.raises(ValueError, match=r"form must be one of .*, got 'thin'"):
-        assemble(torch.zeros((1, 2, 224, 224, 3), dtype=torch.uint8), [[2]], small.dims, "thin")
+        assemble(torch.zeros((1, 2, 3, 224, 224)), [[2]], small.dims, "thin")
 
 
 def test_live_slot_without_a_source_is_refused(small: Checkpoint) -> None:

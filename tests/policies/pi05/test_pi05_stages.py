@@ -11,7 +11,7 @@ from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoi
 from policies.pi05.denoise import Denoise, euler_timesteps
 from policies.pi05.layers import MASKED, attend, mask_bias
 from policies.pi05.policy import run_stages
-from policies.pi05.preprocess import ModelInputs, assemble
+from policies.pi05.preprocess import ModelInputs, assemble, prepare_images
 from policies.pi05.timing import StageTimer
 
 SHORT, LONG = [2, 40, 50, 60], [2, 40, 50, 60, 70, 80, 90]
@@ -20,7 +20,7 @@ SHORT, LONG = [2, 40, 50, 60], [2, 40, 50, 60, 70, 80, 90]
 def _inputs(small: Checkpoint, prompts: list[list[int]], form: str) -> ModelInputs:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 2, 224, 224, 3), dtype=torch.uint8, generator=generator)
-    return assemble(images[: len(prompts)], prompts, small.dims, form)
+    return assemble(prepare_images(images[: len(prompts)], 224), prompts, small.dims, form)
 
 
 def _noise(batch: int) -> Tensor:
