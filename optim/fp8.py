@@ -40,6 +40,7 @@ class Fp8Linear(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
+    inverse_input_scale: Tensor
 
     def __init__(self, linear: nn.Linear, amax: float) -> None:
         super().__init__()
@@ -53,20 +54,24 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight", quantise(weight, 1.0 / scale))
         self.register_buffer("weight_scale", scale)
         self.register_buffer("input_scale", torch.full_like(scale, amax / FP8_MAX))
+        self.register_buffer("inverse_input_scale", torch.full_like(scale, FP8_MAX / amax))
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = quantise(x.flatten(0, -2), 1.0 / self.input_scale)
-        out = torch._scaled_mm(
-            rows,
+        rows8 = quantise(x.flatten(0, -2), self.inverse_input_scale)
+        return self.matmul(rows8, x.dtype).unflatten(0, x.shape[:-1])
+
+    def matmul(self, rows8: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the outputs of rows that are quantised already, by `inverse_input_scale`."""
+        return torch._scaled_mm(
+            rows8,
             self.weight.t(),
             scale_a=self.input_scale,
             scale_b=self.weight_scale,
             bias=self.bias,
-            out_dtype=x.dtype,
+            out_dtype=dtype,
             use_fast_accum=True,
         )
-        return out.unflatten(0, x.shape[:-1])
 
 
 def quantise(x: Tensor, inverse_scale: Tensor) -> Tensor:

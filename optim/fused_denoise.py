@@ -9,7 +9,6 @@ B batch, H horizon, M = B H rows, A padded action dims, P prefix tokens, L layer
 dimension, K Euler steps, W width, F MLP width.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,7 +32,7 @@ from optim.fused_denoise_ops import (
     qkv,
 )
 from optim.parity import TOLERANCE
-from optim.requirements import require_cuda, require_dtype, require_warmup
+from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from policies.pi05.denoise import Denoise, ExpertLayer
 
 
@@ -178,11 +177,10 @@ class Fused(Pass):
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
         if name != "denoise":
-            raise RuntimeError(f"fused kernels serve denoise; choose optim/{name}=fp8")
+            raise RuntimeError(f"fused kernels serve denoise; choose optim/{name}=fused_fp8")
         require_cuda(device)
         require_dtype(dtype, torch.bfloat16)
-        if importlib.util.find_spec("triton") is None:
-            raise RuntimeError("it needs Triton, which comes with torch's CUDA builds; install one of those")
+        require_triton()
 
     def __call__(self, source: StageSource) -> CountedStage:
         """Return the denoise stage on fused kernels."""

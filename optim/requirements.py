@@ -1,5 +1,7 @@
 """What a pass may ask of the machine."""
 
+import importlib.util
+
 import torch
 
 
@@ -31,3 +33,9 @@ def require_warmup(warmup: int) -> None:
     """Raise ValueError for a capture without a run before it."""
     if warmup < 1:
         raise ValueError(f"warmup must be >= 1, got {warmup}: libraries choose their kernels in it")
+
+
+def require_triton() -> None:
+    """Raise RuntimeError without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("it needs Triton, which comes with torch's CUDA builds; install one of those")

@@ -107,7 +107,7 @@ def test_sizes_that_the_kernels_do_not_take_are_named(changes: dict[str, int], w
 
 def test_fused_kernels_serve_denoise_on_a_gpu_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    with pytest.raises(RuntimeError, match="fused kernels serve denoise; choose optim/prefix=fp8"):
+    with pytest.raises(RuntimeError, match="fused kernels serve denoise; choose optim/prefix=fused_fp8"):
         Fused().check("prefix", cuda, torch.bfloat16)
     with pytest.raises(RuntimeError, match="it needs an NVIDIA GPU"):
         Fused().check("denoise", torch.device("cpu"), torch.bfloat16)

@@ -1,0 +1,177 @@
+"""Vision and prefix in FP8 on cuBLAS's matmuls with fused Triton kernels between them.
+
+What `optim.fp8` leaves to torch.compile is written out here: residual, norm and quantisation are one kernel,
+so are activation and quantisation; RoPE writes keys and values where the cache has them; the prefix's
+attention reads the keys once for all query heads and gives FP8 to the projection that follows. Building
+takes seconds, not a compilation.
+
+B batch, N cameras, Q tokens of one image, S rows, P prefix tokens, W width, L layers, G KV heads, X query
+heads, D head dimension.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optim.base import CountedStage, Pass, StageSource
+from optim.cuda_graph import capture
+from optim.engines import serve
+from optim.fp8 import FP8_CAPABILITY, with_fp8_linears
+from optim.fused_attention import HEAD_DIMS
+from optim.fused_rows import Norm, add_norm, flash, geglu, gelu, layer_norm, quantise_rows, rope_split
+from optim.parity import TOLERANCE
+from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
+from policies.pi05.layers import NORM_EPS, RMSNorm
+from policies.pi05.prefix import Prefix, prefix_mask
+from policies.pi05.vision import Vision
+
+
+class FusedPrefix:
+    """`Prefix` whose layers' linears are FP8.
+
+    Args:
+        stage: with FP8 linears (`optim.fp8.with_fp8_linears`).
+
+    Raises:
+        ValueError: a head dimension that the kernels do not take.
+    """
+
+    def __init__(self, stage: Prefix) -> None:
+        if stage.head_dim not in HEAD_DIMS:
+            raise ValueError(
+                f"prefix.head_dim must be one of {HEAD_DIMS}, got {stage.head_dim}; use optim/prefix=fp8"
+            )
+        self._stage = stage
+        self._layers: list[Any] = list(stage.layers)
+        self._norms = [rms_norm(layer.input_layernorm) for layer in self._layers]
+        self._mlp_norms = [rms_norm(layer.post_attention_layernorm) for layer in self._layers[:-1]]
+
+    def __call__(
+        self,
+        image_tokens_BQW: Tensor,
+        image_mask_BN: Tensor | None,
+        tokens_BT: Tensor,
+        token_mask_BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what `Prefix.forward` does."""
+        stage = self._stage
+        x_BPW = stage.embed(image_tokens_BQW, tokens_BT)
+        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
+        tables, bias = stage.geometry(x_BPW, mask_BP)
+        (batch, tokens, _), dim, dtype = x_BPW.shape, stage.head_dim, x_BPW.dtype
+        cos, sin = (
+            table[..., : dim // 2].expand(batch, 1, tokens, dim // 2).reshape(-1, dim // 2).contiguous()
+            for table in tables
+        )
+        x_SW = x_BPW.flatten(0, 1).contiguous()
+        kv_heads = self._layers[-1].self_attn.kv_proj.weight.shape[0] // (2 * dim)
+        keys = x_SW.new_empty((len(self._layers), batch, kv_heads, tokens, dim))
+        values = torch.empty_like(keys)
+        delta = None
+        for i, layer in enumerate(self._layers[:-1]):
+            attention, mlp = layer.self_attn, layer.mlp
+            rows8 = add_norm(x_SW, delta, self._norms[i], attention.qkv_proj.inverse_input_scale)
+            qkv = attention.qkv_proj.matmul(rows8, dtype)
+            heads = qkv.shape[1] // dim - 2 * kv_heads
+            queries = x_SW.new_empty((batch, heads, tokens, dim))
+            rope_split(qkv, (cos, sin), queries, keys[i], values[i])
+            rows8 = flash(queries, keys[i], values[i], bias, attention.o_proj.inverse_input_scale)
+            delta = attention.o_proj.matmul(rows8, dtype)
+            rows8 = add_norm(x_SW, delta, self._mlp_norms[i], mlp.gate_up_proj.inverse_input_scale)
+            rows8 = geglu(mlp.gate_up_proj.matmul(rows8, dtype), mlp.down_proj.inverse_input_scale)
+            delta = mlp.down_proj.matmul(rows8, dtype)
+        kv_proj = self._layers[-1].self_attn.kv_proj
+        rows8 = add_norm(x_SW, delta, self._norms[-1], kv_proj.inverse_input_scale)
+        rope_split(kv_proj.matmul(rows8, dtype), (cos, sin), None, keys[-1], values[-1])
+        return keys, values, mask_BP
+
+
+class FusedVision:
+    """`Vision` whose layers' linears are FP8.
+
+    Args:
+        stage: with FP8 linears (`optim.fp8.with_fp8_linears`).
+    """
+
+    def __init__(self, stage: Vision) -> None:
+        self._stage = stage
+        self._layers: list[Any] = list(stage.layers)
+        self._norms = [
+            (layer_norm(layer.layer_norm1), layer_norm(layer.layer_norm2)) for layer in self._layers
+        ]
+
+    def __call__(self, images_BNCHW: Tensor) -> Tensor:
+        """Return what `Vision.forward` does."""
+        stage = self._stage
+        x = stage.embeddings(images_BNCHW.flatten(0, 1)).to(stage.projector.weight.dtype)
+        (images, tokens, width), dtype = x.shape, x.dtype
+        x_SW = x.flatten(0, 1).contiguous()
+        delta = None
+        for layer, (norm1, norm2) in zip(self._layers, self._norms, strict=True):
+            attention, mlp = layer.self_attn, layer.mlp
+            rows8 = add_norm(x_SW, delta, norm1, attention.qkv_proj.inverse_input_scale)
+            qkv = attention.qkv_proj.matmul(rows8, dtype).view(images, tokens, 3, -1, attention.head_dim)
+            attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+            attended_SW = attended.transpose(1, 2).reshape(-1, width)
+            rows8 = quantise_rows(attended_SW, attention.out_proj.inverse_input_scale)
+            delta = attention.out_proj.matmul(rows8, dtype)
+            rows8 = add_norm(x_SW, delta, norm2, mlp.fc1.inverse_input_scale)
+            rows8 = gelu(mlp.fc1.matmul(rows8, dtype), mlp.fc2.inverse_input_scale)
+            delta = mlp.fc2.matmul(rows8, dtype)
+        x_SW = x_SW if delta is None else x_SW + delta
+        tokens_SD = stage.projector(stage.post_layernorm(x_SW))
+        return tokens_SD.unflatten(0, (images, tokens)).unflatten(0, images_BNCHW.shape[:2]).flatten(1, 2)
+
+
+def rms_norm(module: RMSNorm) -> Norm:
+    """Return an RMS norm's weights."""
+    return Norm(1.0 + module.weight.detach().float(), None, NORM_EPS)
+
+
+@dataclass(frozen=True)
+class FusedFp8(Pass):
+    """Vision or prefix in FP8 on fused kernels, captured in a CUDA graph.
+
+    Attributes:
+        warmup: runs before the capture, in which Triton compiles.
+
+    Raises:
+        ValueError: `warmup` is below 1.
+    """
+
+    warmup: int = 3
+    needs_amax: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_warmup(self.warmup)
+
+    def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise RuntimeError for denoise, without FP8 or Triton, or in a precision but bfloat16."""
+        if name == "denoise":
+            raise RuntimeError("fused FP8 kernels serve vision and prefix; choose optim/denoise=fused")
+        require_cuda(device, FP8_CAPABILITY, "FP8")
+        require_dtype(dtype, torch.bfloat16)
+        require_triton()
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        """Return the stage on fused kernels."""
+        engine = fused_stage(with_fp8_linears(source.stage, source.amax, "all"))
+        pool = torch.cuda.graph_pool_handle()
+        return serve(
+            source,
+            "fused_fp8",
+            lambda args: capture(engine, args, warmup=self.warmup, pool=pool),
+            tolerance=TOLERANCE["fp8"],
+            details={"precision": "fp8"},
+        )
+
+
+def fused_stage(stage: nn.Module) -> FusedPrefix | FusedVision:
+    """Return a stage with FP8 linears on fused kernels."""
+    if isinstance(stage, Prefix):
+        return FusedPrefix(stage)
+    assert isinstance(stage, Vision)
+    return FusedVision(stage)
