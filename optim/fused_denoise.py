@@ -27,6 +27,7 @@ from optim.fused_denoise_ops import (
     euler_step,
     gate_up,
     interleave,
+    launch_for,
     pack_qkv,
     power_of_two_within,
     qkv,
@@ -49,12 +50,16 @@ class LayerWeights:
 class FusedDenoise:
     """`Denoise` on fused kernels; its weights are copied.
 
+    Args:
+        overlap: launch kernels before those that they wait for have ended, where the GPU can.
+
     Raises:
         ValueError: sizes that the kernels do not take.
     """
 
-    def __init__(self, stage: Denoise) -> None:
+    def __init__(self, stage: Denoise, *, overlap: bool = False) -> None:
         require_sizes(stage)
+        self._launch = launch_for(stage.action_in_proj.weight.device, overlap=overlap)
         self._stage = stage
         self._layers = [pack_layer(layer) for layer in expert_layers(stage)]
         out = stage.action_out_proj
@@ -81,7 +86,7 @@ class FusedDenoise:
         Raises:
             ValueError: more than 64 rows.
         """
-        stage = self._stage
+        stage, launch = self._stage, self._launch
         batch, horizon, action_dim = noise_BHA.shape
         rows, dim = batch * horizon, stage.head_dim
         rope, bias = stage.suffix_geometry(noise_BHA, keys_LBGPD, prefix_mask_BP)
@@ -98,15 +103,17 @@ class FusedDenoise:
         hidden_MF = like.new_empty((rows, self._layers[0].down.shape[1]))
         dt = -1.0 / len(stage.timesteps)
         for of_step in self._modulations:
-            action_in(actions_MA, stage.action_in_proj.weight, stage.action_in_proj.bias, x_MW)
+            action_in(actions_MA, stage.action_in_proj.weight, stage.action_in_proj.bias, x_MW, launch)
             for i, weights in enumerate(self._layers):
                 attention, mlp = of_step[2 * i], of_step[2 * i + 1]
-                qkv(x_MW, attention, weights.qkv, (cos, sin), (queries, keys, values))
-                attended = attend_split(queries, keys_LBGPD[i], values_LBGPD[i], keys, values, bias)
-                add_residual(attended.view(rows, heads * dim), weights.output, attention.gate_W, x_MW)
-                gate_up(x_MW, mlp, weights.gate_up, hidden_MF)
-                add_residual(hidden_MF, weights.down, mlp.gate_W, x_MW)
-            euler_step(x_MW, of_step[-1], stage.action_out_proj.weight, dt, actions_MA)
+                qkv(x_MW, attention, weights.qkv, (cos, sin), (queries, keys, values), launch)
+                attended = attend_split(
+                    queries, keys_LBGPD[i], values_LBGPD[i], keys, values, bias, overlap=launch.overlap
+                )
+                add_residual(attended.view(rows, heads * dim), weights.output, attention.gate_W, x_MW, launch)
+                gate_up(x_MW, mlp, weights.gate_up, hidden_MF, launch)
+                add_residual(hidden_MF, weights.down, mlp.gate_W, x_MW, launch)
+            euler_step(x_MW, of_step[-1], stage.action_out_proj.weight, dt, actions_MA, launch)
         return actions_MA.view(batch, horizon, action_dim)
 
 
@@ -164,12 +171,15 @@ class Fused(Pass):
 
     Attributes:
         warmup: runs before the capture, in which Triton compiles.
+        overlap: launch kernels before those that they wait for have ended (Hopper and later; elsewhere it
+            changes nothing).
 
     Raises:
         ValueError: `warmup` is below 1.
     """
 
     warmup: int = 3
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)
@@ -186,7 +196,7 @@ class Fused(Pass):
         """Return the denoise stage on fused kernels."""
         stage = source.stage
         assert isinstance(stage, Denoise)
-        fused = FusedDenoise(stage)
+        fused = FusedDenoise(stage, overlap=self.overlap)
         pool = torch.cuda.graph_pool_handle()
         return serve(
             source,

@@ -4,12 +4,16 @@ Each multiplies a few rows with a weight that is read once: a program owns BLOCK
 their weights. M rows of the batch (B * H), W width of the expert, K inner and N outer dimension of a weight,
 D head dimension, X query heads, F width of the MLP, A action dimensions.
 
+With OVERLAP a kernel is launched before the one that it depends on has ended (programmatic dependent
+launch): it fetches its first weights, which nobody writes, and then waits for the other's results.
+
 adaRMS is folded: with r = 1 / rms(x), (x r (1 + scale) + shift) V = r (x (1 + scale)) V + shift V, and the
 last term depends on weights and t alone.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -31,15 +35,23 @@ def _modulated_matmul(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """adaRMS(x) times BLOCK_N columns of a weight, float32 (BLOCK_M, BLOCK_N)."""
     row, is_row = _row_block(rows, BLOCK_M)
     column = first_column + tl.arange(0, BLOCK_N)
     squares = tl.zeros((BLOCK_M,), dtype=tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    inner = tl.arange(0, BLOCK_K)
+    next_block = tl.load(weight + column[None, :] * W + inner[:, None])
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     for start in range(0, W, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        block = tl.load(weight + column[None, :] * W + k[:, None])
+        k = start + inner
+        block = next_block
+        if start + BLOCK_K < W:
+            next_block = tl.load(weight + column[None, :] * W + (k + BLOCK_K)[:, None])
         part = tl.load(x + row[:, None] * W + k[None, :], mask=is_row[:, None], other=0.0)
         squares += tl.sum(part * part, axis=1)
         scaled = part * tl.load(one_plus_scale + k)[None, :]
@@ -68,6 +80,7 @@ def qkv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """adaRMS, projection to queries, keys and values, RoPE.
 
@@ -76,7 +89,7 @@ def qkv_kernel(
     """
     first_column = tl.program_id(0) * BLOCK_N
     out = _modulated_matmul(
-        x, one_plus_scale, shifted, weight, rows, first_column, eps, W, BLOCK_M, BLOCK_N, BLOCK_K
+        x, one_plus_scale, shifted, weight, rows, first_column, eps, W, BLOCK_M, BLOCK_N, BLOCK_K, OVERLAP
     )
     row, is_row = _row_block(rows, BLOCK_M)
     head = first_column // D
@@ -113,18 +126,19 @@ def gate_up_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """adaRMS, gate and up projections, GEGLU; gate and up columns alternate in `weight`."""
     first_column = tl.program_id(0) * BLOCK_N
     out = _modulated_matmul(
-        x, one_plus_scale, shifted, weight, rows, first_column, eps, W, BLOCK_M, BLOCK_N, BLOCK_K
+        x, one_plus_scale, shifted, weight, rows, first_column, eps, W, BLOCK_M, BLOCK_N, BLOCK_K, OVERLAP
     )
     row, is_row = _row_block(rows, BLOCK_M)
     gate, up = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
-    inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # 2 sqrt(2 / pi)
+    bend = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # 2 sqrt(2 / pi)
     column = first_column // 2 + tl.arange(0, BLOCK_N // 2)
     to = hidden + row[:, None] * F + column[None, :]
-    tl.store(to, (gate * tl.sigmoid(inner) * up).to(hidden.dtype.element_ty), mask=is_row[:, None])
+    tl.store(to, (gate * tl.sigmoid(bend) * up).to(hidden.dtype.element_ty), mask=is_row[:, None])
 
 
 @triton.jit
@@ -139,14 +153,22 @@ def residual_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """x += gate * (a times weight), in place; a program owns its columns of x."""
     row, is_row = _row_block(rows, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    inner = tl.arange(0, BLOCK_K)
+    next_block = tl.load(weight + column[None, :] * K + inner[:, None])
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        block = tl.load(weight + column[None, :] * K + k[:, None])
+        k = start + inner
+        block = next_block
+        if start + BLOCK_K < K:
+            next_block = tl.load(weight + column[None, :] * K + (k + BLOCK_K)[:, None])
         part = tl.load(a + row[:, None] * K + k[None, :], mask=is_row[:, None], other=0.0)
         total += tl.dot(part, block)
     at = x + row[:, None] * N + column[None, :]
@@ -165,11 +187,15 @@ def action_in_kernel(
     W: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """x = actions times weight + bias, all float32."""
     row, is_row = _row_block(rows, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     a = tl.arange(0, A)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     noisy = tl.load(actions + row[:, None] * A + a[None, :], mask=is_row[:, None], other=0.0)
     block = tl.load(weight + column[None, :] * A + a[:, None])
     out = tl.dot(noisy, block, input_precision="ieee") + tl.load(bias + column)[None, :]
@@ -191,12 +217,16 @@ def euler_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """actions += dt * velocity, in place: final adaRMS, output projection, one Euler step, all float32."""
     row, is_row = _row_block(rows, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     squares = tl.zeros((BLOCK_M,), dtype=tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     for start in range(0, W, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         part = tl.load(x + row[:, None] * W + k[None, :], mask=is_row[:, None], other=0.0)

@@ -7,12 +7,14 @@ Floors of one layer at full size and bf16, on an H200 (4.27 TB/s), by the bytes 
 1.2 us; output projection 4.2 MB, 1.0 us; gate and up 16.8 MB, 3.9 us; down 8.4 MB, 2.0 us.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optim.fused_attention import dependent
 from policies.pi05.layers import NORM_EPS, rms_normalise
 
 MOST_ROWS = 64
@@ -43,7 +45,19 @@ class Blocks:
     stages: int = 4
 
 
-# By the major compute capability; 132 processors want at least as many programs. Others get the default.
+@dataclass(frozen=True)
+class Launch:
+    """How the kernels of a stage are launched.
+
+    Attributes:
+        blocks: of each kernel.
+        overlap: launch a kernel before the one that it waits for has ended.
+    """
+
+    blocks: Mapping[str, Blocks]
+    overlap: bool = False
+
+
 DEFAULT_BLOCKS = {
     "qkv": Blocks(32, 128),
     "gate_up": Blocks(64, 128),
@@ -51,7 +65,15 @@ DEFAULT_BLOCKS = {
     "action_in": Blocks(64, 32),
     "euler": Blocks(16, 128),
 }
+# By the major compute capability; 132 processors want at least as many programs. Others get the default.
 BLOCKS: dict[int, dict[str, Blocks]] = {9: DEFAULT_BLOCKS}
+OVERLAP_CAPABILITY = 9  # Hopper
+
+
+def launch_for(device: torch.device, *, overlap: bool) -> Launch:
+    """Return how to launch on a device; it overlaps where it is asked to and the GPU can."""
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return Launch(BLOCKS.get(major, DEFAULT_BLOCKS), overlap and major >= OVERLAP_CAPABILITY)
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:
@@ -77,6 +99,7 @@ def qkv(
     weight_NW: Tensor,
     rope: tuple[Tensor, Tensor],
     outputs: tuple[Tensor, Tensor, Tensor],
+    launch: Launch,
 ) -> None:
     """Write queries_BXHD, keys_B1HD (both after RoPE) and values_B1HD.
 
@@ -89,7 +112,7 @@ def qkv(
     queries_BXHD, keys, values = outputs
     _, heads, horizon, dim = queries_BXHD.shape
     rows, width = x_MW.shape
-    blocks = _blocks(x_MW.device, "qkv")
+    blocks = launch.blocks["qkv"]
     block_n = power_of_two_within(min(blocks.n, dim), dim, "head_dim")
     qkv_kernel[(weight_NW.shape[0] // block_n,)](
         x_MW,
@@ -109,8 +132,10 @@ def qkv(
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
+        OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
+        **dependent(launch.overlap),
     )
 
 
@@ -134,13 +159,15 @@ def pack_qkv(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
     return torch.cat([*paired, v]).contiguous()
 
 
-def gate_up(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor, hidden_MF: Tensor) -> None:
+def gate_up(
+    x_MW: Tensor, modulation: Modulation, weight_NW: Tensor, hidden_MF: Tensor, launch: Launch
+) -> None:
     """Write the GEGLU of the gate and up projections, whose columns alternate in `weight_NW`."""
     from optim.fused_denoise_kernels import gate_up_kernel
 
     rows, width = x_MW.shape
     columns = weight_NW.shape[0]
-    blocks = _blocks(x_MW.device, "gate_up")
+    blocks = launch.blocks["gate_up"]
     block_n = power_of_two_within(blocks.n, columns, "expert.mlp_dim")
     gate_up_kernel[(columns // block_n,)](
         x_MW,
@@ -155,8 +182,10 @@ def gate_up(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor, hidden_MF: 
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
+        OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
+        **dependent(launch.overlap),
     )
 
 
@@ -166,13 +195,13 @@ def gate_up_reference(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor) -
     return F.gelu(out_MN[:, 0::2], approximate="tanh") * out_MN[:, 1::2]
 
 
-def add_residual(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor) -> None:
+def add_residual(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor, launch: Launch) -> None:
     """Add gate * (a times weight) to `x_MN`, in place."""
     from optim.fused_denoise_kernels import residual_kernel
 
     rows, inner = a_MK.shape
     columns = weight_NK.shape[0]
-    blocks = _blocks(a_MK.device, "residual")
+    blocks = launch.blocks["residual"]
     block_n = power_of_two_within(blocks.n, columns, "expert.width")
     residual_kernel[(columns // block_n,)](
         a_MK,
@@ -185,8 +214,10 @@ def add_residual(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor) 
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, inner, "heads * head_dim and expert.mlp_dim"),
+        OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
+        **dependent(launch.overlap),
     )
 
 
@@ -195,13 +226,13 @@ def add_residual_reference(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN
     return x_MN + gate_N * (a_MK.float() @ weight_NK.float().T)
 
 
-def action_in(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor, x_MW: Tensor) -> None:
+def action_in(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor, x_MW: Tensor, launch: Launch) -> None:
     """Write the embedded actions, float32."""
     from optim.fused_denoise_kernels import action_in_kernel
 
     rows, dim = actions_MA.shape
     width = weight_WA.shape[0]
-    blocks = _blocks(x_MW.device, "action_in")
+    blocks = launch.blocks["action_in"]
     block_n = power_of_two_within(blocks.n, width, "expert.width")
     action_in_kernel[(width // block_n,)](
         actions_MA,
@@ -213,8 +244,10 @@ def action_in(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor, x_MW: Tenso
         W=width,
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
+        OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
+        **dependent(launch.overlap),
     )
 
 
@@ -224,14 +257,14 @@ def action_in_reference(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor) -
 
 
 def euler_step(
-    x_MW: Tensor, modulation: Modulation, weight_AW: Tensor, dt: float, actions_MA: Tensor
+    x_MW: Tensor, modulation: Modulation, weight_AW: Tensor, dt: float, actions_MA: Tensor, launch: Launch
 ) -> None:
     """Take one Euler step of `actions_MA`, in place: final norm, projection to a velocity, times dt."""
     from optim.fused_denoise_kernels import euler_kernel
 
     rows, width = x_MW.shape
     dim = weight_AW.shape[0]
-    blocks = _blocks(x_MW.device, "euler")
+    blocks = launch.blocks["euler"]
     block_n = power_of_two_within(blocks.n, dim, "action_dim")
     euler_kernel[(dim // block_n,)](
         x_MW,
@@ -247,8 +280,10 @@ def euler_step(
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
+        OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
+        **dependent(launch.overlap),
     )
 
 
@@ -262,11 +297,6 @@ def euler_step_reference(
 def _modulated(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor) -> Tensor:
     scaled = rms_normalise(x_MW) * modulation.one_plus_scale_W
     return scaled @ weight_NW.float().T + modulation.shifted_N
-
-
-def _blocks(device: torch.device, kernel: str) -> Blocks:
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return BLOCKS.get(major, DEFAULT_BLOCKS)[kernel]
 
 
 def _block_rows(rows: int) -> int:

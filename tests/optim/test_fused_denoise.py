@@ -27,22 +27,20 @@ from tests.optim.small import random_checkpoint, random_request, sources
 def use_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `FusedDenoise` run on the kernels' references."""
 
-    def qkv(x: Tensor, modulation: Any, weight: Tensor, rope: Any, outputs: tuple[Tensor, ...]) -> None:
-        for out, value in zip(
-            outputs, qkv_reference(x, modulation, weight, rope, outputs[0].shape), strict=True
-        ):
+    def qkv(x: Tensor, m: Any, weight: Tensor, rope: Any, outputs: tuple[Tensor, ...], launch: Any) -> None:
+        for out, value in zip(outputs, qkv_reference(x, m, weight, rope, outputs[0].shape), strict=True):
             out.copy_(value)
 
-    def attend(*args: Any) -> Tensor:
+    def attend(*args: Any, overlap: bool) -> Tensor:
         return attend_reference(*args).transpose(1, 2).contiguous()
 
     references: dict[str, Any] = {
         "qkv": qkv,
         "attend_split": attend,
-        "gate_up": lambda x, m, w, hidden: hidden.copy_(gate_up_reference(x, m, w)),
-        "add_residual": lambda a, w, gate, x: x.copy_(add_residual_reference(a, w, gate, x)),
-        "action_in": lambda a, w, b, x: x.copy_(fused_denoise_ops.action_in_reference(a, w, b)),
-        "euler_step": lambda x, m, w, dt, a: a.copy_(euler_step_reference(x, m, w, dt, a)),
+        "gate_up": lambda x, m, w, hidden, launch: hidden.copy_(gate_up_reference(x, m, w)),
+        "add_residual": lambda a, w, gate, x, launch: x.copy_(add_residual_reference(a, w, gate, x)),
+        "action_in": lambda a, w, b, x, launch: x.copy_(fused_denoise_ops.action_in_reference(a, w, b)),
+        "euler_step": lambda x, m, w, dt, a, launch: a.copy_(euler_step_reference(x, m, w, dt, a)),
     }
     for name, function in references.items():
         monkeypatch.setattr(fused_denoise, name, function)

@@ -7,6 +7,8 @@ from torch import Tensor
 from optim.base import StageMismatch
 from optim.fused_denoise import Fused, FusedDenoise
 from optim.fused_denoise_ops import (
+    DEFAULT_BLOCKS,
+    Launch,
     Modulation,
     action_in,
     action_in_reference,
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.gpu
 
 EXPERTS = [PI05_FULL.expert, REFERENCE.expert, PI05_SMALL.expert]
 BATCHES = [(1, 10), (1, 50), (3, 10)]  # batch, horizon
+LAUNCH = Launch(DEFAULT_BLOCKS)
 BOUND = 0.01  # bfloat16 inputs, float32 sums
 
 
@@ -69,37 +72,40 @@ def test_each_kernel_meets_its_reference(expert: GemmaDims, batch_horizon: tuple
             poisoned(batch, 1, horizon, dim),
             poisoned(batch, 1, horizon, dim),
         )
-        qkv(x, m, weight, rope, outputs)
+        qkv(x, m, weight, rope, outputs, LAUNCH)
         expected = qkv_reference(x, m, weight, rope, outputs[0].shape)
         assert stage_parity(outputs, expected).rel_error < BOUND
 
         weight = (draw(g, 2 * mlp, width) / width**0.5).bfloat16()
         m = modulation(g, width, 2 * mlp)
         hidden = poisoned(rows, mlp)
-        gate_up(x, m, weight, hidden)
+        gate_up(x, m, weight, hidden, LAUNCH)
         assert compare(hidden, gate_up_reference(x, m, weight)).rel_error < BOUND
 
         weight = (draw(g, width, mlp) / mlp**0.5).bfloat16()
         expected_x = add_residual_reference(hidden, weight, m.gate_W, x)
-        add_residual(hidden, weight, m.gate_W, x)
+        add_residual(hidden, weight, m.gate_W, x, LAUNCH)
         assert compare(x, expected_x).rel_error < BOUND
 
         actions, weight, bias = draw(g, rows, 32), draw(g, width, 32), draw(g, width)
         x = poisoned(rows, width, dtype=torch.float32)
-        action_in(actions, weight, bias, x)
+        action_in(actions, weight, bias, x, LAUNCH)
         assert compare(x, action_in_reference(actions, weight, bias)).rel_error < 1e-5
 
         weight, m = draw(g, 32, width) / width**0.5, modulation(g, width, 32)
         expected_actions = euler_step_reference(x, m, weight, -0.1, actions)
-        euler_step(x, m, weight, -0.1, actions)
+        euler_step(x, m, weight, -0.1, actions, LAUNCH)
         assert compare(actions, expected_actions).rel_error < 1e-5
 
 
 @pytest.mark.parametrize("form", ["lean", "full"])
 @pytest.mark.parametrize("horizon", [10, 50])
-def test_fused_stage_meets_eager_on_fresh_inputs_and_refuses_another_length(form: str, horizon: int) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_fused_stage_meets_eager_on_fresh_inputs_and_refuses_another_length(
+    form: str, horizon: int, overlap: bool
+) -> None:
     checkpoint = random_checkpoint("cuda", torch.bfloat16, horizon=horizon)
-    stage = Fused()(sources(checkpoint, [random_request(0)], form)["denoise"])
+    stage = Fused(overlap=overlap)(sources(checkpoint, [random_request(0)], form)["denoise"])
     fresh = sources(checkpoint, [random_request(5), random_request(6)], form)["denoise"]
     with torch.no_grad():
         for args in fresh.examples:
