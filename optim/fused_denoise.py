@@ -9,19 +9,20 @@ B batch, H horizon, M = B H rows, A padded action dims, P prefix tokens, L layer
 dimension, K Euler steps, W width, F MLP width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optim.base import CountedStage, Pass, StageSource
 from optim.cuda_graph import capture
 from optim.engines import serve
 from optim.fused_attention import HEAD_DIMS, attend_split
 from optim.fused_denoise_ops import (
-    MOST_ROWS,
     Modulation,
+    Weight,
     action_in,
     add_residual,
     euler_step,
@@ -36,47 +37,43 @@ from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from policies.pi05.denoise import Denoise, ExpertLayer
 
+WEIGHTS = ("bf16", "fp8")
+
 
 @dataclass(frozen=True)
 class LayerWeights:
     """One layer's weights as the kernels read them; see `optim.fused_denoise_ops`."""
 
-    qkv: Tensor
-    output: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Weight
+    output: Weight
+    gate_up: Weight
+    down: Weight
 
 
 class FusedDenoise:
     """`Denoise` on fused kernels; its weights are copied.
 
     Args:
+        weights: bf16, as the stage has them, or fp8.
         overlap: launch kernels before those that they wait for have ended, where the GPU can.
 
     Raises:
         ValueError: sizes that the kernels do not take.
     """
 
-    def __init__(self, stage: Denoise, *, overlap: bool = False) -> None:
+    def __init__(self, stage: Denoise, *, weights: str = "bf16", overlap: bool = False) -> None:
         require_sizes(stage)
         self._launch = launch_for(stage.action_in_proj.weight.device, overlap=overlap)
         self._stage = stage
-        self._layers = [pack_layer(layer) for layer in expert_layers(stage)]
+        self._layers = [pack_layer(layer, weights) for layer in expert_layers(stage)]
         out = stage.action_out_proj
-        norms = [weight.float() for packed in self._layers for weight in (packed.qkv, packed.gate_up)]
+        following = [weight for packed in self._layers for weight in (packed.qkv, packed.gate_up)]
         times_K = torch.tensor(stage.timesteps, dtype=torch.float64, device=out.weight.device)
         with torch.no_grad():
             modulations_KNM = stage.modulations(times_K).transpose(0, 1)
             self._modulations = [
-                [
-                    fold(modulation_M, weight)
-                    for modulation_M, weight in zip(of_step, [*norms, out.weight], strict=True)
-                ]
-                for of_step in modulations_KNM
+                fold_step(modulations_NM, following, out) for modulations_NM in modulations_KNM
             ]
-            for of_step in self._modulations:
-                last = of_step[-1]
-                of_step[-1] = Modulation(last.one_plus_scale_W, last.shifted_N + out.bias, last.gate_W)
 
     def __call__(
         self, noise_BHA: Tensor, keys_LBGPD: Tensor, values_LBGPD: Tensor, prefix_mask_BP: Tensor | None
@@ -96,11 +93,11 @@ class FusedDenoise:
         )
         actions_MA = noise_BHA.reshape(rows, action_dim).clone()
         like = keys_LBGPD
-        heads = self._layers[0].output.shape[1] // dim
+        heads = self._layers[0].output.values_NK.shape[1] // dim
         x_MW = actions_MA.new_empty((rows, stage.action_in_proj.out_features))
         queries = like.new_empty((batch, heads, horizon, dim))
         keys, values = (like.new_empty((batch, 1, horizon, dim)) for _ in range(2))
-        hidden_MF = like.new_empty((rows, self._layers[0].down.shape[1]))
+        hidden_MF = like.new_empty((rows, self._layers[0].down.values_NK.shape[1]))
         dt = -1.0 / len(stage.timesteps)
         for of_step in self._modulations:
             action_in(actions_MA, stage.action_in_proj.weight, stage.action_in_proj.bias, x_MW, launch)
@@ -122,26 +119,38 @@ def expert_layers(stage: Denoise) -> list[ExpertLayer]:
     return [cast(ExpertLayer, layer) for layer in stage.layers]
 
 
+def fold_step(modulations_NM: Tensor, following: Sequence[Weight], out: nn.Linear) -> list[Modulation]:
+    """Return the modulations of all norms at one t.
+
+    Args:
+        following: the weight after each norm but the last.
+        out: what follows the last norm.
+    """
+    folded = [
+        fold(modulation_M, weight.dense())
+        for modulation_M, weight in zip(modulations_NM[:-1], following, strict=True)
+    ]
+    last = fold(modulations_NM[-1], out.weight)
+    return [*folded, replace(last, shifted_N=last.shifted_N + out.bias)]
+
+
 def fold(modulation_M: Tensor, weight_NW: Tensor) -> Modulation:
     """Return one norm's modulation at one t, its shift taken through the weight that follows."""
     scale_W, shift_W, gate_W = modulation_M.flatten().chunk(3)
     return Modulation((1.0 + scale_W).contiguous(), weight_NW @ shift_W, gate_W.contiguous())
 
 
-def pack_layer(layer: ExpertLayer) -> LayerWeights:
-    """Return a layer's weights side by side, in the order of the kernels' columns."""
+def pack_layer(layer: ExpertLayer, weights: str) -> LayerWeights:
+    """Return a layer's weights side by side, in the order of the kernels' columns; `weights`: bf16 or fp8."""
     attention, mlp = layer.self_attn, layer.mlp
-    return LayerWeights(
-        qkv=pack_qkv(
-            attention.q_proj.weight.detach(),
-            attention.k_proj.weight.detach(),
-            attention.v_proj.weight.detach(),
-            attention.head_dim,
-        ),
-        output=attention.o_proj.weight.detach(),
-        gate_up=interleave(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()).contiguous(),
-        down=mlp.down_proj.weight.detach(),
+    q, k, v = (p.weight.detach() for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    packed = (
+        pack_qkv(q, k, v, attention.head_dim),
+        attention.o_proj.weight.detach(),
+        interleave(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()).contiguous(),
+        mlp.down_proj.weight.detach(),
     )
+    return LayerWeights(*map(Weight.in_fp8 if weights == "fp8" else Weight, packed))
 
 
 def require_sizes(stage: Denoise) -> None:
@@ -171,18 +180,22 @@ class Fused(Pass):
 
     Attributes:
         warmup: runs before the capture, in which Triton compiles.
+        weights: bf16, or fp8: half the bytes, rounded with a scale for each output; activations stay bf16.
         overlap: launch kernels before those that they wait for have ended (Hopper and later; elsewhere it
             changes nothing).
 
     Raises:
-        ValueError: `warmup` is below 1.
+        ValueError: an option out of range.
     """
 
     warmup: int = 3
+    weights: str = "bf16"
     overlap: bool = True
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
@@ -196,12 +209,12 @@ class Fused(Pass):
         """Return the denoise stage on fused kernels."""
         stage = source.stage
         assert isinstance(stage, Denoise)
-        fused = FusedDenoise(stage, overlap=self.overlap)
+        fused = FusedDenoise(stage, weights=self.weights, overlap=self.overlap)
         pool = torch.cuda.graph_pool_handle()
         return serve(
             source,
             "fused",
             lambda args: capture(fused, args, warmup=self.warmup, pool=pool),
-            tolerance=TOLERANCE["bfloat16"],
-            details={"precision": "bfloat16", "most_rows": MOST_ROWS},
+            tolerance=TOLERANCE["fp8" if self.weights == "fp8" else "bfloat16"],
+            details={"precision": "bfloat16", "weights": self.weights, "overlap": self.overlap},
         )

@@ -7,6 +7,9 @@ D head dimension, X query heads, F width of the MLP, A action dimensions.
 With OVERLAP a kernel is launched before the one that it depends on has ended (programmatic dependent
 launch): it fetches its first weights, which nobody writes, and then waits for the other's results.
 
+Weights are in the activations' precision, or in FP8 with a scale for each column, which is applied to the
+sums.
+
 adaRMS is folded: with r = 1 / rms(x), (x r (1 + scale) + shift) V = r (x (1 + scale)) V + shift V, and the
 last term depends on weights and t alone.
 """
@@ -28,6 +31,7 @@ def _modulated_matmul(
     one_plus_scale,
     shifted,
     weight,
+    weight_scale,
     rows,
     first_column,
     eps,
@@ -35,7 +39,9 @@ def _modulated_matmul(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
+    dtype: tl.constexpr,
 ):
     """adaRMS(x) times BLOCK_N columns of a weight, float32 (BLOCK_M, BLOCK_N)."""
     row, is_row = _row_block(rows, BLOCK_M)
@@ -55,7 +61,9 @@ def _modulated_matmul(
         part = tl.load(x + row[:, None] * W + k[None, :], mask=is_row[:, None], other=0.0)
         squares += tl.sum(part * part, axis=1)
         scaled = part * tl.load(one_plus_scale + k)[None, :]
-        total += tl.dot(scaled.to(block.dtype), block)
+        total += tl.dot(scaled.to(dtype), block.to(dtype))
+    if SCALED:
+        total *= tl.load(weight_scale + column)[None, :]
     inverse_rms = tl.rsqrt(squares / W + eps)
     return total * inverse_rms[:, None] + tl.load(shifted + column)[None, :]
 
@@ -66,6 +74,7 @@ def qkv_kernel(
     one_plus_scale,
     shifted,
     weight,
+    weight_scale,
     cos,
     sin,
     queries,
@@ -80,6 +89,7 @@ def qkv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """adaRMS, projection to queries, keys and values, RoPE.
@@ -89,7 +99,21 @@ def qkv_kernel(
     """
     first_column = tl.program_id(0) * BLOCK_N
     out = _modulated_matmul(
-        x, one_plus_scale, shifted, weight, rows, first_column, eps, W, BLOCK_M, BLOCK_N, BLOCK_K, OVERLAP
+        x,
+        one_plus_scale,
+        shifted,
+        weight,
+        weight_scale,
+        rows,
+        first_column,
+        eps,
+        W,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SCALED,
+        OVERLAP,
+        keys.dtype.element_ty,
     )
     row, is_row = _row_block(rows, BLOCK_M)
     head = first_column // D
@@ -118,6 +142,7 @@ def gate_up_kernel(
     one_plus_scale,
     shifted,
     weight,
+    weight_scale,
     hidden,
     rows,
     eps,
@@ -126,12 +151,27 @@ def gate_up_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """adaRMS, gate and up projections, GEGLU; gate and up columns alternate in `weight`."""
     first_column = tl.program_id(0) * BLOCK_N
     out = _modulated_matmul(
-        x, one_plus_scale, shifted, weight, rows, first_column, eps, W, BLOCK_M, BLOCK_N, BLOCK_K, OVERLAP
+        x,
+        one_plus_scale,
+        shifted,
+        weight,
+        weight_scale,
+        rows,
+        first_column,
+        eps,
+        W,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SCALED,
+        OVERLAP,
+        hidden.dtype.element_ty,
     )
     row, is_row = _row_block(rows, BLOCK_M)
     gate, up = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
@@ -145,6 +185,7 @@ def gate_up_kernel(
 def residual_kernel(
     a,
     weight,
+    weight_scale,
     gate,
     x,
     rows,
@@ -153,6 +194,7 @@ def residual_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """x += gate * (a times weight), in place; a program owns its columns of x."""
@@ -170,7 +212,9 @@ def residual_kernel(
         if start + BLOCK_K < K:
             next_block = tl.load(weight + column[None, :] * K + (k + BLOCK_K)[:, None])
         part = tl.load(a + row[:, None] * K + k[None, :], mask=is_row[:, None], other=0.0)
-        total += tl.dot(part, block)
+        total += tl.dot(part, block.to(part.dtype))
+    if SCALED:
+        total *= tl.load(weight_scale + column)[None, :]
     at = x + row[:, None] * N + column[None, :]
     before = tl.load(at, mask=is_row[:, None], other=0.0)
     tl.store(at, before + total * tl.load(gate + column)[None, :], mask=is_row[:, None])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optim.fp8 import FP8_MAX, quantise
 from optim.fused_attention import dependent
 from policies.pi05.layers import NORM_EPS, rms_normalise
 
@@ -33,6 +34,29 @@ class Modulation:
     one_plus_scale_W: Tensor
     shifted_N: Tensor
     gate_W: Tensor
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed weight (out, in): in the activations' precision, or in FP8 with a scale for each row.
+
+    Attributes:
+        scale_N: float32; None if the values are the weight.
+    """
+
+    values_NK: Tensor
+    scale_N: Tensor | None = None
+
+    @classmethod
+    def in_fp8(cls, weight_NK: Tensor) -> "Weight":
+        """Return a weight in FP8, each row with a scale of its own."""
+        scale_N = weight_NK.float().abs().amax(dim=1).clamp(min=1e-12) / FP8_MAX
+        return cls(quantise(weight_NK, 1.0 / scale_N[:, None]).contiguous(), scale_N)
+
+    def dense(self) -> Tensor:
+        """Return the weight in float32."""
+        values = self.values_NK.float()
+        return values if self.scale_N is None else values * self.scale_N[:, None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +120,7 @@ def power_of_two_within(block: int, size: int, what: str) -> int:
 def qkv(
     x_MW: Tensor,
     modulation: Modulation,
-    weight_NW: Tensor,
+    weight: Weight,
     rope: tuple[Tensor, Tensor],
     outputs: tuple[Tensor, Tensor, Tensor],
     launch: Launch,
@@ -104,7 +128,7 @@ def qkv(
     """Write queries_BXHD, keys_B1HD (both after RoPE) and values_B1HD.
 
     Args:
-        weight_NW: X heads of queries, one of keys, one of values; see `pack_qkv`.
+        weight: X heads of queries, one of keys, one of values; see `pack_qkv`.
         rope: float32 cos and sin, each (M, D / 2).
     """
     from optim.fused_denoise_kernels import qkv_kernel
@@ -114,11 +138,11 @@ def qkv(
     rows, width = x_MW.shape
     blocks = launch.blocks["qkv"]
     block_n = power_of_two_within(min(blocks.n, dim), dim, "head_dim")
-    qkv_kernel[(weight_NW.shape[0] // block_n,)](
+    qkv_kernel[(weight.values_NK.shape[0] // block_n,)](
         x_MW,
         modulation.one_plus_scale_W,
         modulation.shifted_N,
-        weight_NW,
+        *_pointers(weight),
         *rope,
         queries_BXHD,
         keys,
@@ -132,6 +156,7 @@ def qkv(
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
+        SCALED=weight.scale_N is not None,
         OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
@@ -140,11 +165,11 @@ def qkv(
 
 
 def qkv_reference(
-    x_MW: Tensor, modulation: Modulation, weight_NW: Tensor, rope: tuple[Tensor, Tensor], shape: torch.Size
+    x_MW: Tensor, modulation: Modulation, weight: Weight, rope: tuple[Tensor, Tensor], shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `qkv` writes for queries of `shape`, float32."""
     batch, heads, horizon, dim = shape
-    out_MN = _modulated(x_MW, modulation, weight_NW)
+    out_MN = _modulated(x_MW, modulation, weight.dense())
     out = out_MN.view(batch, horizon, heads + 2, dim).transpose(1, 2)
     cos, sin = (table.view(batch, 1, horizon, dim // 2) for table in rope)
     first, second = out[:, : heads + 1, :, 0::2], out[:, : heads + 1, :, 1::2]
@@ -159,21 +184,19 @@ def pack_qkv(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
     return torch.cat([*paired, v]).contiguous()
 
 
-def gate_up(
-    x_MW: Tensor, modulation: Modulation, weight_NW: Tensor, hidden_MF: Tensor, launch: Launch
-) -> None:
-    """Write the GEGLU of the gate and up projections, whose columns alternate in `weight_NW`."""
+def gate_up(x_MW: Tensor, modulation: Modulation, weight: Weight, hidden_MF: Tensor, launch: Launch) -> None:
+    """Write the GEGLU of the gate and up projections, whose columns alternate in `weight`."""
     from optim.fused_denoise_kernels import gate_up_kernel
 
     rows, width = x_MW.shape
-    columns = weight_NW.shape[0]
+    columns = weight.values_NK.shape[0]
     blocks = launch.blocks["gate_up"]
     block_n = power_of_two_within(blocks.n, columns, "expert.mlp_dim")
     gate_up_kernel[(columns // block_n,)](
         x_MW,
         modulation.one_plus_scale_W,
         modulation.shifted_N,
-        weight_NW,
+        *_pointers(weight),
         hidden_MF,
         rows,
         NORM_EPS,
@@ -182,6 +205,7 @@ def gate_up(
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
+        SCALED=weight.scale_N is not None,
         OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
@@ -189,23 +213,23 @@ def gate_up(
     )
 
 
-def gate_up_reference(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor) -> Tensor:
+def gate_up_reference(x_MW: Tensor, modulation: Modulation, weight: Weight) -> Tensor:
     """Return what `gate_up` writes, float32."""
-    out_MN = _modulated(x_MW, modulation, weight_NW)
+    out_MN = _modulated(x_MW, modulation, weight.dense())
     return F.gelu(out_MN[:, 0::2], approximate="tanh") * out_MN[:, 1::2]
 
 
-def add_residual(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor, launch: Launch) -> None:
+def add_residual(a_MK: Tensor, weight: Weight, gate_N: Tensor, x_MN: Tensor, launch: Launch) -> None:
     """Add gate * (a times weight) to `x_MN`, in place."""
     from optim.fused_denoise_kernels import residual_kernel
 
     rows, inner = a_MK.shape
-    columns = weight_NK.shape[0]
+    columns = weight.values_NK.shape[0]
     blocks = launch.blocks["residual"]
     block_n = power_of_two_within(blocks.n, columns, "expert.width")
     residual_kernel[(columns // block_n,)](
         a_MK,
-        weight_NK,
+        *_pointers(weight),
         gate_N,
         x_MN,
         rows,
@@ -214,6 +238,7 @@ def add_residual(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor, 
         BLOCK_M=_block_rows(rows),
         BLOCK_N=block_n,
         BLOCK_K=power_of_two_within(blocks.k, inner, "heads * head_dim and expert.mlp_dim"),
+        SCALED=weight.scale_N is not None,
         OVERLAP=launch.overlap,
         num_warps=blocks.warps,
         num_stages=blocks.stages,
@@ -221,9 +246,9 @@ def add_residual(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor, 
     )
 
 
-def add_residual_reference(a_MK: Tensor, weight_NK: Tensor, gate_N: Tensor, x_MN: Tensor) -> Tensor:
+def add_residual_reference(a_MK: Tensor, weight: Weight, gate_N: Tensor, x_MN: Tensor) -> Tensor:
     """Return what `add_residual` leaves in `x_MN`."""
-    return x_MN + gate_N * (a_MK.float() @ weight_NK.float().T)
+    return x_MN + gate_N * (a_MK.float() @ weight.dense().T)
 
 
 def action_in(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor, x_MW: Tensor, launch: Launch) -> None:
@@ -296,7 +321,12 @@ def euler_step_reference(
 
 def _modulated(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor) -> Tensor:
     scaled = rms_normalise(x_MW) * modulation.one_plus_scale_W
-    return scaled @ weight_NW.float().T + modulation.shifted_N
+    return scaled @ weight_NW.T + modulation.shifted_N
+
+
+def _pointers(weight: Weight) -> tuple[Tensor, Tensor]:
+    """Return values and scale; the values twice where there is no scale, which is then not read."""
+    return weight.values_NK, weight.values_NK if weight.scale_N is None else weight.scale_N
 
 
 def _block_rows(rows: int) -> int:

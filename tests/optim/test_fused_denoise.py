@@ -47,14 +47,17 @@ def use_references(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("form", ["lean", "full"])
-def test_the_references_in_their_order_are_the_stage(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("weights", "least", "most"), [("bf16", 0.0, 1e-6), ("fp8", 1e-4, 0.1)])
+def test_the_references_in_their_order_are_the_stage(
+    form: str, weights: str, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_references(monkeypatch)
     source = sources(random_checkpoint(), [random_request(0), random_request(1)], form)["denoise"]
     assert isinstance(source.stage, Denoise)
-    fused = FusedDenoise(source.stage)
+    fused = FusedDenoise(source.stage, weights=weights)
     for args in source.examples:
         with torch.no_grad():
-            assert stage_parity(fused(*args), source.stage(*args)).rel_error < 1e-6
+            assert least <= stage_parity(fused(*args), source.stage(*args)).rel_error < most
 
 
 def test_rows_of_a_batch_are_independent(
@@ -101,6 +104,13 @@ def test_sizes_that_the_kernels_do_not_take_are_named(changes: dict[str, int], w
     dims = replace(PI05_SMALL, expert=expert, prefix=replace(PI05_SMALL.prefix, **shared))
     with pytest.raises(ValueError, match=words):
         require_sizes(Denoise(dims, 1))
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights must be one of bf16, fp8, got 'int4'"):
+        Fused(weights="int4")
+    with pytest.raises(ValueError, match="warmup must be >= 1, got 0"):
+        Fused(warmup=0)
 
 
 def test_fused_kernels_serve_denoise_on_a_gpu_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Each fused kernel against its plain reference, and the whole stage against eager, on a GPU."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from optim.fused_denoise_ops import (
     DEFAULT_BLOCKS,
     Launch,
     Modulation,
+    Weight,
     action_in,
     action_in_reference,
     add_residual,
@@ -54,7 +57,10 @@ def modulation(generator: torch.Generator, width: int, columns: int) -> Modulati
 
 @pytest.mark.parametrize("expert", EXPERTS, ids=["full", "reference", "small"])
 @pytest.mark.parametrize("batch_horizon", BATCHES)
-def test_each_kernel_meets_its_reference(expert: GemmaDims, batch_horizon: tuple[int, int]) -> None:
+@pytest.mark.parametrize("pack", [Weight, Weight.in_fp8], ids=["bf16", "fp8"])
+def test_each_kernel_meets_its_reference(
+    expert: GemmaDims, batch_horizon: tuple[int, int], pack: Callable[[Tensor], Weight]
+) -> None:
     batch, horizon = batch_horizon
     rows, width, dim, mlp = batch * horizon, expert.width, expert.head_dim, expert.mlp_dim
     for seed in range(2):
@@ -62,7 +68,7 @@ def test_each_kernel_meets_its_reference(expert: GemmaDims, batch_horizon: tuple
         x = draw(g, rows, width)
 
         columns = (expert.num_heads + 2) * dim
-        weight = (draw(g, columns, width) / width**0.5).bfloat16()
+        packed = pack((draw(g, columns, width) / width**0.5).bfloat16())
         m, rope = (
             modulation(g, width, columns),
             (draw(g, rows, dim // 2).cos(), draw(g, rows, dim // 2).sin()),
@@ -72,19 +78,19 @@ def test_each_kernel_meets_its_reference(expert: GemmaDims, batch_horizon: tuple
             poisoned(batch, 1, horizon, dim),
             poisoned(batch, 1, horizon, dim),
         )
-        qkv(x, m, weight, rope, outputs, LAUNCH)
-        expected = qkv_reference(x, m, weight, rope, outputs[0].shape)
+        qkv(x, m, packed, rope, outputs, LAUNCH)
+        expected = qkv_reference(x, m, packed, rope, outputs[0].shape)
         assert stage_parity(outputs, expected).rel_error < BOUND
 
-        weight = (draw(g, 2 * mlp, width) / width**0.5).bfloat16()
+        packed = pack((draw(g, 2 * mlp, width) / width**0.5).bfloat16())
         m = modulation(g, width, 2 * mlp)
         hidden = poisoned(rows, mlp)
-        gate_up(x, m, weight, hidden, LAUNCH)
-        assert compare(hidden, gate_up_reference(x, m, weight)).rel_error < BOUND
+        gate_up(x, m, packed, hidden, LAUNCH)
+        assert compare(hidden, gate_up_reference(x, m, packed)).rel_error < BOUND
 
-        weight = (draw(g, width, mlp) / mlp**0.5).bfloat16()
-        expected_x = add_residual_reference(hidden, weight, m.gate_W, x)
-        add_residual(hidden, weight, m.gate_W, x, LAUNCH)
+        packed = pack((draw(g, width, mlp) / mlp**0.5).bfloat16())
+        expected_x = add_residual_reference(hidden, packed, m.gate_W, x)
+        add_residual(hidden, packed, m.gate_W, x, LAUNCH)
         assert compare(x, expected_x).rel_error < BOUND
 
         actions, weight, bias = draw(g, rows, 32), draw(g, width, 32), draw(g, width)
@@ -101,15 +107,16 @@ def test_each_kernel_meets_its_reference(expert: GemmaDims, batch_horizon: tuple
 @pytest.mark.parametrize("form", ["lean", "full"])
 @pytest.mark.parametrize("horizon", [10, 50])
 @pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.02), ("fp8", 0.1)])
 def test_fused_stage_meets_eager_on_fresh_inputs_and_refuses_another_length(
-    form: str, horizon: int, overlap: bool
+    form: str, horizon: int, overlap: bool, weights: str, bound: float
 ) -> None:
     checkpoint = random_checkpoint("cuda", torch.bfloat16, horizon=horizon)
-    stage = Fused(overlap=overlap)(sources(checkpoint, [random_request(0)], form)["denoise"])
+    stage = Fused(weights=weights, overlap=overlap)(sources(checkpoint, [random_request(0)], form)["denoise"])
     fresh = sources(checkpoint, [random_request(5), random_request(6)], form)["denoise"]
     with torch.no_grad():
         for args in fresh.examples:
-            assert stage_parity(stage(*args), fresh.stage(*args)).rel_error < 0.02
+            assert stage_parity(stage(*args), fresh.stage(*args)).rel_error < bound
     noise, keys, values, mask = fresh.examples[0]
     assert keys is not None
     assert values is not None
