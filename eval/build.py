@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -22,11 +22,13 @@ Capture = Callable[[Pi05Policy], Sequence[Request]]
 """Makes requests with real observations for a policy: the shapes that its stages will meet."""
 
 
-def build_policy(config: Config, capture: Capture) -> Policy:
+def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = (1,)) -> Policy:
     """Return the policy that the configuration names, its weights loaded and its passes applied.
 
     Args:
         capture: called only when a pass needs examples, after everything that fails sooner.
+        batch_sizes: how many requests at a time the policy will be asked; passes that are built for shapes
+            are built for each.
 
     Raises:
         ConfigError: a device that this machine lacks, a stage without a pass, or a pass that refuses its
@@ -37,7 +39,7 @@ def build_policy(config: Config, capture: Capture) -> Policy:
         return OraclePolicy()
     passes = choose_passes(config)
     checkpoint = load(config)
-    return optimise(config, eager_policy(config, checkpoint), checkpoint, passes, capture)
+    return optimise(config, eager_policy(config, checkpoint), checkpoint, passes, capture, batch_sizes)
 
 
 def choose_passes(config: Config) -> dict[str, Pass]:
@@ -87,19 +89,26 @@ def optimise(
     checkpoint: Checkpoint,
     passes: Mapping[str, Pass],
     capture: Capture,
+    batch_sizes: Sequence[int] = (1,),
 ) -> Pi05Policy:
-    """Return `eager` with its passes applied.
+    """Return `eager` with its passes applied; `batch_sizes` as in `build_policy`.
 
     Raises:
         ConfigError: a pass cannot engage.
         ValueError, OSError: scales are missing or belong to other weights.
     """
     amax: Mapping[str, Mapping[str, float]] = {}
+    if config.optim.scales is not None and not any(chosen.needs_amax for chosen in passes.values()):
+        raise ConfigError(
+            f"optim.scales={config.optim.scales} would not be read: no stage runs in FP8; leave it out"
+        )
     if any(chosen.needs_amax for chosen in passes.values()):
         amax = load_scales(checkpoint, config.optim.scales)
-    examples: Mapping[str, Sequence[Any]] = {}
-    if any(chosen.needs_examples for chosen in passes.values()):
-        examples = eager.example_inputs([[request] for request in capture(eager)])
+    graphed = config.policy.images == "cuda_graph"
+    requests: Sequence[Request] = ()
+    if graphed or any(chosen.needs_examples for chosen in passes.values()):
+        requests = capture(eager)
+    examples = eager.example_inputs([[request] for request in requests])
     sources = {
         name: StageSource(name, stage, examples.get(name, ()), amax.get(name, {}), checkpoint.weights_sha256)
         for name, stage in checkpoint.stages.items()
@@ -108,9 +117,10 @@ def optimise(
         policy = eager.with_stages(apply_passes(sources, passes, on_mismatch=config.optim.on_mismatch))
     except PassError as error:
         raise ConfigError(str(error)) from error
-    if config.policy.images == "cuda_graph":
-        # not before: examples must outlive the next observation
-        policy.preprocess = replace(policy.preprocess, load_images=GraphedImages())
+    if graphed:
+        frames = [np.stack([policy.preprocess.frames(request.observation)]) for request in requests]
+        images = GraphedImages(frames, policy.dims.image_size, policy.device)
+        policy.preprocess = replace(policy.preprocess, load_images=images)
     return policy
 
 

@@ -1,7 +1,8 @@
 """Passes: what makes a stage faster, or raises; and the counters that prove it ran.
 
 A pass is a frozen dataclass of options. Called with a `StageSource`, it returns a `CountedStage` or raises.
-`apply_passes` refuses one that hands the bare stage back.
+`apply_passes` refuses one that hands the bare stage back, wrapped or not, and one that was not compared
+with it.
 """
 
 import logging
@@ -19,6 +20,7 @@ Args = tuple[Tensor | None, ...]
 """Arguments of one call of a stage, in the order of its `forward`."""
 
 ON_MISMATCH = ("raise", "fallback")
+FALLBACK = "eager (fallback)"
 LOGGED_MISSES = (1, 10, 100, 1_000, 10_000, 100_000)  # every one would drown the rest of the log
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,12 @@ class CountedStage:
     Attributes:
         backend: what serves the calls (`eager`, `cuda_graph`, ...).
         details: facts for the record: precision, engine size, flavour, parity.
+        engine: what serves the calls.
         fallback: what serves the calls that the engine refuses; None makes them errors.
         calls: calls that the engine served.
         misses: calls that it refused and the fallback served.
+        refused: calls that it refused and nobody served.
+        served_by: who served the last call: `backend`, or FALLBACK.
 
     Non-obvious behaviors:
         Without a `fallback`, a `StageMismatch` is the caller's error. With one, the fallback serves that
@@ -82,7 +87,9 @@ class CountedStage:
         self.fallback = fallback
         self.calls = 0
         self.misses = 0
-        self._engine = engine
+        self.refused = 0
+        self.served_by = backend
+        self.engine = engine
 
     def __call__(self, *args: Tensor | None) -> Any:
         """Return what the engine returns.
@@ -91,15 +98,19 @@ class CountedStage:
             StageMismatch: the engine was built for other inputs and there is no fallback.
         """
         try:
-            result = self._engine(*args)
+            result = self.engine(*args)
         except StageMismatch as mismatch:
             if self.fallback is None:
-                raise
+                self.refused += 1
+                hint = "optim.on_mismatch=fallback would have eager serve such calls, counted"
+                raise StageMismatch(f"{mismatch}; {hint}") from mismatch
             self.misses += 1
+            self.served_by = FALLBACK
             if self.misses in LOGGED_MISSES:
                 log.warning("%s missed a call (%d so far): %s", self.backend, self.misses, mismatch)
             return self.fallback(*args)
         self.calls += 1
+        self.served_by = self.backend
         return result
 
 
@@ -148,7 +159,8 @@ def apply_passes(
 
     Raises:
         ValueError: a stage without a pass, a pass without a stage, or an unknown `on_mismatch`.
-        PassError: a pass raised, or returned the eager stage or something that does not count.
+        PassError: a pass raised; or returned something that does not count, that is the eager stage, or that
+            was not compared with it (`optim.engines.serve` does, and says so in the details).
     """
     for what, mapping in (("sources", sources), ("passes", passes)):
         if set(mapping) != set(STAGES):
@@ -164,6 +176,15 @@ def apply_passes(
             raise PassError(f"{label} did not engage: {type(error).__name__}: {error}") from error
         if not isinstance(result, CountedStage):
             raise PassError(f"{label} must return a CountedStage, got {type(result).__name__}")
+        if passes[name].needs_examples:
+            if result.engine is sources[name].stage:
+                raise PassError(
+                    f"{label} must return another engine than the eager stage, which it was given"
+                )
+            if "parity" not in result.details:
+                raise PassError(
+                    f"{label} must compare its engine with the stage; let optim.engines.serve do it"
+                )
         if on_mismatch == "fallback":
             result.fallback = sources[name].stage
         optimised[name] = result

@@ -3,9 +3,10 @@
 H horizon, A padded action dims, J 7 robot action dims.
 
 Non-obvious behaviors:
-    All policies of a setting share the weights in memory. A policy's peak memory is that of building it and
-    inferring, with the weights it was made from, without what the other policies hold.
-    On a GPU, parity needs the float32 weights for a moment: 13 GB at full size.
+    All policies of a setting share the weights in memory. A policy's peak memory is what the GPU has less of
+    once it is built and has inferred, with all that torch holds back and all that others allocate (TensorRT
+    does not ask torch), and the weights it was made from. On a GPU, parity needs the float32 weights for a
+    moment: 13 GB at full size.
 """
 
 import gc
@@ -175,13 +176,14 @@ def _build(
             config.denoise.steps,
         )
         if key not in checkpoints:
-            before = _allocated(device)
+            _return_cache(device)
+            before = _used(device)
             loaded = load(config)
-            checkpoints[key] = (loaded, _allocated(device) - before)
+            _return_cache(device)
+            checkpoints[key] = (loaded, _used(device) - before)
         checkpoint, weight_bytes = checkpoints[key]
-        others = _allocated(device) - weight_bytes
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        _return_cache(device)
+        used_before = _used(device)
         begin = time.perf_counter()
         try:
             eager = _shaped(config, eager_policy(config, checkpoint))
@@ -191,7 +193,7 @@ def _build(
             parity = parity_of([act(policy, request) for request in requests], reference)
         except (ValueError, OSError, FloatingPointError, ParityError, StageMismatch) as error:
             raise Refused(f"policy {row.label}: {error}") from error
-        peak = torch.cuda.max_memory_allocated(device) - others if device.type == "cuda" else None
+        peak = _used(device) - used_before + weight_bytes if device.type == "cuda" else None
         inputs = [_sizes(policy, request) for request in requests]
         report_console(stderr=True).print(Text(f"built {row.label} in {build_s:.1f} s"), soft_wrap=True)
         candidates.append(Candidate(row, policy, parity, peak, build_s, inputs, before_calls))
@@ -260,13 +262,21 @@ def _calls(policy: Pi05Policy) -> dict[str, tuple[int, int]]:
     return {name: (stage.calls, stage.misses) for name, stage in policy.stages.items()}
 
 
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+def _used(device: torch.device) -> int:
+    """Return the bytes of the GPU that are in use, by torch and by others; 0 without one."""
+    if device.type != "cuda":
+        return 0
+    available, total = torch.cuda.mem_get_info(device)
+    return total - available
 
 
 def free(device: torch.device) -> None:
     """Let go of compiled code and of memory that nobody uses any more."""
     torch.compiler.reset()
+    _return_cache(device)
+
+
+def _return_cache(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -76,19 +76,27 @@ def problems(record: Record) -> list[str]:
 
 
 def title(setting: Record) -> str:
-    """Return what the policies of a setting share, in words."""
-    facts, inputs = setting["policies"][0]["facts"], setting["policies"][0]["inputs"]
-    prefix = [sizes["image_tokens"] + sizes["prompt_tokens"] for sizes in inputs]
+    """Return what the policies of a setting share, in words; where their prompts differ, for each."""
+    facts = setting["policies"][0]["facts"]
+    images = [sizes["images"] for policy in setting["policies"] for sizes in policy["inputs"]]
+    prompts = {policy["label"]: _prompt_tokens(policy) for policy in setting["policies"]}
+    if len(set(prompts.values())) == 1:
+        tokens = next(iter(prompts.values()))
+    else:
+        tokens = " / ".join(f"{count} ({label})" for label, count in prompts.items())
     return ", ".join(
         (
             f"denoise steps {facts['denoise_steps']}",
             f"{facts['form']} form",
-            f"images {_span(sizes['images'] for sizes in inputs)}",
-            f"prompt tokens {_span(sizes['prompt_tokens'] for sizes in inputs)}",
-            f"prefix tokens {_span(prefix)}",
+            f"images {_span(images)}",
+            f"prompt tokens {tokens}",
             f"horizon {facts['horizon']}",
         )
     )
+
+
+def _prompt_tokens(policy: Record) -> str:
+    return _span(sizes["prompt_tokens"] for sizes in policy["inputs"])
 
 
 def time_rows(setting: Record) -> Iterator[tuple[str, ...]]:

@@ -23,13 +23,13 @@ from eval.observations import load_requests, save_requests
 from eval.schema import Config, ConfigError, register_schema
 from eval.sim_stack import SimStackError, prepare
 from eval.summary import report_console
-from optim.scales import Amax, Scales, check_amax, default_path, linears, write_scales
+from optim.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
 
+LEAST_TASKS = 3
 COUNT_RANGE = (8, 64)  # fewer miss what a policy sees, more change the largest value little
-FP16_MAX = 65504.0
 
 
 @dataclass
@@ -40,6 +40,7 @@ class CalibrateConfig:
     observations: str | None = None
     keep: str | None = None
     output: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         least, most = COUNT_RANGE
@@ -151,6 +152,15 @@ def refuse_blank(requests: Sequence[Request], cameras: Sequence[str]) -> None:
                 )
 
 
+def refuse_few_tasks(count: int) -> None:
+    """Raise ConfigError for observations of fewer than three tasks: what one task shows is too little."""
+    if count < LEAST_TASKS:
+        raise ConfigError(
+            f"calibration needs observations of at least {LEAST_TASKS} tasks, got {count}; "
+            "choose more with suite.tasks and protocol.num_tasks"
+        )
+
+
 def run(cfg: DictConfig) -> None:
     """Collect or read observations, measure, write the scales, print what was done.
 
@@ -163,7 +173,14 @@ def run(cfg: DictConfig) -> None:
         options = config.calibrate
         saved = _saved_requests(options)
         tasks = choose_tasks(config) if saved is None else []
+        refuse_few_tasks(len(tasks) if saved is None else len({r.episode.task_id for r in saved}))
         checkpoint = load(config)
+        path = default_path(checkpoint) if options.output is None else Path(options.output).expanduser()
+        if path.exists() and not options.overwrite:
+            raise ConfigError(
+                f"{path} holds scales already; set calibrate.overwrite=true to replace them, "
+                "or calibrate.output to write elsewhere"
+            )
         policy = eager_policy(config, checkpoint)
         if saved is None:
             prepare()
@@ -177,7 +194,6 @@ def run(cfg: DictConfig) -> None:
         else:
             requests, source = saved, f"file {Path(str(options.observations)).name}"
         scales = calibrate(checkpoint, policy, requests, source)
-        path = default_path(checkpoint) if options.output is None else Path(options.output).expanduser()
         write_scales(path, scales)
     except (ValueError, FloatingPointError, OSError, SimStackError, OmegaConfBaseException) as error:
         raise Refused(str(error)) from error

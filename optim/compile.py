@@ -48,7 +48,7 @@ class Compile(Pass):
         if self.attention == "split":
             if name != "denoise":
                 raise RuntimeError(f"attention=split serves denoise; set optim.{name}.attention=sdpa")
-            require_cuda(device)
+            require_cuda(name, device)
 
     def __call__(self, source: StageSource) -> CountedStage:
         """Return the stage compiled for each combination of shapes."""

@@ -79,6 +79,7 @@ class Captured:
         self.captures = 0
         self.recapture()
 
+    @torch.no_grad()
     def recapture(self) -> None:
         """Record the function anew."""
         self._outputs = self._recorder.record(lambda: self._function(*self._inputs))
@@ -115,7 +116,7 @@ class CudaGraph(Pass):
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError without an NVIDIA GPU."""
-        require_cuda(device)
+        require_cuda(name, device)
 
     def __call__(self, source: StageSource) -> CountedStage:
         """Return the stage as graphs, one for each combination of shapes; they share their memory."""

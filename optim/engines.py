@@ -46,11 +46,9 @@ class Engines:
         nearest = min(self.engines, key=lambda built: len(differing(built)))
         i = differing(nearest)[0]
         old, new = (spell(of[i]) if i < len(of) else "absent" for of in (nearest, got))
-        others = f" (nearest of {len(self.engines)})" if len(self.engines) > 1 else ""
-        return (
-            f"{self.name} input {i} is {new}, the engine was built for {old}{others}; "
-            "build one for this shape too, or set optim.on_mismatch=fallback to have eager serve such calls"
-        )
+        others = len(self.engines) - 1
+        more = f" (and {others} other combinations)" if others else ""
+        return f"{self.name} input {i} is {new}, the engine was built for {old}{more}"
 
 
 def spell(part: tuple[torch.Size, torch.dtype, torch.device] | None) -> str:

@@ -129,7 +129,7 @@ class Fp8(Pass):
         """Raise RuntimeError for denoise, without a GPU that has FP8, or in a precision but bfloat16."""
         if name == "denoise":
             raise RuntimeError("FP8 serves vision and prefix; choose optim/denoise=compile")
-        require_cuda(device, FP8_CAPABILITY, "FP8")
+        require_cuda(name, device, FP8_CAPABILITY, "FP8")
         require_dtype(dtype, torch.bfloat16)
 
     def __call__(self, source: StageSource) -> CountedStage:

@@ -201,7 +201,7 @@ class Fused(Pass):
         """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
         if name != "denoise":
             raise RuntimeError(f"fused kernels serve denoise; choose optim/{name}=fused_fp8")
-        require_cuda(device)
+        require_cuda(name, device)
         require_dtype(dtype, torch.bfloat16)
         require_triton()
 

@@ -152,7 +152,7 @@ class FusedFp8(Pass):
         """Raise RuntimeError for denoise, without FP8 or Triton, or in a precision but bfloat16."""
         if name == "denoise":
             raise RuntimeError("fused FP8 kernels serve vision and prefix; choose optim/denoise=fused")
-        require_cuda(device, FP8_CAPABILITY, "FP8")
+        require_cuda(name, device, FP8_CAPABILITY, "FP8")
         require_dtype(dtype, torch.bfloat16)
         require_triton()
 

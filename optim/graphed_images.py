@@ -1,44 +1,67 @@
-"""Image preprocessing as one CUDA graph: one copy of uint8 frames to the GPU, then resize and scaling there.
+"""Image preprocessing as a CUDA graph: one copy of uint8 frames to the GPU, then resize and scaling there.
 
 B batch, N cameras.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from optim.base import StageMismatch
 from optim.cuda_graph import Captured, capture
-from policies.pi05.preprocess import prepare_images
+from policies.pi05.preprocess import load_images, prepare_images
 
 
 class GraphedImages:
     """`policies.pi05.preprocess.load_images` with a page-locked buffer and a CUDA graph for each shape.
 
+    Args:
+        examples: frames_BNHWC of every shape that will come.
+        size: of the network's images.
+        device: the GPU.
+
+    Raises:
+        RuntimeError: the graph gives other images than the eager path.
+
     Non-obvious behaviors:
-        A shape is captured at its first call, which therefore takes longer. The returned images are the
-        graph's buffer, and the frames' buffer is read by the GPU until the inference has ended: the next call
-        overwrites both.
+        The returned images are the graph's buffer, and the frames' buffer is read by the GPU until the
+        inference has ended: the next call overwrites both.
     """
 
-    def __init__(self) -> None:
-        self._captured: dict[tuple[torch.Size, int], tuple[Tensor, Captured]] = {}
+    def __init__(self, examples: Iterable[NDArray[np.uint8]], size: int, device: torch.device) -> None:
+        self._buffers: dict[tuple[int, ...], tuple[Tensor, Captured]] = {}
+        for frames_BNHWC in examples:
+            if frames_BNHWC.shape not in self._buffers:
+                self._buffers[frames_BNHWC.shape] = _capture(frames_BNHWC, size, device)
+            if not torch.equal(self(frames_BNHWC, size, device), load_images(frames_BNHWC, size, device)):
+                raise RuntimeError(
+                    "policy.images=cuda_graph gives other images than eager; use policy.images=eager"
+                )
 
     def __call__(self, frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
-        """Return images_BNCHW, float32 in [-1, 1], on `device`."""
-        frames = torch.from_numpy(frames_BNHWC)
-        key = (frames.shape, size)
-        if key not in self._captured:
-            self._captured[key] = self._capture(frames, size, device)
-        host, captured = self._captured[key]
-        host.copy_(frames)
+        """Return images_BNCHW, float32 in [-1, 1], on the device; size and device are those of the capture.
+
+        Raises:
+            StageMismatch: frames of a shape that was not among the examples.
+        """
+        if frames_BNHWC.shape not in self._buffers:
+            raise StageMismatch(
+                f"frames are {frames_BNHWC.shape}, policy.images=cuda_graph was captured for "
+                f"{sorted(self._buffers)}; use policy.images=eager"
+            )
+        host, captured = self._buffers[frames_BNHWC.shape]
+        host.copy_(torch.from_numpy(frames_BNHWC))
         images: Tensor = captured()
         return images
 
-    def _capture(self, frames: Tensor, size: int, device: torch.device) -> tuple[Tensor, Captured]:
-        host = frames.clone().pin_memory()
 
-        def load() -> Tensor:
-            return prepare_images(host.to(device, non_blocking=True), size)
+def _capture(frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device) -> tuple[Tensor, Captured]:
+    host = torch.from_numpy(frames_BNHWC).clone().pin_memory()
 
-        return host, capture(load, ())
+    def load() -> Tensor:
+        return prepare_images(host.to(device, non_blocking=True), size)
+
+    return host, capture(load, ())

@@ -5,20 +5,23 @@ import importlib.util
 import torch
 
 
-def require_cuda(device: torch.device, capability: tuple[int, int] = (0, 0), reason: str = "") -> None:
+def require_cuda(
+    name: str, device: torch.device, capability: tuple[int, int] = (0, 0), reason: str = ""
+) -> None:
     """Raise RuntimeError unless the policy runs on an NVIDIA GPU of at least this compute capability.
 
     Args:
+        name: of the stage.
         reason: what needs the capability.
     """
     if device.type != "cuda":
-        raise RuntimeError(f"it needs an NVIDIA GPU, got policy.device={device}; choose policy=baseline here")
+        raise RuntimeError(f"it needs an NVIDIA GPU, got policy.device={device}; choose optim/{name}=eager")
     found = torch.cuda.get_device_capability(device)
     if found < capability:
         need, have = (".".join(map(str, version)) for version in (capability, found))
         raise RuntimeError(
             f"{reason} needs compute capability {need}, {torch.cuda.get_device_name(device)} has {have}; "
-            "choose a backend without it"
+            f"choose another backend for optim/{name}"
         )
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from optim.engine_cache import write_whole
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.stages import STAGES
 
+FP16_MAX = 65504.0
 FILE_NAME = "fp8_scales.json"  # beside the weights
 CALIBRATION = Path(__file__).resolve().parents[1] / "outputs" / "calibration"  # for weights without a folder
 
@@ -51,9 +53,9 @@ class Scales:
 
 
 def write_scales(path: Path, scales: Scales) -> None:
-    """Write `scales` as JSON, folders included."""
+    """Write `scales` as JSON, whole or not at all, folders included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(scales), indent=1, allow_nan=False) + "\n")
+    write_whole(path, (json.dumps(asdict(scales), indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:

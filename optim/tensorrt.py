@@ -21,12 +21,13 @@ from optim.base import Args, CountedStage, Pass, StageSource
 from optim.cuda_graph import capture
 from optim.engine_cache import EngineCache
 from optim.engines import serve
+from optim.fp8 import FP8_CAPABILITY, LINEARS
 from optim.fuse import replace_modules
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype
+from optim.scales import FP16_MAX
 from optim.tensorrt_engine import EngineModule, build_engine, flavour, runtime
 from optim.tensorrt_fp8 import (
-    LINEARS,
     WeightBytes,
     quantised_names,
     require_fp8,
@@ -38,11 +39,9 @@ from policies.pi05.prefix import Prefix
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8"}  # ours -> `optim.parity`'s
 GRANULARITIES = ("stage", "layer")
 STAGES = ("vision", "prefix")
-FP16_MAX = 65504.0
-FP8_CAPABILITY = (8, 9)
 OPTIMIZATION_LEVELS = range(6)  # of TensorRT's builder
 REPOSITORY = Path(__file__).parents[1]
-INSTALL = 'pip install -e ".[trt]"'
+INSTALL = 'pip install -c constraints.txt -e ".[trt]" --extra-index-url https://pypi.nvidia.com'
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,16 @@ class TensorRT(Pass):
 
     @property
     def needs_amax(self) -> bool:  # type: ignore[override]  # only one of the precisions does
-        """Whether it reads `StageSource.amax`."""
-        return self.precision == "fp8"
+        """Whether it reads `StageSource.amax`: FP8 for its scales, fp16 for its range."""
+        return self.precision in ("fp8", "fp16")
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError for a stage, a precision or a machine that it cannot serve."""
         self._check_stage(name)
+        capability = FP8_CAPABILITY if self.precision == "fp8" else (0, 0)
+        require_cuda(name, device, capability, "TensorRT in FP8")
+        if self.precision != "fp16":
+            require_dtype(dtype, torch.bfloat16)
         missing = []
         if not _installed("torch_tensorrt"):
             missing.append("torch-tensorrt")
@@ -108,10 +111,6 @@ class TensorRT(Pass):
             missing.append("nvidia-modelopt")
         if missing:
             raise RuntimeError(f"TensorRT needs {', '.join(missing)}; {INSTALL}")
-        capability = FP8_CAPABILITY if self.precision == "fp8" else (0, 0)
-        require_cuda(device, capability, "TensorRT in FP8")
-        if self.precision != "fp16":
-            require_dtype(dtype, torch.bfloat16)
 
     def __call__(self, source: StageSource) -> CountedStage:
         """Return the stage as engines, one set for each combination of shapes."""
@@ -248,7 +247,7 @@ def engine_ingredients(
         inputs: of the engine.
         environment: see `environment_of`.
     """
-    names = quantised_names(source.stage, options.fp8_linears) if options.needs_amax else ()
+    names = quantised_names(source.stage, options.fp8_linears) if options.precision == "fp8" else ()
     return {
         "weights_sha256": source.weights_sha256,
         "stage": source.name,

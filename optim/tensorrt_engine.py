@@ -28,15 +28,15 @@ class EngineModule(nn.Module):
 
     def __init__(self, engine: SerializedEngine, device: torch.device) -> None:
         super().__init__()
-        self._wiring = engine
+        self._input_indices, self._output_indices = engine.input_indices, engine.output_indices
         self._runtime = [
             _runtime_module(engine, device)
         ]  # a list: no submodule, its weights are no parameters
 
     def forward(self, *args: Tensor) -> Any:
-        results = self._runtime[0](*(args[i].contiguous() for i in self._wiring.input_indices))
+        results = self._runtime[0](*(args[i].contiguous() for i in self._input_indices))
         outputs = [results] if isinstance(results, Tensor) else results
-        picked = tuple(outputs[i] for i in self._wiring.output_indices)
+        picked = tuple(outputs[i] for i in self._output_indices)
         return picked[0] if len(picked) == 1 else picked
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from optim.engine_cache import SerializedEngine
 from optim.fuse import replace_modules
 
-LINEARS = ("mlp", "all")
 E4M3 = (8, 4)  # bits, exponent bits: how `quantize_op` is told to use FP8
 # Kernels and description of the engines of small networks take 2 to 5 MB (TensorRT-RTX 1.4, three layers).
 TELLING_BYTES = 16 << 20

@@ -62,7 +62,8 @@ class ActionChunk:
     Attributes:
         actions_HJ: float64 (horizon, 7), in the simulator's units, ready for `env.step`.
         stage_ms: time of each stage in milliseconds (empty where a policy has no stages).
-        backends: stage to the backend that served this call (empty likewise).
+        backends: stage to who served this call: its backend, or another where that missed it (empty
+            likewise).
     """
 
     actions_HJ: NDArray[np.float64]
@@ -95,6 +96,6 @@ class Policy(Protocol):
         ...
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        """Return per stage: backend, calls served by it, calls that missed it; empty for policies without
-        stages."""
+        """Return per stage: backend, calls served by it, calls that missed it and another served, calls that
+        it refused; empty for policies without stages."""
         ...

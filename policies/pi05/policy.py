@@ -30,6 +30,8 @@ class ServedStage(Protocol):
     details: dict[str, Any]
     calls: int
     misses: int
+    refused: int
+    served_by: str
 
     def __call__(self, *args: Tensor | None) -> Any: ...
 
@@ -108,7 +110,7 @@ class Pi05Policy:
         actions_BHA, _ = self._run(requests, timer)
         actions_BHJ = self.postprocess(actions_BHA.cpu().numpy())  # the copy waits for the device
         stage_ms = timer.read_ms()
-        backends = {name: self.stages[name].backend for name in STAGES}
+        backends = {name: self.stages[name].served_by for name in STAGES}
         return [ActionChunk(actions_HJ, stage_ms, backends) for actions_HJ in actions_BHJ]
 
     def example_inputs(
@@ -139,12 +141,13 @@ class Pi05Policy:
         }
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        """Return per stage: backend, calls, misses, and the pass's details."""
+        """Return per stage: backend, calls, misses, refused calls, and the pass's details."""
         return {
             name: {
                 "backend": stage.backend,
                 "calls": stage.calls,
                 "misses": stage.misses,
+                "refused": stage.refused,
                 "details": stage.details,
             }
             for name, stage in self.stages.items()

@@ -22,6 +22,7 @@ from eval.schema import (
 )
 from optim.base import CountedStage, Pass, StageSource
 from optim.eager import Eager
+from optim.engines import serve
 from policies.base import EpisodeKey, Observation, Policy, Request
 from policies.oracle import OraclePolicy
 from policies.pi05.checkpoint import CheckpointConfig
@@ -194,7 +195,7 @@ class Examined(Pass):
 
     def __call__(self, source: StageSource) -> CountedStage:
         self.seen.append(source)
-        return CountedStage("examined", source.stage)
+        return serve(source, "examined", lambda args: source.stage.forward, tolerance=0.0)
 
 
 def test_a_pass_gets_captured_examples_the_calibration_and_the_hash_of_the_weights(

@@ -271,7 +271,7 @@ def test_collected_observations_are_kept_where_asked(place: Path, monkeypatch: p
     assert asked == {"tasks": list(range(10)), "seed": 7, "count": 8, "max_steps": 220}
     first = (place / "here.json").read_text()
     GlobalHydra.instance().clear()
-    command_line(monkeypatch, *options, "calibrate.observations=kept.npz")
+    command_line(monkeypatch, *options, "calibrate.observations=kept.npz", "calibrate.overwrite=true")
     assert json.loads((place / "here.json").read_text())["amax"] == json.loads(first)["amax"]
     assert sorted(path.name for path in place.iterdir()) == ["here.json", "kept.npz"]
 
@@ -285,6 +285,8 @@ def test_collected_observations_are_kept_where_asked(place: Path, monkeypatch: p
         (["calibrate.observation=ten.npz"], "unknown key calibrate.observation; did you mean"),
         (["calibrate.output=folder"], "calibrate.output must be a file to write, got the folder 'folder'"),
         (["policy=oracle"], "got 'oracle'; choose policy=baseline"),
+        (["suite.tasks=[0,1]"], "calibration needs observations of at least 3 tasks, got 2; choose more with"),
+        (["checkpoint=random_small", "calibrate.output=ten.npz"], "set calibrate.overwrite=true to replace"),
     ],
 )  # fmt: skip
 def test_a_refusal_is_one_line_and_leaves_nothing_behind(

@@ -23,7 +23,13 @@ class Passthrough:
         return self.outputs
 
     def replay(self) -> None:
-        self.outputs.copy_(self.function())
+        for buffer, value in zip(_tensors(self.outputs), _tensors(self.function()), strict=True):
+            buffer.copy_(value)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    several = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [tensor for tensor in several if tensor is not None]
 
 
 def double(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -64,10 +70,23 @@ def test_recapture_reads_replaced_weights() -> None:
 
 
 def test_capture_needs_a_gpu_and_says_so() -> None:
-    with pytest.raises(RuntimeError, match=r"it needs an NVIDIA GPU, got policy.device=cpu; choose policy="):
+    with pytest.raises(
+        RuntimeError, match=r"it needs an NVIDIA GPU, got policy.device=cpu; choose optim/den"
+    ):
         CudaGraph().check("denoise", torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="warmup must be >= 1, got 0"):
         CudaGraph(warmup=0)
+
+
+def test_a_captured_stage_follows_new_observations(small_sources: dict[str, StageSource]) -> None:
+    for name, source in small_sources.items():
+        first, second = source.examples
+        if name != "vision":  # the prompts differ in length
+            second = tuple(None if arg is None else torch.roll(arg, 1, -1) for arg in first)
+        captured = Captured(prepare(source.stage), first, Passthrough())
+        with torch.no_grad():
+            for args in (first, second):
+                assert stage_parity(captured(*args), source.stage(*args)).rel_error < 1e-6
 
 
 def test_prepared_stages_compute_what_the_stages_do(small_sources: dict[str, StageSource]) -> None:

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from optim.base import (
+    FALLBACK,
     STAGES,
     Args,
     CountedStage,
@@ -35,6 +36,8 @@ class Recording(Pass):
 
     seen: list[tuple[str, int]]
 
+    needs_examples: ClassVar[bool] = False
+
     def __call__(self, source: StageSource) -> CountedStage:
         self.seen.append((source.name, len(source.examples)))
         return CountedStage("recording", source.stage, details={"precision": "bf16"})
@@ -53,6 +56,22 @@ class Failing(Pass):
 class HandsBack(Pass):
     def __call__(self, source: StageSource) -> Any:
         return source.stage
+
+
+@dataclass(frozen=True)
+class Disguised(Pass):
+    """Gives the eager stage another name."""
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        return CountedStage("tensorrt", source.stage, details={"precision": "fp8"})
+
+
+@dataclass(frozen=True)
+class Unchecked(Pass):
+    """Computes something else, and does not look."""
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        return CountedStage("wrong", lambda x: torch.zeros_like(x))
 
 
 @dataclass(frozen=True)
@@ -132,18 +151,25 @@ def test_pass_that_hands_the_eager_stage_back_is_refused() -> None:
         apply_passes(_sources(), _passes(vision=HandsBack()))
 
 
-def test_mismatch_without_fallback_is_the_callers_error() -> None:
+def test_the_eager_stage_under_another_name_and_an_engine_that_nobody_compared_are_refused() -> None:
+    with pytest.raises(PassError, match="must return another engine than the eager stage"):
+        apply_passes(_sources(), _passes(vision=Disguised()))
+    with pytest.raises(PassError, match="must compare its engine with the stage"):
+        apply_passes(_sources(), _passes(vision=Unchecked()))
+
+
+def test_mismatch_without_fallback_is_the_callers_error_and_counted() -> None:
     stage = CountedStage("engine", _refuse)
-    with pytest.raises(StageMismatch, match="input 0 changed"):
+    with pytest.raises(StageMismatch, match=r"input 0 changed .*optim.on_mismatch=fallback would have eager"):
         stage(torch.ones(3))
-    assert (stage.calls, stage.misses) == (0, 0)
+    assert (stage.calls, stage.misses, stage.refused) == (0, 0, 1)
 
 
 def test_mismatch_with_fallback_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     stage = CountedStage("engine", _refuse, fallback=Double())
     with caplog.at_level(logging.WARNING):
         assert stage(torch.ones(3)).tolist() == [2.0] * 3
-    assert (stage.calls, stage.misses) == (0, 1)
+    assert (stage.calls, stage.misses, stage.refused, stage.served_by) == (0, 1, 0, FALLBACK)
     assert "engine missed a call (1 so far): input 0 changed" in caplog.text
 
 

@@ -75,7 +75,7 @@ def _prefix(source: StageSource, stage: nn.Module) -> Any:
     ("options", "message"),
     [
         ({"precision": "int8"}, r"precision must be one of fp16, bf16, fp8, got 'int8'"),
-        ({"precision": "fp8", "fp8_linears": "norms"}, r"fp8_linears must be one of mlp, all, got 'norms'"),
+        ({"precision": "fp8", "fp8_linears": "norms"}, r"fp8_linears must be one of all, mlp, got 'norms'"),
         (
             {"precision": "bf16", "fp8_linears": "all"},
             "fp8_linears=all needs precision=fp8, got precision=bf16; leave fp8_linears out",
@@ -91,8 +91,8 @@ def test_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:
         TensorRT(**options)
 
 
-def test_only_fp8_needs_calibration() -> None:
-    assert [TensorRT(precision).needs_amax for precision in ("fp16", "bf16", "fp8")] == [False, False, True]
+def test_fp8_needs_calibration_for_its_scales_and_fp16_for_its_range() -> None:
+    assert [TensorRT(precision).needs_amax for precision in ("fp16", "bf16", "fp8")] == [True, False, True]
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -107,9 +107,9 @@ ALL = ("torch_tensorrt", "tensorrt_rtx", "modelopt")
     [
         ("bf16", "denoise", ALL, CUDA, BF16, "TensorRT supports vision and prefix, got denoise"),
         ("fp16", "prefix", ALL, CUDA, BF16, "prefix overflows in fp16; choose precision=bf16"),
-        ("bf16", "vision", (), CUDA, BF16, r'needs torch-tensorrt, tensorrt; pip install -e "\.\[trt\]"'),
-        ("bf16", "vision", ALL[:1], CUDA, BF16, r'needs tensorrt; pip install -e "\.\[trt\]"'),
-        ("fp8", "prefix", ALL[:2], CUDA, BF16, r'needs nvidia-modelopt; pip install -e "\.\[trt\]"'),
+        ("bf16", "vision", (), CUDA, BF16, r"needs torch-tensorrt, tensorrt; pip install -c constraints"),
+        ("bf16", "vision", ALL[:1], CUDA, BF16, r"needs tensorrt; pip install -c constraints"),
+        ("fp8", "prefix", ALL[:2], CUDA, BF16, r"needs nvidia-modelopt; pip install -c constraints"),
         ("bf16", "vision", ALL, torch.device("cpu"), BF16, "needs an NVIDIA GPU, got policy.device=cpu"),
         ("bf16", "vision", ALL, CUDA, torch.float32, "needs policy.precision=bfloat16, got float32"),
         ("fp8", "prefix", ALL, CUDA, torch.float32, "needs policy.precision=bfloat16, got float32"),

@@ -167,7 +167,9 @@ class Counted:
     """The smallest stage that counts: what a policy asks of one."""
 
     def __init__(self, stage: nn.Module) -> None:
-        self.backend, self.details, self.calls, self.misses = "fake", dict[str, Any](), 0, 0
+        self.backend = self.served_by = "fake"
+        self.details = dict[str, Any]()
+        self.calls = self.misses = self.refused = 0
         self.stage = stage
 
     def __call__(self, *args: Tensor | None) -> Any:

@@ -96,7 +96,13 @@ def test_engagement_counts_each_stage_once_per_inference(
     for _ in range(3):
         other.infer([request_of(0), request_of(1)])
     assert {name: facts["calls"] for name, facts in policy.engagement().items()} == dict.fromkeys(STAGES, 1)
-    assert other.engagement()["prefix"] == {"backend": "fake", "calls": 3, "misses": 0, "details": {}}
+    assert other.engagement()["prefix"] == {
+        "backend": "fake",
+        "calls": 3,
+        "misses": 0,
+        "refused": 0,
+        "details": {},
+    }
 
 
 def test_provenance_is_json_and_says_what_ran(policy: Pi05Policy) -> None:
