@@ -61,7 +61,7 @@ def _modulated_matmul(
         part = tl.load(x + row[:, None] * W + k[None, :], mask=is_row[:, None], other=0.0)
         squares += tl.sum(part * part, axis=1)
         scaled = part * tl.load(one_plus_scale + k)[None, :]
-        total += tl.dot(scaled.to(dtype), block.to(dtype))
+        total += tl.dot(scaled.to(dtype), block.to(dtype), input_precision="ieee")
     if SCALED:
         total *= tl.load(weight_scale + column)[None, :]
     inverse_rms = tl.rsqrt(squares / W + eps)
@@ -264,21 +264,25 @@ def euler_kernel(
     OVERLAP: tl.constexpr,
 ):
     """actions += dt * velocity, in place: final adaRMS, output projection, one Euler step, all float32."""
+    first_column = tl.program_id(0) * BLOCK_N
+    velocity = _modulated_matmul(
+        x,
+        one_plus_scale,
+        shifted,
+        weight,
+        weight,
+        rows,
+        first_column,
+        eps,
+        W,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        False,
+        OVERLAP,
+        tl.float32,
+    )
     row, is_row = _row_block(rows, BLOCK_M)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    squares = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    for start in range(0, W, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        part = tl.load(x + row[:, None] * W + k[None, :], mask=is_row[:, None], other=0.0)
-        squares += tl.sum(part * part, axis=1)
-        block = tl.load(weight + column[None, :] * W + k[:, None])
-        scaled = part * tl.load(one_plus_scale + k)[None, :]
-        total += tl.dot(scaled, block, input_precision="ieee")
-    velocity = total * tl.rsqrt(squares / W + eps)[:, None] + tl.load(shifted + column)[None, :]
-    at = actions + row[:, None] * A + column[None, :]
+    at = actions + row[:, None] * A + (first_column + tl.arange(0, BLOCK_N))[None, :]
     before = tl.load(at, mask=is_row[:, None], other=0.0)
     tl.store(at, before + dt * velocity, mask=is_row[:, None])
