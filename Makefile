@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  [ "$$(id -u)" = 0 ] || { echo "error: Python's venv is missing; run as root: apt-get install python3-venv" >&2; exit 1; }; \
 	  echo "install: Debian package python3-venv"; apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,joblib,slurm]"
 	@touch $@
 
 # MUJOCO_GL where set, else EGL where there is an NVIDIA device, OSMesa elsewhere; libgl1 and libglib2.0-0 are OpenCV's, which robosuite imports.

@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
 from eval import schema
+from eval.bookkeeper import RunFailed
 from eval.messages import one_line
 from eval.records import RecordingError
-from eval.runner import RunFailed
 from eval.schema import REPOSITORY
 from eval.summary import report_console
 
@@ -26,6 +26,9 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 class Refused(RuntimeError):
     """The command could not start; the message is one readable line."""
+
+
+USER_ERRORS = (Refused, RunFailed, RecordingError, OSError)
 
 
 def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
@@ -43,10 +46,11 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
 
     def job(cfg: DictConfig) -> None:
+        schema.register()  # a launcher may have started another process
         try:
             run(cfg)
-        except (Refused, RunFailed, RecordingError, OSError) as error:
-            if full_trace:
+        except USER_ERRORS as error:
+            if full_trace or not _is_here():
                 raise
             complain(error)
             failed.append(error)
@@ -56,7 +60,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra would print and exit by itself
     try:
         hydra.main(config_path=CONF, config_name=config_name, version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
         if full_trace:
             raise
         complain(error)
@@ -71,6 +75,11 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
             os.environ[FULL_ERROR] = before
     if failed:
         sys.exit(1)
+
+
+def _is_here() -> bool:
+    """Whether jobs run in the process of the command line, so that it knows of those that failed."""
+    return str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
 
 
 def complain(error: Exception) -> None:

@@ -1,5 +1,6 @@
 """Metrics: what a run's records say, as pure functions that do not depend on their order."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -88,8 +89,11 @@ class Summary:
         commit: of the harness; `commit_dirty` when its tree had changes.
         episodes: recorded ones, finished or not; planned_episodes: how many the run set out to do.
         suites: suite to success; total: all suites pooled.
-        infer: host to host; stages: stage to its own statistics, each with its n; both without warm-up.
-        infer is None when every inference was warm-up or none was made.
+        infer: host to host; stages: stage to its own statistics, each with its n; both of one request at a
+            time on an otherwise idle machine, without warm-up. infer is None when there are none.
+        infer_under_load, stages_under_load: the same of inferences that others ran beside: a throughput's
+            latency, not a robot's.
+        mean_batch: requests served together, on average over the inferences under load.
         warnings: from reading the records and from comparing them; none is harmless.
     """
 
@@ -110,6 +114,9 @@ class Summary:
     errors: tuple[EpisodeError, ...]
     infer: LatencyStats | None
     stages: Mapping[str, LatencyStats]
+    infer_under_load: LatencyStats | None
+    stages_under_load: Mapping[str, LatencyStats]
+    mean_batch: float | None
     warmup_inferences: int
     engagement: tuple[StageEngagement, ...]
     warnings: tuple[str, ...]
@@ -170,7 +177,11 @@ def summarise(run: Run) -> Summary:
         warnings.append(f"tracking stopped: {run.run['tracking_error']}")
     if run.run.get("video_error"):
         warnings.append(f"a video is missing: {run.run['video_error']}")
-    infer, stages, warmup = _latencies(run.inferences)
+    timed = [record for record in run.inferences if not record.warmup]
+    warnings += run.run.get("notes", [])
+    infer, stages = _latencies(record for record in timed if not record.under_load)
+    loaded = [record for record in timed if record.under_load]
+    infer_under_load, stages_under_load = _latencies(loaded)
     engagement = _engagement(run.run.get("engagement") or {})
     warnings += _disagreements(engagement, run.inferences)
     git = (run.run.get("provenance") or {}).get("git") or {}
@@ -195,7 +206,10 @@ def summarise(run: Run) -> Summary:
         errors=_errors(run),
         infer=infer,
         stages=stages,
-        warmup_inferences=warmup,
+        infer_under_load=infer_under_load,
+        stages_under_load=stages_under_load,
+        mean_batch=math.fsum(record.batch for record in loaded) / len(loaded) if loaded else None,
+        warmup_inferences=len(run.inferences) - len(timed),
         engagement=engagement,
         warnings=tuple(warnings),
     )
@@ -235,21 +249,17 @@ def _errors(run: Run) -> tuple[EpisodeError, ...]:
 
 def _latencies(
     inferences: Iterable[InferenceRecord],
-) -> tuple[LatencyStats | None, dict[str, LatencyStats], int]:
-    """Return statistics of whole inferences and of each stage, and the number of warm-up ones left out."""
+) -> tuple[LatencyStats | None, dict[str, LatencyStats]]:
+    """Return statistics of whole inferences and of each stage."""
     infer_ms: list[float] = []
     stages_ms: defaultdict[str, list[float]] = defaultdict(list)
-    warmup = 0
     for record in inferences:
-        if record.warmup:
-            warmup += 1
-            continue
         infer_ms.append(record.infer_ms)
         for stage, stage_ms in record.stage_ms.items():
             stages_ms[stage].append(stage_ms)
     # Stages in the order in which a record names them: that of the pipeline.
     stages = {stage: latency_stats(values) for stage, values in stages_ms.items()}
-    return (latency_stats(infer_ms) if infer_ms else None), stages, warmup
+    return (latency_stats(infer_ms) if infer_ms else None), stages
 
 
 def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngagement, ...]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -24,9 +24,11 @@ class Progress:
         A retried episode counts once, with its last outcome.
 
     Args:
-        total_episodes: how many this run will do; time left is the mean time of those done, times the rest.
+        total_episodes: how many this run will do; time left is the mean time of those done in this process,
+            times the rest.
         console: stderr by default, so that stdout stays free for results.
         label: shown with every episode; what must be known of the weights.
+        earlier: episodes of the run that other processes have done.
         clock_s: seconds that only go forward.
     """
 
@@ -35,6 +37,7 @@ class Progress:
         total_episodes: int,
         console: Console | None = None,
         label: str | None = None,
+        earlier: Iterable[EpisodeRecord] = (),
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_episodes
@@ -42,7 +45,8 @@ class Progress:
         self._label = f"{label} | " if label else ""
         self._clock_s = clock_s
         self._start_s = clock_s()
-        self._outcomes: dict[EpisodeKey, Outcome] = {}
+        self._outcomes: dict[EpisodeKey, Outcome] = {record.key: record.outcome for record in earlier}
+        self._earlier = len(self._outcomes)
         self._infer_ms: list[float] = []
         self._current = "starting"
         self._live: Live | None = None
@@ -67,8 +71,8 @@ class Progress:
         self._draw()
 
     def add_inference(self, record: InferenceRecord) -> None:
-        """Count one inference; warm-up ones do not enter the p50."""
-        if not record.warmup:
+        """Count one inference; warm-up ones and those under load do not enter the p50."""
+        if not record.warmup and not record.under_load:
             self._infer_ms.append(record.infer_ms)
         self._draw()
 
@@ -113,8 +117,9 @@ class Progress:
         )
 
     def _time_left(self) -> str:
-        done = len(self._outcomes)
+        done = len(self._outcomes) - self._earlier
         if done == 0:
             return "time left unknown"
-        left_s = round((self._clock_s() - self._start_s) / done * (self._total - done))
+        left = self._total - len(self._outcomes)
+        left_s = round((self._clock_s() - self._start_s) / done * left)
         return f"time left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"

@@ -4,16 +4,18 @@ A run is a folder with `episodes.jsonl`, `inferences.jsonl` and `run.json`. They
 pure functions of them.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from policies.base import EpisodeKey
 
@@ -23,6 +25,9 @@ RUN_FILE = "run.json"
 
 Seeding = Literal["paired", "openpi"]
 Outcome = Literal["success", "failure", "error"]
+
+
+WAY_OUT = "free space and go on with resume"
 
 
 class RecordingError(RuntimeError):
@@ -101,6 +106,8 @@ class InferenceRecord:
         stage_ms: stage to milliseconds; empty where a policy has no stages.
         warmup: whether statistics leave it out.
         backends: stage to the backend that served this call.
+        batch: how many requests were served together; their latency is the batch's.
+        under_load: whether other episodes ran on the machine at the same time: not what a robot would feel.
     """
 
     suite: str
@@ -112,6 +119,8 @@ class InferenceRecord:
     stage_ms: Mapping[str, float]
     warmup: bool
     backends: Mapping[str, str]
+    batch: int = 1
+    under_load: bool = False
 
     def __post_init__(self) -> None:
         for name, ms in {"infer": self.infer_ms, **self.stage_ms}.items():
@@ -126,24 +135,32 @@ class InferenceRecord:
 
 
 class RunWriter:
-    """Append the records of a run to a new folder.
+    """Append the records of a run to a new folder, or with `resume` to one that holds some.
 
     Non-obvious behaviors:
+        A folder has one writer at a time, also when processes of several machines share the file system.
         Inferences are written as they happen, and forced to the disk before their episode's line: an episode
         line always has its inferences, and those of an interrupted episode stay behind, which `read_run`
         reports.
 
     Raises:
-        FileExistsError: when the folder already holds records.
-        RecordingError: from every method that writes, when the disk refuses; files end with a whole line.
+        FileExistsError: when the folder already holds records; FileNotFoundError: with `resume`, when it
+            holds none.
+        RecordingError: when another process writes to the folder, and from every method that writes, when the
+            disk refuses; files end with a whole line.
     """
 
-    def __init__(self, folder: Path) -> None:
-        refuse_used(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *, resume: bool = False) -> None:
+        if resume:
+            require_records(folder)
+        else:
+            refuse_used(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        mode = "ab" if resume else "xb"
         self.folder = folder
-        self._inferences = (folder / INFERENCES_FILE).open("xb", buffering=0)
-        self._episodes = (folder / EPISODES_FILE).open("xb", buffering=0)
+        self._inferences = cast(FileIO, (folder / INFERENCES_FILE).open(mode, buffering=0))
+        self._episodes = cast(FileIO, (folder / EPISODES_FILE).open(mode, buffering=0))
+        self._lock()
         self._counts: Counter[EpisodeKey] = Counter()  # inferences of unfinished episodes
         self._finished: set[EpisodeKey] = set()
         _sync_folder(folder)
@@ -207,7 +224,25 @@ class RunWriter:
             temporary.replace(self.folder / RUN_FILE)
             _sync_folder(self.folder)
         except OSError as error:
-            raise RecordingError(f"{self.folder / RUN_FILE} cannot be written: {error}") from error
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RecordingError(
+                f"{self.folder / RUN_FILE} cannot be written: {error}; {WAY_OUT}={self.folder}"
+            ) from error
+
+    def continue_after(self, records: Iterable[EpisodeRecord]) -> None:
+        """Take note of what the folder holds: what has finished is not recorded again."""
+        self._finished |= {record.key for record in records if record.success is not None}
+
+    def _lock(self) -> None:
+        """Keep other writers out until this one is closed or its process has ended, however that was."""
+        try:
+            fcntl.flock(self._episodes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise RecordingError(
+                f"{self.folder} is being written by another process; wait until it has ended"
+            ) from error
 
     def close(self) -> None:
         """Close the files; calling it again does nothing."""
@@ -220,6 +255,13 @@ def refuse_used(folder: Path) -> None:
     held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
     if held:
         raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
+
+
+def require_records(folder: Path) -> None:
+    """Raise FileNotFoundError for a folder without records."""
+    for name in (EPISODES_FILE, INFERENCES_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no records: {name} is missing")
 
 
 def to_plain(value: Any, where: str) -> Any:
@@ -253,7 +295,7 @@ def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:
 
 def _append(file: FileIO, data: bytes, *, sync: bool = False) -> None:
     """Append all of `data`, with `sync` forced to the disk; after a failure the file is as long as before."""
-    start = file.tell()
+    start = os.fstat(file.fileno()).st_size
     try:
         rest = memoryview(data)
         while rest:
@@ -263,7 +305,10 @@ def _append(file: FileIO, data: bytes, *, sync: bool = False) -> None:
     except OSError as error:
         file.truncate(start)
         file.seek(start)
-        raise RecordingError(f"{file.name} cannot be written: {error}; what it holds is kept") from error
+        raise RecordingError(
+            f"{file.name} cannot be written: {error}; what it holds is kept, "
+            f"{WAY_OUT}={Path(file.name).parent}"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

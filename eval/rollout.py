@@ -10,8 +10,29 @@ from numpy.typing import NDArray
 
 from eval.libero_env import LiberoEnv, Snapshot
 from eval.records import InferenceRecord
-from policies.base import EpisodeKey, Policy, Request
+from policies.base import ActionChunk, EpisodeKey, Policy, Request
 from policies.chunking import ActionQueue
+
+
+class CutOff(RuntimeError):
+    """Something outside of an episode ended it, so that it has no outcome: its policy's process died."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """How an inference was served; the fields are those of `eval.records.InferenceRecord`."""
+
+    infer_ms: float
+    warmup: bool
+    batch: int = 1
+    under_load: bool = False
+
+
+@dataclass(frozen=True)
+class ServedChunk(ActionChunk):
+    """A chunk of a policy in another process, timed there: the way to it is not the policy's latency."""
+
+    service: Service = field(kw_only=True)
 
 
 @dataclass
@@ -55,7 +76,8 @@ def roll(
 
     Args:
         on_inference: called after each inference with its record.
-        warmup_inferences: how many of this episode's first inferences are marked as warm-up.
+        warmup_inferences: how many of this episode's first inferences are marked as warm-up; a
+            `ServedChunk` says itself.
         film_every: keep a snapshot of every n-th control step; 0 keeps none.
     """
     env.reset(key)
@@ -70,17 +92,17 @@ def roll(
                 rollout.first_frame_sha256 = sha256(*(observation.images[name] for name in policy.cameras))
             start = time.perf_counter()
             [chunk] = policy.infer([Request(observation, key, rollout.inferences)])
-            infer_ms = (time.perf_counter() - start) * 1e3
+            own = Service((time.perf_counter() - start) * 1e3, rollout.inferences < warmup_inferences)
+            service = chunk.service if isinstance(chunk, ServedChunk) else own
             record = InferenceRecord(
                 suite=key.suite,
                 task_id=key.task_id,
                 episode=key.episode,
                 seed=key.seed,
                 call=rollout.inferences,
-                infer_ms=infer_ms,
                 stage_ms=chunk.stage_ms,
-                warmup=rollout.inferences < warmup_inferences,
                 backends=chunk.backends,
+                **vars(service),
             )
             on_inference(record)
             rollout.inferences += 1

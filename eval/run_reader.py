@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.records import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, EpisodeRecord, InferenceRecord
+from eval.records import (
+    EPISODES_FILE,
+    INFERENCES_FILE,
+    RUN_FILE,
+    EpisodeRecord,
+    InferenceRecord,
+    require_records,
+)
 from policies.base import EpisodeKey
 
 
@@ -41,9 +48,7 @@ def read_run(folder: Path) -> Run:
         ValueError: with file and line number, for a corrupt line, or an episode recorded again after it
             finished, or without its inferences.
     """
-    for name in (EPISODES_FILE, INFERENCES_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no records: {name} is missing")
+    require_records(folder)
     warnings: list[str] = []
     run: dict[str, Any] = {}
     if (folder / RUN_FILE).exists():

@@ -153,9 +153,7 @@ class RunnerConfig:
 
 
 RAY_ONLY = tuple(
-    part.name
-    for part in fields(RunnerConfig)
-    if part.name not in ("name", "max_errors", "warmup_inferences")
+    part.name for part in fields(RunnerConfig) if part.name not in ("name", "max_errors", "warmup_inferences")
 )
 
 

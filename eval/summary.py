@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -36,6 +36,8 @@ def render(summary: Summary) -> RenderableType:
     if summary.errors:
         parts.append(_errors(summary))
     parts.append(_latency(summary))
+    if summary.infer_under_load is not None:
+        parts.append(_latency_under_load(summary.infer_under_load, summary))
     if summary.engagement:
         parts.append(_engagement(summary))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in summary.warnings]
@@ -119,11 +121,20 @@ def _latency(summary: Summary) -> RenderableType:
     warmup = f"{summary.warmup_inferences} warm-up inferences left out"
     if summary.infer is None:
         return Text(f"Latency: n = 0 inferences, {warmup}")
-    table = _table(f"Latency ({warmup})", "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz")
-    for stage, stats in summary.stages.items():
+    return _latency_table(f"Latency ({warmup})", summary.infer, summary.stages)
+
+
+def _latency_under_load(infer: LatencyStats, summary: Summary) -> RenderableType:
+    title = f"Latency under load, {summary.mean_batch:.1f} requests a batch: not what a robot would feel"
+    return _latency_table(title, infer, summary.stages_under_load)
+
+
+def _latency_table(title: str, infer: LatencyStats, stages: Mapping[str, LatencyStats]) -> Table:
+    table = _table(title, "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz")
+    for stage, stats in stages.items():
         table.add_row(Text(stage), *_latency_cells(stats))
     table.add_section()
-    table.add_row(Text("host to host", style="bold"), *_latency_cells(summary.infer))
+    table.add_row(Text("host to host", style="bold"), *_latency_cells(infer))
     return table
 
 

@@ -19,6 +19,8 @@ INFERENCE_CALL = "inference/call"
 INFERENCE_INFER_MS = "inference/infer_ms"
 INFERENCE_STAGE_MS = "inference/{stage}_ms"  # inference/vision_ms, inference/prefix_ms, inference/denoise_ms
 INFERENCE_WARMUP = "inference/warmup"
+INFERENCE_BATCH = "inference/batch"
+INFERENCE_UNDER_LOAD = "inference/under_load"
 EPISODE_INDEX = "episode/index"
 EPISODE_SUCCESS = "episode/success"
 EPISODE_STEPS = "episode/steps"
@@ -133,6 +135,8 @@ class WandbTracker:
                 INFERENCE_CALL: record.call,
                 INFERENCE_INFER_MS: record.infer_ms,
                 INFERENCE_WARMUP: int(record.warmup),
+                INFERENCE_BATCH: record.batch,
+                INFERENCE_UNDER_LOAD: int(record.under_load),
                 **stages,
             }
         )

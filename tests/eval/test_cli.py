@@ -5,23 +5,29 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from eval.cli import main
-from eval.command import Refused
-from eval.records import RUN_FILE
+from eval.cli import main, plain
+from eval.command import CONF, Refused
+from eval.records import RUN_FILE, RunWriter
 from eval.run_reader import read_run
 from eval.runner import LocalRunner
+from eval.schema import register
 from policies.pi05.checkpoint import file_sha256
 from policies.pi05.norm_stats import unit_stats, write_json_stats
+from tests.eval.fake_run import results
 from tests.eval.wandb_file import history
 
 ROOT = Path(__file__).parents[2]
@@ -33,14 +39,17 @@ BAD_INPUT = {
     "misspelt nested key": (["suite.taks=[3]"], "unknown key suite.taks; did you mean suite.tasks?"),
     "key like no other": (
         ["runner.x=3"],
-        "unknown key runner.x; known keys: name, max_errors, warmup_inferences",
+        "unknown key runner.x; known keys: name, max_errors, warmup_inferences, workers, policies, ",
     ),
     "unknown suite": (
         ["suite=libero_foo"],
         "suite must be one of libero_10, libero_90, libero_goal, libero_object, libero_spatial, "
         "got 'libero_foo'",
     ),
-    "unknown backend": (["policy=baseline", "optim/vision=abacus"], "optim/vision must be one of eager"),
+    "unknown backend": (
+        ["policy=baseline", "optim/vision=abacus"],
+        "optim/vision must be one of compile, cuda_graph, eager, ",
+    ),
     "unknown option": (["video=some"], "video must be one of failures, all, none, got 'some'"),
     "value out of range": (["denoise.steps=0"], "denoise.steps must be >= 1, got 0"),
     "text for a number": (["denoise.steps=abc"], "denoise.steps must be a whole number, got 'abc'"),
@@ -103,6 +112,20 @@ BAD_INPUT = {
         "tracking mode online needs a W&B login, and there is none: set WANDB_API_KEY, run `wandb login`, "
         "or use tracking mode offline",
     ),
+    "shard that is none": (["shard=3/2"], "shard must be i/n with 1 <= i <= n, as in 1/4, got 3/2"),
+    "option of another runner": (
+        ["runner.workers=3"],
+        "runner=local does not read runner.workers=3; add runner=ray",
+    ),
+    "policies without workers": (
+        ["runner=ray", "runner.workers=1", "runner.policies=2"],
+        "runner.policies must be <= runner.workers=1, got 2",
+    ),
+    "a GPU by its number with Ray": (
+        ["runner=ray", "policy.device=cuda:1"],
+        "policy.device must be auto, cpu or cuda with runner=ray, which hands out the GPUs, got 'cuda:1'",
+    ),
+    "resume of nothing": (["resume=no/where"], "no/where holds no records: episodes.jsonl is missing"),
     "folder that cannot be": (["hydra.run.dir=/dev/null/run"], "[Errno 20] Not a directory: '/dev/null/run'"),
 }
 
@@ -185,7 +208,7 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran = []
-    monkeypatch.setattr(LocalRunner, "run", lambda runner: ran.append(runner.plan.seed))
+    monkeypatch.setattr(LocalRunner, "run", lambda runner, plan, books: ran.append(plan.episodes.seed))
     with pytest.raises(SystemExit) as exit_:
         command_line("-m", "seed=1,-1,2", "tracking=none", f"hydra.sweep.dir={tmp_path}/sweep")
     assert exit_.value.code == 1
@@ -275,3 +298,51 @@ def test_a_refused_run_leaves_nothing_behind(command_line: Callable[..., None], 
     with pytest.raises(SystemExit):
         command_line("suite.max_steps=0", f"hydra.run.dir={tmp_path}/refused")
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_run_whose_configuration_changed_is_not_continued(refusal: Refusal, tmp_path: Path) -> None:
+    folder = tmp_path / "earlier"
+    RunWriter(folder).close()
+    overrides = ["policy=oracle", "protocol=smoke", "suite.max_steps=3", "tracking=none"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        register()
+        config = plain(compose("config", overrides))
+    before = {"config": config, "overrides": overrides, "episodes": [{}]}
+    (folder / RUN_FILE).write_text(json.dumps(before))
+    expected = f"{folder} has another configuration, policy or simulator: suite.max_steps was 3, is 4"
+    assert refusal(f"resume={folder}", "suite.max_steps=4") == expected
+    config["suite"]["max_steps"] = 9  # as if the YAML had changed since
+    (folder / RUN_FILE).write_text(json.dumps(before))
+    assert refusal(f"resume={folder}") == expected.replace("was 3, is 4", "was 9, is 3")
+
+
+@pytest.mark.sim
+def test_a_ray_run_ends_cleanly_at_ctrl_c_and_the_local_runner_goes_on(tmp_path: Path, home: Path) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    what = ["policy=oracle", "suite.tasks=[0,4]", "protocol.episodes=2", "suite.max_steps=8", "tracking=none"]
+    ray = ["runner=ray", "runner.workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval", *what, *ray, f"hydra.run.dir={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    episodes = folder / "episodes.jsonl"
+    while process.poll() is None and not (episodes.exists() and episodes.stat().st_size):
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert f"go on with it: python -m eval resume={folder}" in err
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert gone
+    assert not alive
+    assert 0 < len(read_run(folder).episodes) < 4
+
+    done = evaluate(f"resume={folder}", "runner=local")
+    assert done.returncode == 0, done.stderr
+    assert evaluate(*what, f"hydra.run.dir={whole}").returncode == 0
+    assert results(read_run(folder)) == results(read_run(whole))
+    assert [line["runner"]["name"] for line in read_run(folder).run["resumed"]] == ["local"]

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eval import runner as runner_module
+from eval import episode as episode_module
+from eval.bookkeeper import Bookkeeper, RunFailed
 from eval.libero_env import Task
 from eval.metrics import summarise
+from eval.plan import Episodes, Plan
 from eval.records import RecordingError, RunWriter
 from eval.run_reader import Run, read_run
-from eval.runner import LocalRunner, Plan, RunFailed
+from eval.runner import LocalRunner
 from eval.tracking import NullTracker, SafeTracker
 from eval.video import VideoMode
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
@@ -94,7 +96,7 @@ class FakePolicy:
 @pytest.fixture
 def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Run a plan of two tasks with the fakes and return its records, also when the run fails."""
-    monkeypatch.setattr(runner_module, "LiberoEnv", FakeEnv)
+    monkeypatch.setattr(episode_module, "LiberoEnv", FakeEnv)
 
     def run(
         policy: FakePolicy,
@@ -111,26 +113,26 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
         options: dict[str, Any] = {"max_errors": 2, "warmup_inferences": 3, "misses_allowed": False} | plan
         full = Plan(
             tasks=tasks,
-            episodes=range(episodes),
-            seed=7,
+            episodes=Episodes("libero_spatial", (0, 1), 0, episodes, 7),
             seeding="paired",
             max_steps=MAX_STEPS,
             video=video,
+            policy="fake",
             checkpoint=None,
             checkpoint_sha256=None,
             weights_label=None,
             **options,
         )
         with RunWriter(tmp_path / "run") as writer:
-            runner = LocalRunner(
-                full, policy, writer, SafeTracker(NullTracker()), {"planned_episodes": 2 * episodes}
-            )
+            runner = LocalRunner(policy, {})
+            info = {"planned_episodes": full.num_episodes}
+            books = Bookkeeper(full, writer, SafeTracker(NullTracker()), info, runner.engagement)
             if fails is None:
-                runner.run()
+                runner.run(full, books)
             else:
                 with pytest.raises(RunFailed, match=fails):
-                    runner.run()
-            runner.write_run()
+                    runner.run(full, books)
+            books.write_run()
         return read_run(tmp_path / "run")
 
     return run

@@ -34,6 +34,8 @@ INFERENCE_METRICS = {
     "inference/prefix_ms",
     "inference/denoise_ms",
     "inference/warmup",
+    "inference/batch",
+    "inference/under_load",
 }
 EPISODE_METRICS = {
     "episode/index",

@@ -359,7 +359,8 @@ def test_without_a_fallback_a_miss_is_one_line(
 ) -> None:
     target = f"optim.prefix._target_={MissesEverySecond.__module__}.MissesEverySecond"
     assert bench("policy=baseline", target)[0] == 1
-    assert capfd.readouterr().err .startswith("error: policy baseline: input 0 changed; optim.on_mismatch=fallback would")
+    error = capfd.readouterr().err
+    assert error.startswith("error: policy baseline: input 0 changed; optim.on_mismatch=fallback would")
 
 
 def test_a_setting_asks_for_views_and_tokens(record: dict[str, Any]) -> None:

@@ -1,0 +1,44 @@
+"""Which requests a policy serves together: of one shape, in numbers that its engines were built for."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from policies.base import Request
+
+T = TypeVar("T")
+
+
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """Return 1, 2, 4 ... up to `most`: few sizes, of which any number of requests is made up."""
+    return tuple(2**i for i in range(most.bit_length()))
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests may be served together.
+
+    Attributes:
+        sizes: ascending, from 1; None allows every size.
+        shape: requests that differ in it are not served together: padding one to the other's length would
+            change its numbers, and an engine has one length.
+    """
+
+    sizes: tuple[int, ...] | None = None
+    shape: Callable[[Request], Hashable] = lambda request: None
+
+    def split(self, items: Sequence[T], request: Callable[[T], Request]) -> Iterator[list[T]]:
+        """Yield the items in batches, in the order of their shapes' first items.
+
+        Args:
+            request: of an item.
+        """
+        shapes: defaultdict[Any, list[T]] = defaultdict(list)
+        for item in items:
+            shapes[self.shape(request(item))].append(item)
+        for rest in shapes.values():
+            while rest:
+                size = len(rest) if self.sizes is None else max(s for s in self.sizes if s <= len(rest))
+                yield rest[:size]
+                rest = rest[size:]

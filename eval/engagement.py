@@ -1,0 +1,53 @@
+"""Engagement over several processes: calls and misses of each stage, summed, and what is wrong with them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from eval.records import InferenceRecord
+
+Engagement = dict[str, dict[str, Any]]
+"""Stage to backend, calls, misses and details (`policies.base.Policy.engagement`)."""
+
+
+def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
+    """Return the sums of calls and misses; details are those of the last part.
+
+    Raises:
+        ValueError: a stage has another backend in another part.
+    """
+    joined: Engagement = {}
+    for part in parts:
+        for stage, of in part.items():
+            before = joined.get(stage)
+            if before is None:
+                joined[stage] = dict(of)
+                continue
+            if before["backend"] != of["backend"]:
+                raise ValueError(f"{stage} was served by {before['backend']} and by {of['backend']}")
+            sums = {name: before[name] + of[name] for name in ("calls", "misses")}
+            joined[stage] = {**of, **sums}
+    return joined
+
+
+def at_least(
+    engagement: Mapping[str, Mapping[str, Any]], inferences: Iterable[InferenceRecord]
+) -> Engagement:
+    """Return the engagement with no fewer calls than the inferences prove.
+
+    A process that was killed could not write its last calls into run.json.
+    """
+    proven = Counter((stage, backend) for record in inferences for stage, backend in record.backends.items())
+    return {
+        stage: {**of, "calls": max(of["calls"], proven[stage, of["backend"]])}
+        for stage, of in engagement.items()
+    }
+
+
+def faults(engagement: Mapping[str, Mapping[str, Any]], *, misses_allowed: bool) -> list[str]:
+    """Say which stages did not engage: no call served, or one missed where that is not allowed."""
+    return [
+        f"{stage}: {of['backend']} served {of['calls']} calls and missed {of['misses']}"
+        for stage, of in engagement.items()
+        if of["calls"] == 0 or (of["misses"] > 0 and not misses_allowed)
+    ]

@@ -1,0 +1,297 @@
+"""The processes of `runner=ray`: a policy that serves many episodes, and a worker that rolls one at a time.
+
+Both are plain classes here; `eval.ray_runner` makes actors of them.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from eval.batching import Batching
+from eval.engagement import Engagement
+from eval.episode import EpisodeRoller, Outcome
+from eval.plan import Plan
+from eval.records import EpisodeRecord, InferenceRecord
+from eval.rollout import CutOff, ServedChunk, Service
+from policies.base import ActionChunk, EpisodeKey, Policy, Request
+
+MakePolicy = Callable[[], tuple[Policy, Batching]]
+Setup = Callable[[], Mapping[str, Any]]
+"""Makes a process ready to simulate and says with what (`sim_stack.prepare`)."""
+
+EXIT_DELAY_S = 0.5  # answers leave first
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What a worker and the records must know of a policy."""
+
+    name: str
+    cameras: tuple[str, ...]
+    needs_privileged: bool
+    replan_steps: int
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker says of an episode that ended.
+
+    Attributes:
+        film: the video, where one is wanted; film_error: why there is none.
+        served_by, engagement: of which process, and how the policy's stages have served there so far.
+    """
+
+    record: EpisodeRecord
+    inferences: Sequence[InferenceRecord]
+    first_frame_sha256: str | None
+    film: bytes | None
+    film_error: str | None
+    served_by: str
+    engagement: Engagement
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    request: Request
+    under_load: bool
+    answer: asyncio.Future[ServedChunk]
+
+
+class PolicyHost:
+    """A policy in a process of its own, asked by many workers at once.
+
+    Non-obvious behaviors:
+        * The policy is built and asked in one thread: CUDA's current device and torch's number of threads
+          belong to a thread.
+        * A batch that raises is served again one by one, so that an error stays with its episode.
+        * When the GPU is lost, the process ends, and Ray starts it anew.
+
+    Args:
+        max_batch: requests that are served together at most.
+        max_wait_ms: how long the first request of a batch waits for others.
+        threads: of torch, as in the process that started the run: they enter the last bits on the CPU.
+    """
+
+    def __init__(
+        self,
+        make_policy: MakePolicy,
+        *,
+        max_batch: int,
+        max_wait_ms: float,
+        warmup_inferences: int,
+        threads: int,
+    ) -> None:
+        self._max_batch = max_batch
+        self._max_wait_s = max_wait_ms / 1e3
+        self._warmup_left = warmup_inferences
+        self._id = uuid.uuid4().hex
+        self._thread = ThreadPoolExecutor(1)
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._server: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        try:
+            self._policy, self._batching = self._thread.submit(_make, make_policy, threads).result()
+        except Exception as error:  # noqa: BLE001  said when asked: an actor whose __init__ raises hides the type
+            self._failure = error
+
+    async def facts(self) -> PolicyFacts:
+        """Return what is to be known of the policy; raise what building it raised."""
+        if self._failure is not None:
+            raise self._failure
+        policy = self._policy
+        return PolicyFacts(
+            policy.name, policy.cameras, policy.needs_privileged, policy.replan_steps, policy.provenance()
+        )
+
+    async def report(self) -> tuple[str, Engagement]:
+        """Return the name of this process and how the policy's stages have served in it."""
+        return self._id, {} if self._failure else self._policy.engagement()
+
+    async def infer(self, request: Request, under_load: bool) -> ServedChunk:
+        """Return the chunk of one request.
+
+        Raises:
+            CutOff: the policy is lost.
+        """
+        if self._failure is not None:
+            raise CutOff(f"the policy could not be built again: {self._failure}")
+        waiting = _Waiting(request, under_load, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(waiting)
+        if self._server is None:
+            self._server = asyncio.create_task(self._serve())
+        return await waiting.answer
+
+    async def _serve(self) -> None:
+        while True:
+            for batch in self._batching.split(await self._gather(), lambda waiting: waiting.request):
+                await self._answer(batch)
+
+    async def _gather(self) -> list[_Waiting]:
+        """Return those who wait, once there are `max_batch` of them or the first has waited long enough."""
+        gathered = [await self._queue.get()]
+        deadline = time.monotonic() + self._max_wait_s
+        while len(gathered) < self._max_batch:
+            left_s = deadline - time.monotonic()
+            try:
+                gathered.append(await asyncio.wait_for(self._queue.get(), max(left_s, 0)))
+            except TimeoutError:
+                break
+        return gathered
+
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+        requests = [waiting.request for waiting in batch]
+        loop = asyncio.get_running_loop()
+        try:
+            chunks, infer_ms = await loop.run_in_executor(self._thread, self._infer, requests)
+        except Exception as error:  # noqa: BLE001  whatever a policy raises is the answer
+            if is_device_lost(error):
+                for waiting in batch:
+                    waiting.answer.set_exception(CutOff(f"the policy lost its GPU: {error}"))
+                loop.call_later(EXIT_DELAY_S, os._exit, 1)
+            elif len(batch) == 1:
+                batch[0].answer.set_exception(error)
+            else:
+                for waiting in batch:
+                    await self._answer([waiting])
+            return
+        warmup = self._warmup_left > 0
+        self._warmup_left -= 1
+        for waiting, chunk in zip(batch, chunks, strict=True):
+            service = Service(infer_ms, warmup, len(batch), waiting.under_load)
+            waiting.answer.set_result(ServedChunk(**vars(chunk), service=service))
+
+    def _infer(self, requests: Sequence[Request]) -> tuple[list[ActionChunk], float]:
+        start = time.perf_counter()
+        chunks = self._policy.infer(requests)
+        return chunks, (time.perf_counter() - start) * 1e3
+
+
+def _make(make_policy: MakePolicy, threads: int) -> tuple[Policy, Batching]:
+    import torch
+
+    torch.set_num_threads(threads)
+    return make_policy()
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Return whether no later call on this GPU can succeed in this process: CUDA's errors stay."""
+    import torch
+
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+class RemotePolicy:
+    """A policy as `eval.rollout.roll` sees it, asked in its own process."""
+
+    def __init__(self, host: Any, facts: PolicyFacts) -> None:
+        self._host = host
+        self._about = facts.about
+        self.name = facts.name
+        self.cameras = facts.cameras
+        self.needs_privileged = facts.needs_privileged
+        self.replan_steps = facts.replan_steps
+        self.under_load = False
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Return one chunk per request.
+
+        Raises:
+            CutOff: the policy's process died.
+        """
+        return self._ask([self._host.infer.remote(request, self.under_load) for request in requests])
+
+    def report(self) -> tuple[str, Engagement]:
+        """See `PolicyHost.report`; empty while its process is being replaced."""
+        try:
+            reported: tuple[str, Engagement] = self._ask(self._host.report.remote())
+        except CutOff:
+            return "", {}
+        return reported
+
+    def provenance(self) -> dict[str, Any]:
+        return dict(self._about)
+
+    def engagement(self) -> Engagement:
+        return self.report()[1]
+
+    def _ask(self, answers: Any) -> Any:
+        try:
+            return ray.get(answers)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            raise CutOff(f"the policy's process died: {exit_detail(error)}") from error
+
+
+class EpisodeWorker:
+    """A process that rolls episodes one at a time, with an environment of its own.
+
+    Args:
+        environ: variables that choose the GL backend.
+    """
+
+    def __init__(self, environ: Mapping[str, str], setup: Setup) -> None:
+        os.environ.update(environ)
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+            del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
+        self._simulator = setup()
+        self._roller: EpisodeRoller | None = None
+
+    def simulator(self) -> Mapping[str, Any]:
+        """Return what `setup` said."""
+        return self._simulator
+
+    def roll(self, plan: Plan, host: Any, facts: PolicyFacts, key: EpisodeKey, under_load: bool) -> Result:
+        """Roll one episode.
+
+        Raises:
+            CutOff: the policy's process died; the episode has no outcome.
+        """
+        if self._roller is None:
+            self._policy = RemotePolicy(host, facts)
+            self._roller = EpisodeRoller(plan, self._policy)
+        self._policy.under_load = under_load
+        [task] = [task for task in plan.tasks if task.task_id == key.task_id]
+        inferences: list[InferenceRecord] = []
+        outcome = self._roller.run(task, key, inferences.append)
+        film, film_error = self._film(self._roller, outcome)
+        return Result(
+            outcome.record,
+            inferences,
+            outcome.rollout.first_frame_sha256,
+            film,
+            film_error,
+            *self._policy.report(),
+        )
+
+    def _film(self, roller: EpisodeRoller, outcome: Outcome) -> tuple[bytes | None, str | None]:
+        """Return the video as a file's content: the records may be on another machine."""
+        if not outcome.rollout.film or not roller.plan.video.keeps(outcome.record):
+            return None, None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "episode.mp4")
+            try:
+                roller.film(outcome, path)
+                return path.read_bytes(), None
+            except Exception as error:  # noqa: BLE001  a video is no reason to lose the episode
+                return None, f"{type(error).__name__}: {error}"
+
+
+def exit_detail(error: RayActorError) -> str:
+    """Return what Ray knows of why a process died, on one line."""
+    text = " ".join(str(error).split())
+    _, found, detail = text.partition("Worker exit type: ")
+    return detail if found else text

@@ -1,0 +1,313 @@
+"""The Ray runner: many episodes at once, each in a process of its own, served by policies that batch.
+
+What it records is what the local runner records, as long as a request is served alone (`runner.max_batch=1`):
+in a batch the last bits of an action depend on the others in it.
+
+Non-obvious behaviors:
+    * An episode's inferences are recorded with it, when it has ended.
+    * A worker that dies, hangs or loses its policy leaves an error in the records. Its episode is tried again
+      up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. An exception
+      of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
+    * Before all others, `runner.quiet_episodes` episodes run alone: theirs are the latencies of one robot.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+from eval.bookkeeper import Bookkeeper
+from eval.engagement import Engagement, join
+from eval.episode import episode_record
+from eval.libero_env import Task
+from eval.plan import Plan
+from eval.ray_actors import EpisodeWorker, MakePolicy, PolicyHost, Result, Setup, exit_detail
+from eval.rollout import Rollout
+from eval.runner import RunnerError
+from eval.schedule import Schedule
+from eval.schema import Config, RunnerConfig
+from eval.serving import build_served_policy
+from eval.sim_stack import prepare
+from policies.base import EpisodeKey
+
+OBJECT_STORE_BYTES = 256 * 2**20  # two images a request, 0.4 MB, and as many requests as workers
+REACH_S = 10.0
+POLL_S = 1.0  # how often overdue workers are looked for
+GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL_VENDOR_LIBRARY_FILENAMES")
+
+log = logging.getLogger(__name__)
+
+
+class WorkerDied(RuntimeError):
+    """The process that rolled an episode ended."""
+
+
+class EpisodeTimeout(RuntimeError):
+    """An episode took longer than `runner.episode_timeout_s`; its process was killed."""
+
+
+@dataclass
+class _Worker:
+    """A worker's handle, and what it is doing."""
+
+    number: int
+    handle: Any
+    key: EpisodeKey | None = None
+    since_s: float = 0.0
+    overdue: bool = False
+
+
+def start_ray(config: Config, tasks: Sequence[Task]) -> "RayRunner":
+    """Return the runner for a configuration; errors are those of `RayRunner`."""
+    return RayRunner(
+        config.runner,
+        partial(build_served_policy, config, [task.task_id for task in tasks]),
+        prepare,
+        wants_gpu=config.policy.kind != "oracle" and config.policy.device != "cpu",
+    )
+
+
+class RayRunner:
+    """Roll episodes in Ray actors, on this machine or on the cluster at `options.address`.
+
+    Args:
+        make_policy: builds the policy, in a process of its own.
+        setup: prepares a worker's process.
+        wants_gpu: whether the policy runs on a GPU where there is one.
+
+    Raises:
+        RunnerError: Ray cannot be started or reached, or the cluster is too small.
+        Exception: what building the policy or preparing a worker raised.
+    """
+
+    def __init__(
+        self, options: RunnerConfig, make_policy: MakePolicy, setup: Setup, *, wants_gpu: bool
+    ) -> None:
+        self.options = options
+        self._make_policy = make_policy
+        self._setup = setup
+        self._engaged: dict[str, Engagement] = {}  # by the process that reported it
+        self._workers: list[_Worker] = []
+        self._running: dict[Any, _Worker] = {}
+        self._attempts: Counter[EpisodeKey] = Counter()
+        self._connect()
+        try:
+            self._hosts = [self._start_host(wants_gpu) for _ in range(options.policies)]
+            self._workers.append(self._start_worker(0))
+            self._facts = self._first(self._hosts[0].facts.remote())
+            self.about: Mapping[str, Any] = self._facts.about
+            self.simulator: Mapping[str, Any] = self._first(self._workers[0].handle.simulator.remote())
+            self.facts: Mapping[str, Any] = self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, plan: Plan, books: Bookkeeper) -> None:
+        """See `eval.runner.Runner`."""
+        self._plan = plan
+        self._plan_ref = ray.put(plan)
+        self._schedule = Schedule(keys for _, keys in plan.todo())
+        quiet = self.options.quiet_episodes
+        with books:
+            while self._schedule or self._running:
+                self._assign(books, quiet=quiet > 0)
+                done, _ = ray.wait(list(self._running), timeout=POLL_S)
+                for answer in done:
+                    quiet -= 1
+                    self._settle(answer, books)
+                self._kill_overdue()
+        books.finish()
+
+    def engagement(self) -> Engagement:
+        """See `eval.runner.Runner`; every process counts with its last report."""
+        return join(self._engaged.values())
+
+    def close(self) -> None:
+        """End every process that the runner started."""
+        ray.shutdown()
+
+    def _connect(self) -> None:
+        """Start Ray on this machine, or join the cluster at `runner.address`."""
+        options = self.options
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        own = {
+            "address": "local",  # a cluster that happens to run here is not ours
+            "num_cpus": options.workers + options.policies,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+        try:
+            if options.address is not None:
+                _reach(options.address)
+            with _signals_kept():
+                ray.init(
+                    **(own if options.address is None else {"address": options.address}),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            where = "on this machine" if options.address is None else f"at runner.address={options.address}"
+            raise RunnerError(f"Ray cannot be used {where}: {error}") from error
+        cpus, needed = ray.cluster_resources().get("CPU", 0), options.workers + options.policies
+        if cpus < needed:
+            ray.shutdown()
+            raise RunnerError(
+                f"runner.workers={options.workers} and runner.policies={options.policies} "
+                f"need {needed} CPUs, the cluster at {options.address} has {cpus:g}"
+            )
+
+    def _start_host(self, wants_gpu: bool) -> Any:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        share = min(1.0, gpus / self.options.policies) if wants_gpu else 0.0
+        actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=-1)(PolicyHost)
+        return actor.remote(
+            self._make_policy,
+            max_batch=self.options.max_batch,
+            max_wait_ms=self.options.max_wait_ms,
+            warmup_inferences=self.options.warmup_inferences,
+            threads=torch.get_num_threads(),
+        )
+
+    def _start_worker(self, number: int) -> _Worker:
+        environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
+        actor = ray.remote(num_cpus=1, max_restarts=-1)(EpisodeWorker)
+        return _Worker(number, actor.remote(environ, self._setup))
+
+    def _first(self, answer: Any) -> Any:
+        """Return the first answer of a process, or raise what it raised there."""
+        try:
+            return ray.get(answer)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            raise RunnerError(f"a process of the runner did not start: {exit_detail(error)}") from error
+
+    def _describe(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "name": "ray",
+            "ray": ray.__version__,
+            "nodes": sum(node["Alive"] for node in ray.nodes()),
+            **{name: getattr(options, name) for name in ("workers", "policies", "max_batch", "max_wait_ms")},
+        }
+
+    def _assign(self, books: Bookkeeper, *, quiet: bool) -> None:
+        """Give idle workers something to do, starting more of them where that helps."""
+        most = 1 if quiet else self.options.workers
+        while self._schedule and len(self._running) < most:
+            idle = [worker for worker in self._workers if worker.key is None]
+            if not idle:
+                self._workers.append(self._start_worker(len(self._workers)))
+                continue
+            self._begin(idle[0], books, under_load=most > 1)
+
+    def _begin(self, worker: _Worker, books: Bookkeeper, *, under_load: bool) -> None:
+        key = self._schedule.next(worker.number)
+        assert key is not None, "the schedule is not empty"
+        worker.key, worker.since_s, worker.overdue = key, time.monotonic(), False
+        [task] = [task for task in self._plan.tasks if task.task_id == key.task_id]
+        books.start_episode(key, task.language)
+        host = self._hosts[worker.number % len(self._hosts)]
+        answer = worker.handle.roll.remote(self._plan_ref, host, self._facts, key, under_load)
+        self._running[answer] = worker
+
+    def _settle(self, answer: Any, books: Bookkeeper) -> None:
+        """Record what became of an episode."""
+        worker = self._running.pop(answer)
+        key, worker.key = worker.key, None
+        assert key is not None, "a running worker has an episode"
+        try:
+            result: Result = ray.get(answer)
+        except RayTaskError as error:  # CutOff: its policy died
+            self._fail(key, worker, error.cause, books)
+        except RayActorError as error:
+            if worker.overdue:
+                limit_s = self.options.episode_timeout_s
+                self._fail(
+                    key, worker, EpisodeTimeout(f"runner.episode_timeout_s={limit_s:g} is over"), books
+                )
+            else:
+                self._fail(key, worker, WorkerDied(exit_detail(error)), books)
+        else:
+            self._schedule.learn(key, result.record.wall_s)
+            self._keep(result, books)
+
+    def _keep(self, result: Result, books: Bookkeeper) -> None:
+        if result.served_by:
+            self._engaged[result.served_by] = result.engagement
+        for inference in result.inferences:
+            books.add_inference(inference)
+        filmed = result.film is not None or result.film_error is not None
+        books.add_episode(
+            result.record,
+            first_frame_sha256=result.first_frame_sha256,
+            film=_film_writer(result) if filmed else None,
+        )
+
+    def _fail(self, key: EpisodeKey, worker: _Worker, error: Exception, books: Bookkeeper) -> None:
+        """Record an episode that something outside of it ended, and let it be tried again."""
+        self._schedule.forget(worker.number)
+        self._attempts[key] += 1
+        retry = self._attempts[key] <= self.options.retries
+        if retry:
+            self._schedule.put_back(key)
+        [task] = [task for task in self._plan.tasks if task.task_id == key.task_id]
+        record = episode_record(self._plan, task, key, Rollout(), time.monotonic() - worker.since_s, error)
+        books.add_episode(record, retry=retry, cause=error)
+
+    def _kill_overdue(self) -> None:
+        """Kill workers that hang; Ray starts them anew, and their answers say that they died."""
+        now_s = time.monotonic()
+        for worker in self._running.values():
+            if not worker.overdue and now_s - worker.since_s > self.options.episode_timeout_s:
+                worker.overdue = True
+                ray.kill(worker.handle, no_restart=False)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError for an address where nobody listens: Ray would wait for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise RunnerError(f"runner.address must be HOST:PORT or auto, got {address!r}")
+    with socket.create_connection((host, int(port)), timeout=REACH_S):
+        pass
+
+
+def _film_writer(result: Result) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        if result.film is None:
+            raise RuntimeError(result.film_error)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(result.film)
+        partial.replace(path)
+
+    return write
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would end the process without a summary."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

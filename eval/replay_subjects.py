@@ -1,0 +1,141 @@
+"""Who is compared in a replay: a run's own policy in eager PyTorch, and another that overrides ask for."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from eval import schema
+from eval.build import choose_passes, eager_policy, load, optimise
+from eval.command import CONF
+from eval.comparable import NotComparable
+from eval.recording import Kept
+from eval.records import RUN_FILE
+from eval.replay_parity import Subjects
+from eval.schema import Config
+from policies.pi05.denoise import Denoise
+
+# What of a run's overrides makes its policy; the first group is replaced together with `policy=`.
+RECIPE = ("policy", "policy.name", "policy.prompt_multiple", "policy.images")
+GROUPS = ("checkpoint", "policy", "optim", "denoise", "experiment")
+# What of run.json the rebuilt reference must agree with, or it is another policy.
+FACTS = (
+    "weights_sha256",
+    "norm_stats_sha256",
+    "tokenizer_sha256",
+    "norm_mode",
+    "state_in_prompt",
+    "horizon",
+    "form",
+    "dtype",
+    "denoise_steps",
+)
+OF_THE_WEIGHTS = FACTS[:6]
+
+
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """Return run.json of a run of a policy with a network.
+
+    Raises:
+        NotComparable: there is none, or it does not say how the policy was made.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise NotComparable(f"{folder} is no run: {RUN_FILE} is missing")
+    run: dict[str, Any] = json.loads(path.read_bytes())
+    if "overrides" not in run or "dtype" not in (run.get("policy") or {}):
+        raise NotComparable(
+            f"{path} does not say how a policy with a network was made; there is no reference"
+        )
+    return run
+
+
+def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Kept]) -> Subjects:
+    """Return the run's reference and the policy that the overrides ask for.
+
+    Raises:
+        NotComparable: the reference would not be the run's policy, or the policy has other weights.
+        ConfigError, ValueError, OSError: a policy cannot be built here; see `eval.build.build_policy`.
+    """
+    about = run["policy"]
+    theirs = [text for text in run["overrides"] if key_of(text).startswith(GROUPS)]
+    precision = f"policy.precision={about['dtype']}"
+    reference_config = configure([*(t for t in theirs if key_of(t) != "policy.precision"), precision])
+    config = configure(on_top(theirs, overrides, precision))
+    if config.policy.kind != "pi05":
+        raise NotComparable(f"policy={config.policy.name} has no network to replay; choose policy=baseline")
+    passes = choose_passes(config)
+    checkpoint = load(reference_config)
+    reference = eager_policy(reference_config, checkpoint)
+    require_same("the reference", reference.provenance(), about, FACTS)
+    same = all(
+        getattr(config, name) == getattr(reference_config, name) for name in ("checkpoint", "denoise")
+    ) and all(
+        getattr(config.policy, name) == getattr(reference_config.policy, name)
+        for name in ("precision", "device")
+    )
+    own = checkpoint if same else load(config)
+    eager = eager_policy(config, own)
+    require_same("the policy", eager.provenance(), about, OF_THE_WEIGHTS)
+    if eager.device != reference.device:
+        raise NotComparable(f"both must be on one device, got {reference.device} and {eager.device}")
+    in_form = replace(
+        reference_config.policy, form=config.policy.form, prompt_multiple=config.policy.prompt_multiple
+    )
+    denoise, own_denoise = checkpoint.stages["denoise"], own.stages["denoise"]
+    assert isinstance(denoise, Denoise)
+    assert isinstance(own_denoise, Denoise)
+    return Subjects(
+        reference=reference,
+        shaped=eager_policy(replace(reference_config, policy=in_form), checkpoint),
+        policy=optimise(config, eager, own, passes, lambda _: [request for request, _ in kept]),
+        reference_denoise=denoise,
+        policy_denoise=own_denoise,
+    )
+
+
+def configure(overrides: Sequence[str]) -> Config:
+    """Return the checked configuration that overrides of `python -m eval` compose."""
+    schema.register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", list(overrides)))
+    assert isinstance(config, Config)
+    return config
+
+
+def key_of(override: str) -> str:
+    """Return an override's key, `optim/vision` of `+optim/vision=eager`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def on_top(theirs: Sequence[str], ours: Sequence[str], precision: str) -> list[str]:
+    """Return a run's overrides, but for those that ours replace, then ours."""
+    keys = {key_of(text) for text in ours}
+
+    def replaced(key: str) -> bool:
+        if "policy" in keys and (key in RECIPE or key.startswith("optim")):
+            return True
+        return key in keys or any(
+            key.startswith(f"{group.replace('/', '.')}.") for group in keys - {"policy"}
+        )
+
+    kept = [text for text in theirs if not replaced(key_of(text))]
+    if "policy.precision" not in keys:
+        kept = [*(text for text in kept if key_of(text) != "policy.precision"), precision]
+    return [*kept, *ours]
+
+
+def require_same(
+    who: str, found: Mapping[str, Any], recorded: Mapping[str, Any], facts: Iterable[str]
+) -> None:
+    """Raise NotComparable when a policy is not what a run says."""
+    for name in facts:
+        if name in recorded and found[name] != recorded[name]:
+            raise NotComparable(
+                f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {found[name]}; "
+                "use the run's checkpoint and the version of conf/ that it was made with"
+            )

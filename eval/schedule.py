@@ -1,0 +1,51 @@
+"""Which episode a worker takes next: it keeps its task, and goes on to the one with the most work left."""
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+
+from policies.base import EpisodeKey
+
+
+class Schedule:
+    """Episodes that wait, by task.
+
+    A worker that has built a task's environment stays with the task. Without one, or when nothing of its task
+    is left, it takes the task with the most seconds left for each worker on it, so that the longest begin
+    first and many workers end together. A task's episodes are as long as those of it that are known, or as
+    all known ones.
+    """
+
+    def __init__(self, todo: Iterable[Sequence[EpisodeKey]]) -> None:
+        self._waiting = {keys[0].task_id: deque(keys) for keys in todo}
+        self._seconds: dict[int, list[float]] = {}
+        self._task_of: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return sum(len(keys) for keys in self._waiting.values())
+
+    def next(self, worker: Hashable) -> EpisodeKey | None:
+        """Return the episode that a worker rolls next; None when none waits."""
+        open_tasks = [task for task, keys in self._waiting.items() if keys]
+        if not open_tasks:
+            return None
+        if self._task_of.get(worker) not in open_tasks:
+            self._task_of.pop(worker, None)
+            self._task_of[worker] = max(open_tasks, key=self._load)
+        return self._waiting[self._task_of[worker]].popleft()
+
+    def put_back(self, key: EpisodeKey) -> None:
+        """Let an episode wait again, before others of its task."""
+        self._waiting[key.task_id].appendleft(key)
+
+    def learn(self, key: EpisodeKey, seconds: float) -> None:
+        """Take note of how long an episode took."""
+        self._seconds.setdefault(key.task_id, []).append(seconds)
+
+    def forget(self, worker: Hashable) -> None:
+        """Take note that a worker has lost its environment."""
+        self._task_of.pop(worker, None)
+
+    def _load(self, task: int) -> float:
+        known = self._seconds.get(task) or [s for seconds in self._seconds.values() for s in seconds] or [1.0]
+        workers = sum(other == task for other in self._task_of.values())
+        return len(self._waiting[task]) * (sum(known) / len(known)) / (1 + workers)

@@ -1,0 +1,38 @@
+"""The policy of `runner=ray`: built in its own process, for the batches that it will meet."""
+
+from collections.abc import Sequence
+
+from eval.batching import Batching, powers_of_two
+from eval.build import build_policy, choose_passes
+from eval.capture import example_requests
+from eval.libero_env import load_tasks
+from eval.schema import Config
+from eval.sim_stack import prepare
+from policies.base import Policy, Request
+from policies.pi05.policy import Pi05Policy
+
+
+def build_served_policy(config: Config, task_ids: Sequence[int]) -> tuple[Policy, Batching]:
+    """Return the policy and how it may be asked.
+
+    Passes that are built for shapes are built for 1, 2, 4 ... requests up to `runner.max_batch`; eager stages
+    take any number.
+
+    Raises:
+        ConfigError, ValueError, OSError: see `eval.build.build_policy`.
+    """
+    sizes = powers_of_two(config.runner.max_batch)
+
+    def capture(policy: Pi05Policy) -> Sequence[Request]:
+        prepare()
+        tasks = load_tasks(config.suite.name)
+        return example_requests([tasks[i] for i in task_ids], policy, config.seed)
+
+    policy = build_policy(config, capture, batch_sizes=sizes)
+    if not isinstance(policy, Pi05Policy):
+        return policy, Batching()
+    built_for_shapes = any(chosen.needs_examples for chosen in choose_passes(config).values())
+    return policy, Batching(
+        sizes=sizes if built_for_shapes else None,
+        shape=lambda request: policy.preprocess.prompt_length(request.observation, policy.form),
+    )

@@ -1,0 +1,101 @@
+"""Runs of the fakes through the real runners, records and resume; as a program, in a process to be killed:
+`python -m tests.eval.fake_run FOLDER`."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from eval.bookkeeper import Bookkeeper
+from eval.plan import Episodes, Plan, Shard
+from eval.records import EPISODES_FILE, RunWriter
+from eval.resume import reopen
+from eval.run_reader import Run, read_run
+from eval.runner import LocalRunner, Runner
+from eval.schema import RunnerConfig
+from eval.tracking import NullTracker, SafeTracker
+from eval.video import VideoMode
+from tests.eval.fakes import ArithmeticPolicy, make_policy, tasks, use_fakes
+
+NUM_TASKS, NUM_EPISODES = 3, 4
+PROVENANCE = {"git": {"commit": "c", "dirty": False, "error": None}, "packages": {}}
+
+
+def plan_of(order: Sequence[int] = range(NUM_TASKS), shard: str | None = None, **changes: Any) -> Plan:
+    """The plan of 3 tasks with 4 episodes each."""
+    every = tasks(NUM_TASKS)
+    episodes = Episodes(
+        "libero_spatial", tuple(order), 0, NUM_EPISODES, 7, Shard.parse(shard) if shard else None
+    )
+    options: dict[str, Any] = {
+        "seeding": "paired",
+        "max_steps": 30,
+        "max_errors": 0,
+        "warmup_inferences": 3,
+        "video": VideoMode.NONE,
+        "misses_allowed": False,
+        "policy": "arithmetic",
+        "checkpoint": "arithmetic",
+        "checkpoint_sha256": "0" * 64,
+        "weights_label": None,
+    }
+    return Plan(tasks=[every[i] for i in order], episodes=episodes, **(options | changes))
+
+
+def start(runner: str = "local", **options: Any) -> Runner:
+    """A runner of the fakes."""
+    if runner == "local":
+        return LocalRunner(ArithmeticPolicy(), use_fakes())
+    from eval.ray_runner import RayRunner
+
+    return RayRunner(RunnerConfig("ray", **options), make_policy, use_fakes, wants_gpu=False)
+
+
+def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options: Any) -> Run:
+    """Run a plan, or what the folder has left of it, and return the records."""
+    plan = plan or plan_of()
+    info: dict[str, Any] = {
+        "config": {"seed": 7, "runner": {"name": runner}},
+        "policy": ArithmeticPolicy().provenance(),
+        "simulator": {"gl": "none"},
+        "episodes": [plan.episodes.to_dict()],
+        "planned_episodes": plan.num_episodes,
+        "provenance": PROVENANCE,
+        "overrides": [],
+    }
+    with closing(start(runner, **options)) as started:
+        info["runner"] = started.facts
+        earlier = reopen(folder) if (folder / EPISODES_FILE).exists() else None
+        if earlier is not None:
+            plan = earlier.rest_of(plan, started.about, started.simulator)
+            info = earlier.describe({"runner": started.facts}, PROVENANCE)
+        with earlier.writer if earlier else RunWriter(folder) as writer:
+            tracker = SafeTracker(NullTracker())
+            books = Bookkeeper(
+                plan, writer, tracker, info, started.engagement, earlier.run if earlier else None
+            )
+            try:
+                started.run(plan, books)
+            finally:
+                books.write_run()
+    return read_run(folder)
+
+
+def results(run: Run) -> dict[Any, Any]:
+    """What must be the same however a run was made."""
+    assert len({episode.key for episode in run.episodes}) == len(run.episodes)
+    return {
+        episode.key: (
+            episode.success,
+            episode.steps,
+            episode.inferences,
+            episode.actions_sha256,
+            episode.initial_state_sha256,
+        )
+        for episode in run.episodes
+    }
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), runner=sys.argv[2], **({"workers": 2} if sys.argv[2] == "ray" else {}))

@@ -1,0 +1,266 @@
+"""The Ray runner: the records of the local one, whatever dies, hangs or raises on the way."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+
+from eval.batching import Batching
+from eval.bookkeeper import RunFailed
+from eval.metrics import summarise
+from eval.ray_actors import PolicyHost, is_device_lost
+from eval.rollout import CutOff, ServedChunk
+from eval.runner import RunnerError
+from policies.base import ActionChunk, EpisodeKey, Observation, Request
+from tests.eval.fake_run import plan_of, results, run, start
+from tests.eval.fakes import FAULTS, ArithmeticPolicy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let these faults happen (see tests/eval/fakes.py)."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv(FAULTS, str(folder))
+
+    def let_happen(*names: str) -> None:
+        for name in names:
+            (folder / name).touch()
+
+    return let_happen
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_records_are_those_of_the_local_runner(tmp_path: Path, workers: int) -> None:
+    local = results(run(tmp_path / "local"))
+    by_ray = run(tmp_path / "ray", plan_of((2, 0, 1)), "ray", workers=workers, policies=workers // 2)
+    assert results(by_ray) == local
+    assert by_ray.warnings == ()
+    quiet = {inference.key for inference in by_ray.inferences if not inference.under_load}
+    assert quiet == {EpisodeKey("libero_spatial", 2, 0, 7)}
+    assert by_ray.run["engagement"]["vision"]["calls"] == len(by_ray.inferences)
+    assert not ray.is_initialized()
+    assert not [child.name() for child in psutil.Process().children(recursive=True) if "ray" in child.name()]
+
+
+def test_nothing_is_lost_or_doubled_when_processes_die_and_hang(
+    tmp_path: Path, faults: Callable[..., None]
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    faults("kill-0-1", "segfault-1-3", "hang-2-1", "policy-kill-1-1", "gpu-2-3")
+    found = run(tmp_path / "ray", runner="ray", workers=3, retries=6, episode_timeout_s=15.0)
+    assert results(found) == expected
+    errors = {(error.task_id, error.episode, error.error_type) for error in found.superseded}
+    assert errors >= {  # and those of episodes that were running when the policy died
+        (0, 1, "WorkerDied"),
+        (1, 3, "WorkerDied"),
+        (2, 1, "EpisodeTimeout"),
+        (1, 1, "CutOff"),
+        (2, 3, "CutOff"),
+    }
+    shown = summarise(found).errors
+    assert len(shown) == len(found.superseded)
+    assert all(error.retried for error in shown)
+    assert any("the policy lost its GPU: CUDA error" in error.error_message for error in shown)
+
+
+def test_an_episode_that_always_kills_its_worker_is_an_error_after_the_last_retry(
+    tmp_path: Path, faults: Callable[..., None]
+) -> None:
+    faults("always-kill-0-1", "raise-1-0", "policy-raise-2-2")
+    found = run(tmp_path / "ray", plan_of(max_errors=3), "ray", workers=2, retries=1)
+    errors = {(e.task_id, e.episode): e.error_type for e in found.episodes if e.success is None}
+    assert errors == {(0, 1): "WorkerDied", (1, 0): "RuntimeError", (2, 2): "FloatingPointError"}
+    assert len(found.episodes) == 12
+    assert [(error.task_id, error.episode) for error in found.superseded] == [(0, 1)]
+
+
+def test_more_errors_than_allowed_stop_the_run_and_leave_it_resumable(
+    tmp_path: Path, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    faults("raise-0-1")
+    with pytest.raises(RunFailed, match=r"1 episodes raised, more than runner\.max_errors=0"):
+        run(tmp_path / "ray", runner="ray", workers=1, quiet_episodes=0)
+    resumed = run(tmp_path / "ray", runner="local")
+    assert results(resumed) == expected
+    assert [error.error_message for error in resumed.superseded] == ["the renderer gave up"]
+
+
+def test_a_policy_that_cannot_be_built_says_why() -> None:
+    from eval.ray_runner import RayRunner
+    from eval.schema import RunnerConfig
+    from tests.eval.fakes import use_fakes
+
+    def broken() -> Any:
+        raise ValueError("checkpoint.path: no folder")
+
+    with pytest.raises(ValueError, match=r"^checkpoint\.path: no folder$"):
+        RayRunner(RunnerConfig("ray", workers=1), broken, use_fakes, wants_gpu=False)
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with pytest.raises(RunnerError, match=r"Ray cannot be used at runner\.address=127\.0\.0\.1:1: .*refused"):
+        start("ray", address="127.0.0.1:1")
+    with pytest.raises(
+        RunnerError, match=r"runner\.address must be HOST:PORT or auto, got 'ray://head:10001'"
+    ):
+        start("ray", address="ray://head:10001")
+
+
+def request(task: int, episode: int = 0) -> Request:
+    observation = Observation({}, np.full(8, 0.5), f"task {task}")
+    return Request(observation, EpisodeKey("libero_spatial", task, episode, 7), 0)
+
+
+class Counting(ArithmeticPolicy):
+    """Keeps the sizes of its batches; raises in one task."""
+
+    def __init__(self, broken_task: int | None = None) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self.broken_task = broken_task
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        self.batches.append(len(requests))
+        if any(request.episode.task_id == self.broken_task for request in requests):
+            raise FloatingPointError("actions are not finite")
+        return super().infer(requests)
+
+
+def serve(
+    policy: Counting, requests: Sequence[Request], *, max_batch: int, batching: Batching | None = None
+) -> list[ServedChunk | BaseException]:
+    """What a host answers to requests that arrive together."""
+
+    async def ask() -> list[ServedChunk | BaseException]:
+        host = PolicyHost(
+            lambda: (policy, batching or Batching()),
+            max_batch=max_batch,
+            max_wait_ms=50,
+            warmup_inferences=1,
+            threads=torch.get_num_threads(),
+        )
+        answers = [host.infer(request, True) for request in requests]
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def test_requests_that_wait_are_served_together_up_to_max_batch() -> None:
+    policy = Counting()
+    requests = [request(i) for i in range(5)]
+    answers = serve(policy, requests, max_batch=4)
+    assert policy.batches == [4, 1]
+    for asked, answer in zip(requests, answers, strict=True):
+        assert isinstance(answer, ServedChunk)
+        np.testing.assert_array_equal(answer.actions_HJ, ArithmeticPolicy().infer([asked])[0].actions_HJ)
+    services = [answer.service for answer in answers if isinstance(answer, ServedChunk)]
+    assert [service.batch for service in services] == [4, 4, 4, 4, 1]
+    assert [service.warmup for service in services] == [True] * 4 + [False]
+
+
+def test_only_sizes_and_shapes_that_engines_have_are_served() -> None:
+    policy = Counting()
+    shape = Batching((1, 2), lambda asked: asked.episode.task_id)
+    serve(policy, [request(0), request(1), request(0), request(0)], max_batch=4, batching=shape)
+    assert policy.batches == [2, 1, 1]
+
+
+def test_an_error_in_a_batch_stays_with_its_episode() -> None:
+    policy = Counting(broken_task=1)
+    answers = serve(policy, [request(0), request(1), request(2)], max_batch=3)
+    assert [type(answer) for answer in answers] == [ServedChunk, FloatingPointError, ServedChunk]
+
+
+def test_running_out_of_memory_is_not_a_lost_gpu() -> None:
+    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_device_lost(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert not is_device_lost(FloatingPointError("actions are not finite"))
+
+
+def test_a_policy_that_could_not_be_built_again_cuts_episodes_off() -> None:
+    def broken() -> Any:
+        raise OSError("no such device")
+
+    async def ask() -> None:
+        host = PolicyHost(broken, max_batch=1, max_wait_ms=0, warmup_inferences=0, threads=1)
+        with pytest.raises(OSError, match="no such device"):
+            await host.facts()
+        with pytest.raises(CutOff, match="could not be built again: no such device"):
+            await host.infer(request(0), False)
+
+    asyncio.run(ask())
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """The address of two Ray nodes of two cores each, on this machine, in processes that this test ends."""
+    port = free_port()
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    common = ["--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000", "--block"]
+    nodes = (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"])
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = []
+    try:
+        for node in nodes:
+            started.append(
+                subprocess.Popen(
+                    [ray_command, "start", *node, *common],
+                    env=environ,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            wait_for_nodes(f"127.0.0.1:{port}", len(started))
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for_nodes(address: str, count: int) -> None:
+    """Return when so many nodes have joined."""
+    ask = "import ray, sys; ray.init(sys.argv[1], logging_level=50); print(len(ray.nodes()))"
+    for _ in range(30):
+        time.sleep(1)
+        host, port = address.split(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+            done = subprocess.run(
+                [sys.executable, "-c", ask, address], capture_output=True, text=True, check=False
+            )
+            if done.stdout.strip() == str(count):
+                return
+    pytest.fail(f"{count} Ray nodes did not start at {address}")
+
+
+def test_two_nodes_joined_by_an_address_record_the_same(tmp_path: Path, cluster: str) -> None:
+    found = run(tmp_path / "ray", runner="ray", workers=3, address=cluster)
+    assert results(found) == results(run(tmp_path / "local"))
+    assert found.run["runner"]["nodes"] == 2
+    with pytest.raises(RunnerError, match=r"need 10 CPUs, the cluster at .* has 4"):
+        start("ray", address=cluster, workers=9)
