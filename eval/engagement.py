@@ -6,12 +6,13 @@ from typing import Any
 
 from eval.records import InferenceRecord
 
+COUNTS = ("calls", "misses", "refused")
 Engagement = dict[str, dict[str, Any]]
-"""Stage to backend, calls, misses and details (`policies.base.Policy.engagement`)."""
+"""Stage to backend, calls, misses, refused calls and details (`policies.base.Policy.engagement`)."""
 
 
 def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
-    """Return the sums of calls and misses; details are those of the last part.
+    """Return the sums of the counts; details are those of the last part.
 
     Raises:
         ValueError: a stage has another backend in another part.
@@ -25,7 +26,7 @@ def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
                 continue
             if before["backend"] != of["backend"]:
                 raise ValueError(f"{stage} was served by {before['backend']} and by {of['backend']}")
-            sums = {name: before[name] + of[name] for name in ("calls", "misses")}
+            sums = {name: before.get(name, 0) + of.get(name, 0) for name in COUNTS}
             joined[stage] = {**of, **sums}
     return joined
 
@@ -45,9 +46,10 @@ def at_least(
 
 
 def faults(engagement: Mapping[str, Mapping[str, Any]], *, misses_allowed: bool) -> list[str]:
-    """Say which stages did not engage: no call served, or one missed where that is not allowed."""
+    """Say which stages did not engage: no call served, one refused, or one missed that may not be."""
     return [
-        f"{stage}: {of['backend']} served {of['calls']} calls and missed {of['misses']}"
+        f"{stage}: {of['backend']} served {of['calls']} calls, missed {of['misses']} "
+        f"and refused {of.get('refused', 0)}"
         for stage, of in engagement.items()
-        if of["calls"] == 0 or (of["misses"] > 0 and not misses_allowed)
+        if of["calls"] == 0 or of.get("refused") or (of["misses"] > 0 and not misses_allowed)
     ]

@@ -71,12 +71,13 @@ class EpisodeError:
 
 @dataclass(frozen=True)
 class StageEngagement:
-    """Whether a stage's backend did the work: calls it served, and calls that missed it."""
+    """Whether a stage's backend did the work: calls it served, that missed it, and that it refused."""
 
     stage: str
     backend: str
     calls: int
     misses: int
+    refused: int
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,10 @@ def summarise(run: Run) -> Summary:
         warnings.append(f"a video is missing: {run.run['video_error']}")
     timed = [record for record in run.inferences if not record.warmup]
     warnings += run.run.get("notes", [])
-    infer, stages = _latencies(record for record in timed if not record.under_load)
-    loaded = [record for record in timed if record.under_load]
-    infer_under_load, stages_under_load = _latencies(loaded)
     engagement = _engagement(run.run.get("engagement") or {})
+    infer, stages = _latencies((record for record in timed if not record.under_load), engagement)
+    loaded = [record for record in timed if record.under_load]
+    infer_under_load, stages_under_load = _latencies(loaded, engagement)
     warnings += _disagreements(engagement, run.inferences)
     git = (run.run.get("provenance") or {}).get("git") or {}
     return Summary(
@@ -248,15 +249,19 @@ def _errors(run: Run) -> tuple[EpisodeError, ...]:
 
 
 def _latencies(
-    inferences: Iterable[InferenceRecord],
+    inferences: Iterable[InferenceRecord], engagement: Iterable[StageEngagement]
 ) -> tuple[LatencyStats | None, dict[str, LatencyStats]]:
-    """Return statistics of whole inferences and of each stage."""
+    """Return statistics of whole inferences and of each stage; calls that another than the stage's backend
+    served have a row of their own."""
+    backends = {engaged.stage: engaged.backend for engaged in engagement}
     infer_ms: list[float] = []
     stages_ms: defaultdict[str, list[float]] = defaultdict(list)
     for record in inferences:
         infer_ms.append(record.infer_ms)
         for stage, stage_ms in record.stage_ms.items():
-            stages_ms[stage].append(stage_ms)
+            served = record.backends.get(stage)
+            strange = stage in backends and served is not None and served != backends[stage]
+            stages_ms[f"{stage} by {served}" if strange else stage].append(stage_ms)
     # Stages in the order in which a record names them: that of the pipeline.
     stages = {stage: latency_stats(values) for stage, values in stages_ms.items()}
     return (latency_stats(infer_ms) if infer_ms else None), stages
@@ -264,7 +269,8 @@ def _latencies(
 
 def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngagement, ...]:
     return tuple(
-        StageEngagement(stage, of["backend"], of["calls"], of["misses"]) for stage, of in engagement.items()
+        StageEngagement(stage, of["backend"], of["calls"], of["misses"], of.get("refused", 0))
+        for stage, of in engagement.items()
     )
 
 
@@ -281,6 +287,8 @@ def _disagreements(engagement: Iterable[StageEngagement], inferences: Iterable[I
             found.append(f"{stage}: {backend} never engaged")
         if engaged.misses:
             found.append(f"{stage}: {engaged.misses} calls missed {backend}")
+        if engaged.refused:
+            found.append(f"{stage}: {backend} refused {engaged.refused} calls")
         others = served[stage] - {backend}
         if others:
             found.append(f"{stage}: inferences were served by {sorted(others)} besides {backend}")

@@ -144,10 +144,11 @@ def _latency_cells(stats: LatencyStats) -> tuple[str, ...]:
 
 
 def _engagement(summary: Summary) -> Table:
-    table = _table("Engagement", "stage", "backend", "calls", "misses")
+    table = _table("Engagement", "stage", "backend", "calls", "misses", "refused")
     for stage in summary.engagement:
-        bad = stage.calls == 0 or stage.misses > 0
-        cells = (stage.stage, stage.backend, str(stage.calls), str(stage.misses))
+        bad = stage.calls == 0 or stage.misses > 0 or stage.refused > 0
+        counts = (str(count) for count in (stage.calls, stage.misses, stage.refused))
+        cells = (stage.stage, stage.backend, *counts)
         table.add_row(*(Text(cell) for cell in cells), style="bold red" if bad else "")
     return table
 

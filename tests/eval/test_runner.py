@@ -173,7 +173,7 @@ def test_only_the_first_inferences_of_a_run_are_warm_up(do_run: Callable[..., Ru
 
 def test_a_backend_that_missed_fails_the_run(do_run: Callable[..., Run]) -> None:
     run = do_run(
-        FakePolicy(misses=1), fails="a backend did not engage: vision: eager served 14 calls and missed 1"
+        FakePolicy(misses=1), fails="a backend did not engage: vision: eager served 14 calls, missed 1"
     )
     assert run.run["finished"] is False
     assert len(run.episodes) == 6

@@ -67,7 +67,7 @@ def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
     assert "Latency (2 warm-up inferences left out)" in lines
     assert "host to host 198 26.25 31.77 32.25 26.25 38.1" in lines
     assert "vision 198 4.25 4.25 4.25 4.25 235.3" in lines
-    assert "denoise cuda_graph 12 0" in lines
+    assert "denoise cuda_graph 12 0 0" in lines
     assert "warning" not in text
 
 
@@ -121,7 +121,13 @@ def test_json_is_strict_and_complete(write_run: WriteRun, capsys: pytest.Capture
     summary = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert summary["total"]["successes"] == 97
     assert summary["infer"]["n"] == 198
-    assert summary["engagement"][2] == {"stage": "denoise", "backend": "cuda_graph", "calls": 12, "misses": 0}
+    assert summary["engagement"][2] == {
+        "stage": "denoise",
+        "backend": "cuda_graph",
+        "calls": 12,
+        "misses": 0,
+        "refused": 0,
+    }
 
 
 @pytest.mark.parametrize("name", ["", "nothing"])
