@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from eval import provenance
 from eval.bookkeeper import Bookkeeper, RunFailed
-from eval.build import build_policy, choose_device
+from eval.build import build_policy, choose_device, choose_passes
 from eval.capture import example_requests
 from eval.command import Refused, command, complain
 from eval.libero_env import Task, load_tasks
@@ -96,13 +96,14 @@ class Start:
     """What a process begins with: a new run, or one that earlier processes began.
 
     Attributes:
-        overrides: those that the run began with, then those of this command line.
+        overrides: of this command line; earlier: those that the run began with.
         before: run.json as it was; None for a new run.
     """
 
     cfg: DictConfig
     overrides: list[str]
     folder: Path
+    earlier: list[str] = field(default_factory=list)
     before: Mapping[str, Any] | None = None
 
 
@@ -119,10 +120,10 @@ def find_start(cfg: DictConfig) -> Start:
     folder = Path(cfg.resume)
     before = recorded(folder)
     refuse_joined(folder, before)
-    overrides = [*before["overrides"], *(text for text in overrides if not text.startswith("resume="))]
-    cfg = compose("config", overrides)
+    overrides = [text for text in overrides if not text.startswith("resume=")]
+    cfg = compose("config", [*before["overrides"], *overrides])
     refuse_changed(folder, before, {"config": plain(cfg)})
-    return Start(cfg, overrides, folder, before)
+    return Start(cfg, overrides, folder, before["overrides"], before)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -138,6 +139,8 @@ def open_runner(config: Config, tasks: Sequence[Task]) -> Runner:
         except ModuleNotFoundError as missing:
             raise RunnerError(f'runner=ray needs Ray ({missing}): pip install -e ".[ray]"') from missing
         return start_ray(config, tasks)
+    if config.policy.kind != "oracle":
+        choose_passes(config)  # what cannot run here says so before a simulator starts
     simulator = prepare()
     return LocalRunner(
         build_policy(config, lambda policy: example_requests(tasks, policy, config.seed)), simulator
@@ -242,7 +245,11 @@ def describe(
     """Return what run.json says besides the outcome."""
     gpu = (choose_device(config.policy.device).index or 0) if config.runner.name == "local" else 0
     origin = provenance.collect(gpu)
-    now = {"config": plain(start.cfg), "overrides": start.overrides, "runner": runner.facts}
+    now = {
+        "config": plain(start.cfg),
+        "overrides": [*start.earlier, *start.overrides],
+        "runner": runner.facts,
+    }
     if earlier is not None:
         return earlier.describe(now, origin)
     return now | {

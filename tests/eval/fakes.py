@@ -128,4 +128,4 @@ class ArithmeticPolicy:
         return {"checkpoint": "arithmetic", "weights_sha256": "0" * 64}
 
     def engagement(self) -> Mapping[str, Any]:
-        return {"vision": {"backend": "eager", "calls": self.calls, "misses": 0}}
+        return {"vision": {"backend": "eager", "calls": self.calls, "misses": 0, "refused": 0}}

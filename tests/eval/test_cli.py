@@ -319,7 +319,8 @@ def test_a_run_whose_configuration_changed_is_not_continued(refusal: Refusal, tm
 @pytest.mark.sim
 def test_a_ray_run_ends_cleanly_at_ctrl_c_and_the_local_runner_goes_on(tmp_path: Path, home: Path) -> None:
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    what = ["policy=oracle", "suite.tasks=[0,4]", "protocol.episodes=2", "suite.max_steps=8", "tracking=none"]
+    what = ["suite.tasks=[0,4]", "protocol.episodes=2", "suite.max_steps=8", "tracking=none"]
+    what += ["policy.device=cpu", "policy.precision=float32"]
     ray = ["runner=ray", "runner.workers=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "eval", *what, *ray, f"hydra.run.dir={folder}"],
