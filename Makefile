@@ -16,7 +16,7 @@ install: gl $(STAMP)  ## virtual environment, pinned packages, GL libraries
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
 	  echo "error: Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) --version); name one with PYTHON=python3.11" >&2; exit 1; }
-	@echo "install: Python packages of constraints.txt into $(VENV) (3.5 GB with a CPU build of torch, more with CUDA)"
+	@echo "install: Python packages of constraints.txt into $(VENV) (3.6 GB with a CPU build of torch, more with CUDA)"
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  [ "$$(id -u)" = 0 ] || { echo "error: Python's venv is missing; run as root: apt-get install python3-venv" >&2; exit 1; }; \
 	  echo "install: Debian package python3-venv"; apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; }

@@ -108,7 +108,8 @@ def optimise(
     requests: Sequence[Request] = ()
     if graphed or any(chosen.needs_examples for chosen in passes.values()):
         requests = capture(eager)
-    examples = eager.example_inputs([[request] for request in requests])
+    batches = [[request] * size for size in batch_sizes for request in requests]
+    examples = eager.example_inputs(batches)
     sources = {
         name: StageSource(name, stage, examples.get(name, ()), amax.get(name, {}), checkpoint.weights_sha256)
         for name, stage in checkpoint.stages.items()
@@ -118,7 +119,10 @@ def optimise(
     except PassError as error:
         raise ConfigError(str(error)) from error
     if graphed:
-        frames = [np.stack([policy.preprocess.frames(request.observation)]) for request in requests]
+        frames = [
+            np.stack([policy.preprocess.frames(request.observation) for request in batch])
+            for batch in batches
+        ]
         images = GraphedImages(frames, policy.dims.image_size, policy.device)
         policy.preprocess = replace(policy.preprocess, load_images=images)
     return policy

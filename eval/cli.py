@@ -21,6 +21,7 @@ from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import Summary, is_random, setting, summarise
 from eval.plan import Episodes, Plan, Shard
+from eval.recording import recording
 from eval.records import RunWriter, Seeding, refuse_used
 from eval.resume import Earlier, recorded, refuse_changed, refuse_joined, reopen
 from eval.run_reader import read_run
@@ -176,6 +177,9 @@ def run(cfg: DictConfig) -> None:
             Text(announcement(plan, runner.about, start.folder)), soft_wrap=True
         )
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
+        if config.record_observations:
+            assert isinstance(runner, LocalRunner)
+            stack.enter_context(recording(runner, start.folder, config.record_observations))
         books = Bookkeeper(
             plan, writer, tracker, run_info, runner.engagement, earlier.run if earlier else None
         )

@@ -20,7 +20,7 @@ LIMITS = ("difference, NEW - BASE, in points", "low", "high")
 TASKS = ("task", "both", "lost", "won", "neither")
 LATENCY_TITLE = "Latency, without warm-up and load; intervals over episodes"
 LATENCY = ("", "BASE n", "BASE p50 ms", "NEW n", "NEW p50 ms", "speed-up", "95 %")
-ENGAGEMENT = ("", "stage", "backend", "calls", "misses")
+ENGAGEMENT = ("", "stage", "backend", "calls", "misses", "refused")
 
 Rows = list[tuple[str, ...]]
 
@@ -157,7 +157,7 @@ def latency_rows(result: Comparison) -> Rows:
 def engagement_rows(result: Comparison) -> Rows:
     """Return the cells under `ENGAGEMENT`."""
     return [
-        (name, of.stage, of.backend, str(of.calls), str(of.misses))
+        (name, of.stage, of.backend, str(of.calls), str(of.misses), str(of.refused))
         for name, side in (("BASE", result.base), ("NEW", result.new))
         for of in side.engagement
     ]

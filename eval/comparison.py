@@ -199,6 +199,8 @@ def engagement_problems(run: Run, engagement: Iterable[StageEngagement]) -> tupl
             problems.append(f"{of.stage}: {of.backend} never engaged")
         if of.misses:
             problems.append(f"{of.stage}: {of.misses} calls missed {of.backend}")
+        if of.refused:
+            problems.append(f"{of.stage}: {of.backend} refused {of.refused} calls")
         if others := served[of.stage] - {of.backend}:
             problems.append(f"{of.stage}: inferences were served by {sorted(others)} besides {of.backend}")
     known = {of.stage for of in engagement}

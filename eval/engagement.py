@@ -1,7 +1,9 @@
 """Engagement over several processes: calls and misses of each stage, summed, and what is wrong with them."""
 
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from eval.records import InferenceRecord
@@ -38,9 +40,12 @@ def at_least(
 
     A process that was killed could not write its last calls into run.json.
     """
-    proven = Counter((stage, backend) for record in inferences for stage, backend in record.backends.items())
+    proven: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    for record in inferences:
+        for stage, backend in record.backends.items():
+            proven[stage, backend] += Fraction(1, record.batch)  # a batch is one call
     return {
-        stage: {**of, "calls": max(of["calls"], proven[stage, of["backend"]])}
+        stage: {**of, "calls": max(of["calls"], math.ceil(proven[stage, of["backend"]]))}
         for stage, of in engagement.items()
     }
 

@@ -22,6 +22,7 @@ from eval.engagement import Engagement
 from eval.episode import EpisodeRoller, Outcome
 from eval.plan import Plan
 from eval.records import EpisodeRecord, InferenceRecord
+from eval.resume import refuse_changed
 from eval.rollout import CutOff, ServedChunk, Service
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
 
@@ -241,17 +242,28 @@ class EpisodeWorker:
 
     Args:
         environ: variables that choose the GL backend.
+        expected: what the first worker simulates with; None for that one.
     """
 
-    def __init__(self, environ: Mapping[str, str], setup: Setup) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], setup: Setup, expected: Mapping[str, Any] | None = None
+    ) -> None:
         os.environ.update(environ)
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
-        self._simulator = setup()
         self._roller: EpisodeRoller | None = None
+        self._failure: Exception | None = None
+        try:
+            self._simulator = setup()
+            if expected is not None:
+                refuse_changed("this worker", {"simulator": expected}, {"simulator": self._simulator})
+        except Exception as error:  # noqa: BLE001  said when asked, as in PolicyHost
+            self._failure = error
 
     def simulator(self) -> Mapping[str, Any]:
-        """Return what `setup` said."""
+        """Return what `setup` said, or raise what it raised."""
+        if self._failure is not None:
+            raise self._failure
         return self._simulator
 
     def roll(self, plan: Plan, host: Any, facts: PolicyFacts, key: EpisodeKey, under_load: bool) -> Result:
@@ -259,7 +271,10 @@ class EpisodeWorker:
 
         Raises:
             CutOff: the policy's process died; the episode has no outcome.
+            SimStackError, Changed: this machine cannot simulate, or not as the first worker's does.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._roller is None:
             self._policy = RemotePolicy(host, facts)
             self._roller = EpisodeRoller(plan, self._policy)

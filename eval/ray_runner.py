@@ -106,7 +106,7 @@ class RayRunner:
         self._connect()
         try:
             self._hosts = [self._start_host(wants_gpu) for _ in range(options.policies)]
-            self._workers.append(self._start_worker(0))
+            self._workers.append(self._start_worker(0, expected=None))
             self._facts = self._first(self._hosts[0].facts.remote())
             self.about: Mapping[str, Any] = self._facts.about
             self.simulator: Mapping[str, Any] = self._first(self._workers[0].handle.simulator.remote())
@@ -181,10 +181,10 @@ class RayRunner:
             threads=torch.get_num_threads(),
         )
 
-    def _start_worker(self, number: int) -> _Worker:
+    def _start_worker(self, number: int, expected: Mapping[str, Any] | None) -> _Worker:
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
         actor = ray.remote(num_cpus=1, max_restarts=-1)(EpisodeWorker)
-        return _Worker(number, actor.remote(environ, self._setup))
+        return _Worker(number, actor.remote(environ, self._setup, expected))
 
     def _first(self, answer: Any) -> Any:
         """Return the first answer of a process, or raise what it raised there."""
@@ -210,7 +210,7 @@ class RayRunner:
         while self._schedule and len(self._running) < most:
             idle = [worker for worker in self._workers if worker.key is None]
             if not idle:
-                self._workers.append(self._start_worker(len(self._workers)))
+                self._workers.append(self._start_worker(len(self._workers), self.simulator))
                 continue
             self._begin(idle[0], books, under_load=most > 1)
 

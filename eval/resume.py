@@ -31,7 +31,7 @@ from eval.sim_stack import PINS
 from policies.base import EpisodeKey
 
 # What may differ between the processes of a run: none of them enters an episode.
-FREE = ("runner", "tracking", "video", "resume")
+FREE = ("runner", "tracking", "video", "resume", "record_observations")
 # What may differ between runs that are joined: which episodes they are.
 WHICH_EPISODES = (
     "shard",
@@ -81,11 +81,12 @@ def origin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def refuse_changed(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], which: tuple[str, ...] = FREE
+    what: Path | str, before: Mapping[str, Any], now: Mapping[str, Any], which: tuple[str, ...] = FREE
 ) -> None:
     """Raise Changed when two run.json differ in the configuration, the policy or the simulator.
 
     Args:
+        what: has changed; for the message.
         now: may lack what is not known yet; that is not compared.
         which: keys of the configuration that may differ.
     """
@@ -99,7 +100,7 @@ def refuse_changed(
                 if old.get(key) != new.get(key) and _counts(part, key, which)
             ]
     if found:
-        raise Changed(f"{folder} has another configuration, policy or simulator: {'; '.join(found)}")
+        raise Changed(f"{what} has another configuration, policy or simulator: {'; '.join(found)}")
 
 
 def _counts(part: str, key: str, free: tuple[str, ...]) -> bool:

@@ -191,11 +191,23 @@ class Config:
     video: str = "none"
     shard: str | None = None
     resume: str | None = None
+    record_observations: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be 0 to 2**32 - 1, as NumPy's, got {self.seed}")
         _one_of("video", self.video, tuple(VideoMode))
+        _at_least("record_observations", self.record_observations, 0)
+        if self.record_observations and self.policy.kind == "oracle":
+            raise ConfigError(
+                "record_observations must be 0 with policy=oracle, which sees no images, "
+                f"got {self.record_observations}"
+            )
+        if self.record_observations and self.runner.name != "local":
+            raise ConfigError(
+                f"record_observations must be 0 with runner={self.runner.name}, whose policies are in other "
+                f"processes, got {self.record_observations}; use runner=local"
+            )
         if self.shard is not None:
             try:
                 Shard.parse(self.shard)

@@ -31,7 +31,9 @@ def build_served_policy(config: Config, task_ids: Sequence[int]) -> tuple[Policy
     policy = build_policy(config, capture, batch_sizes=sizes)
     if not isinstance(policy, Pi05Policy):
         return policy, Batching()
-    built_for_shapes = any(chosen.needs_examples for chosen in choose_passes(config).values())
+    built_for_shapes = config.policy.images == "cuda_graph" or any(
+        chosen.needs_examples for chosen in choose_passes(config).values()
+    )
     return policy, Batching(
         sizes=sizes if built_for_shapes else None,
         shape=lambda request: policy.preprocess.prompt_length(request.observation, policy.form),

@@ -1,6 +1,7 @@
 """Runs side by side: speed-up, verdict and front from records on the disk, and what is kept out of them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_speed_up_verdict_and_front_are_against_the_first_run(tmp_path: Path) ->
     lines = headline(shown)
     assert lines[0].startswith("baseline, 10 steps: 200 of 200 episodes succeed")
     assert (
-        "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, 5.1 ms (4.00x)"
+        "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, 5.2 ms (4.00x)"
         in lines[1]
     )
     assert lines[2] == "Shown to lose more than 2 points: broken, 10 steps"
@@ -60,7 +61,7 @@ def test_of_two_equal_runs_both_are_on_the_front(tmp_path: Path) -> None:
         ({"errors": [3]}, "1 errors"),
     ],
 )
-def test_what_must_be_known_of_a_run_is_flagged(tmp_path: Path, changes: dict, flag: str) -> None:
+def test_what_must_be_known_of_a_run_is_flagged(tmp_path: Path, changes: dict[str, Any], flag: str) -> None:
     shown = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b", infer_ms=1.0, **changes))
     assert flag in shown.entries[1].flags
     assert any(flag in note for note in notes(shown))

@@ -21,12 +21,16 @@ import torch
 from eval.batching import Batching
 from eval.bookkeeper import RunFailed
 from eval.metrics import summarise
-from eval.ray_actors import PolicyHost, is_device_lost
+from eval.ray_actors import EpisodeWorker, PolicyHost, is_device_lost
+from eval.ray_runner import RayRunner
+from eval.resume import Changed
 from eval.rollout import CutOff, ServedChunk
 from eval.runner import RunnerError
+from eval.schema import RunnerConfig
+from eval.sim_stack import SimStackError
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from tests.eval.fake_run import plan_of, results, run, start
-from tests.eval.fakes import FAULTS, ArithmeticPolicy
+from tests.eval.fakes import FAULTS, ArithmeticPolicy, make_policy, use_fakes
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,16 +107,26 @@ def test_more_errors_than_allowed_stop_the_run_and_leave_it_resumable(
 
 
 def test_a_policy_that_cannot_be_built_says_why() -> None:
-    from eval.ray_runner import RayRunner
-    from eval.schema import RunnerConfig
-    from tests.eval.fakes import use_fakes
-
     def broken() -> Any:
         raise ValueError("checkpoint.path: no folder")
 
     with pytest.raises(ValueError, match=r"^checkpoint\.path: no folder$"):
         RayRunner(RunnerConfig("ray", workers=1), broken, use_fakes, wants_gpu=False)
     assert not ray.is_initialized()
+
+
+def test_a_machine_that_cannot_simulate_says_why() -> None:
+    def broken() -> Any:
+        raise SimStackError("no GL: libEGL was not found")
+
+    with pytest.raises(SimStackError, match=r"^no GL: libEGL was not found$"):
+        RayRunner(RunnerConfig("ray", workers=1), make_policy, broken, wants_gpu=False)
+
+
+def test_a_worker_that_simulates_otherwise_than_the_first_is_not_used() -> None:
+    worker = EpisodeWorker({}, lambda: {"gl": "osmesa", "mujoco": "3.2.3"}, {"gl": "egl", "mujoco": "3.2.3"})
+    with pytest.raises(Changed, match=r"^this worker has another .*: simulator gl was 'egl', is 'osmesa'$"):
+        worker.simulator()
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:

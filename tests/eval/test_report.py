@@ -1,4 +1,4 @@
-"""The report: what a reader finds in the page, and that a real browser shows it without network or scripts."""
+"""The report: what a reader finds in the page, and that a browser shows it without network or scripts."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ from eval.video import video_name, write_video
 from tests.eval.browser import NAMES, Browser, find_browser
 from tests.eval.written_runs import write_run
 
-SECTIONS = "headline runs pareto latency tasks comparisons episodes warnings engagement environment reproduce".split()
+SECTIONS = (
+    *("headline", "runs", "pareto", "latency", "tasks", "comparisons"),
+    *("episodes", "warnings", "engagement", "environment", "reproduce"),
+)
 VOID = {"meta", "link", "br", "img"}
 
 
@@ -76,7 +79,7 @@ def test_the_page_has_its_sections_and_nothing_to_fetch(runs: list[Path]) -> Non
 
 def test_the_numbers_of_the_page_are_those_of_the_records(runs: list[Path]) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", report(runs)))
-    assert "199 / 200 97.2 to 99.9 % 5.15 5.30 194.3 4.00x" in text
+    assert "199 / 200 97.2 to 99.9 % 5.15 5.30 194.2 4.00x" in text
     assert "lost 1, won 0, exact McNemar P = 1." in text
     assert "native_fp8, 10 steps: lost, the first run succeeded (1)" in text
     assert "git checkout 0123456789abcdef .venv/bin/python -m eval policy=native_fp8 denoise.steps=10" in text
@@ -95,6 +98,12 @@ def test_a_discordant_episode_has_the_frames_of_its_video(runs: list[Path]) -> N
     text = report(runs[:2])
     assert text.count('<img src="data:image/jpeg;base64,') == 2
     assert "no video recorded; run again with video=all" in text
+
+
+def test_episodes_beyond_the_pictured_are_named_by_task(tmp_path: Path) -> None:
+    text = report([write_run(tmp_path / "a"), write_run(tmp_path / "b", failures=range(12))])
+    assert text.count('<article class="card">') == 6
+    assert "Without pictures: libero_spatial task 4 seed 7: 0; libero_spatial task 5 seed 7: 0" in text
 
 
 def test_a_broken_video_is_said(runs: list[Path]) -> None:
@@ -186,8 +195,8 @@ def test_a_browser_shows_the_page(
         assert browser.evaluate(f"document.getElementById('{section}').getBoundingClientRect().height") > 20
     assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert browser.evaluate("document.images.length") == 2
-    smallest = "Math.min(...[...document.querySelectorAll('svg.plot text')].map(t => t.getBoundingClientRect().height))"
-    assert browser.evaluate(smallest) >= 10
+    texts = "[...document.querySelectorAll('svg.plot text')]"
+    assert browser.evaluate(f"Math.min(...{texts}.map(text => text.getBoundingClientRect().height))") >= 10
     background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
     browser.screenshot(tmp_path / "page.png")

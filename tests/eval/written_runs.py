@@ -11,7 +11,7 @@ from tests.eval.conftest import EPISODE, INFERENCE
 STAGES = ("vision", "prefix", "denoise")
 
 
-def run_json(policy: str, steps: int, count: int, **changes: Any) -> dict[str, Any]:
+def run_json(policy: str, steps: int, count: int) -> dict[str, Any]:
     """What the runner writes into run.json, as far as a report reads it."""
     return {
         "config": {"shard": None},
@@ -36,7 +36,6 @@ def run_json(policy: str, steps: int, count: int, **changes: Any) -> dict[str, A
         "tracking_error": None,
         "video_error": None,
         "finished": True,
-        **changes,
     }
 
 
@@ -56,13 +55,13 @@ def write_run(
     """Write a run of `count` episodes spread over ten tasks; return its folder."""
     failed, raised = set(failures), set(errors)
     with RunWriter(folder) as writer:
-        writer.write_run(run_json(policy, steps, count, **(run or {})))
+        writer.write_run(run_json(policy, steps, count) | dict(run or {}))
         for i in range(count):
             key = {"task_id": i % 10, "episode": i // 10}
             ms = infer_ms * (1 + (i % 7) / 100)
             timing = {
                 "infer_ms": ms,
-                "stage_ms": {stage: ms / 4 for stage in STAGES},
+                "stage_ms": dict.fromkeys(STAGES, ms / 4),
                 "backends": dict.fromkeys(STAGES, policy),
                 "under_load": under_load,
             }

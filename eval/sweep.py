@@ -1,0 +1,247 @@
+"""Sweep: `python -m eval.sweep +experiment=denoise_sweep` runs each job in a fresh process, one at a time.
+
+    python -m eval.sweep policy=baseline,native_fp8 denoise.steps=10,3 protocol=full
+    python -m eval.sweep --one-at-a-time +experiment=ablation
+    python -m eval.sweep --resume outputs/sweeps/STAMP
+
+Lists of values multiply. A job that fails is noted and the others go on; the exit status is then 1. At the
+end the runs are set side by side, the first one being what the others are compared with: printed, and as
+`table.md` and `table.json` in the sweep's folder. `python -m eval.report FOLDER` makes a page of it.
+
+Non-obvious behaviors:
+    * A fresh process for each job: in one process later jobs would find warm caches (`python -m eval -m`).
+    * `--resume` starts the jobs that have not begun and goes on with those that have not finished.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.text import Text
+
+from eval.command import FULL_ERROR, complain
+from eval.compare import MARGIN
+from eval.overview import overview
+from eval.overview_table import markdown, render
+from eval.records import EPISODES_FILE, RUN_FILE, to_plain
+from eval.run_folders import SWEEP_FILE, margin_points, read_sources
+from eval.summary import report_console
+from eval.sweep_config import Job, read_jobs
+
+LOG_FILE = "job.log"  # beside the records: what the job printed
+TABLE_FILES = ("table.md", "table.json")
+PATIENCE_S = 60  # for a job that was interrupted to write its summary
+
+RunJob = Callable[[list[str], Path], int]
+"""Runs `python -m eval` with these arguments, writes what it prints to a file, returns the exit status."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as `sweep.json` has it.
+
+    Attributes:
+        status: exit status of its last process; None before it has ended.
+        error: why there is no result, None while none is known.
+    """
+
+    folder: str
+    label: str
+    overrides: tuple[str, ...]
+    status: int | None = None
+    wall_s: float | None = None
+    error: str | None = None
+
+
+class SweepError(ValueError):
+    """The sweep cannot start; the message is one readable line."""
+
+
+def new_sweep(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
+    """Return the jobs of a new sweep, written into its folder.
+
+    Raises:
+        SweepError: the folder holds a sweep.
+    """
+    if (folder / SWEEP_FILE).exists():
+        raise SweepError(f"{folder} already holds a sweep; go on with it by --resume, or choose a new folder")
+    records = [JobRecord(job.folder, job.label, job.overrides) for job in jobs]
+    write_jobs(folder, records)
+    return records
+
+
+def read_sweep(folder: Path) -> list[JobRecord]:
+    """Return the jobs of a sweep that has begun.
+
+    Raises:
+        SweepError: the folder holds none.
+    """
+    path = folder / SWEEP_FILE
+    if not path.is_file():
+        raise SweepError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
+    jobs: list[dict[str, Any]] = json.loads(path.read_bytes())["jobs"]
+    return [JobRecord(**{**job, "overrides": tuple(job["overrides"])}) for job in jobs]
+
+
+def write_jobs(folder: Path, records: Sequence[JobRecord]) -> None:
+    """Replace `sweep.json` in one step."""
+    _write(folder / SWEEP_FILE, _json({"jobs": [asdict(record) for record in records]}))
+
+
+def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob) -> None:
+    """Run what has not finished, in order, and note in `records` and on the disk how each ended."""
+    for i, record in enumerate(records):
+        place = f"[{i + 1}/{len(records)}] {record.label}"
+        if is_finished(folder / record.folder) and record.status in (None, 0):
+            records[i] = replace(record, status=0, error=None)
+            _say(f"{place}: finished before")
+            continue
+        log = folder / record.folder / LOG_FILE
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _say(f"{place}: running, what it prints is in {log}")
+        start_s = time.monotonic()
+        status = run_job(_arguments(folder, record), log)
+        wall_s = round(time.monotonic() - start_s, 1)
+        error = None if status == 0 else _why(log, status)
+        records[i] = replace(record, status=status, wall_s=wall_s, error=error)
+        write_jobs(folder, records)
+        _say(f"{place}: {error or 'finished'}, {wall_s:.0f} s")
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has run all of its episodes."""
+    path = folder / RUN_FILE
+    return path.is_file() and json.loads(path.read_bytes()).get("finished") is True
+
+
+def write_tables(folder: Path, margin: float) -> None:
+    """Print the runs side by side and write them into the sweep's folder.
+
+    Raises:
+        ValueError: no job recorded an episode.
+    """
+    shown = overview(read_sources([folder]), margin)
+    _write(folder / TABLE_FILES[0], markdown(shown, f"Sweep {folder.name}"))
+    _write(folder / TABLE_FILES[1], _json(shown.to_dict()))
+    report_console().print(render(shown))
+
+
+def run_process(arguments: list[str], log: Path) -> int:
+    """Run a job in a process of its own, in a session of its own: it is interrupted once, by this process.
+
+    Raises:
+        KeyboardInterrupt: once the job has written what it had.
+    """
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "eval", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE_S)
+            finally:
+                process.kill()  # no effect on one that has ended
+            raise
+
+
+def _arguments(folder: Path, record: JobRecord) -> list[str]:
+    run = folder / record.folder
+    if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
+        return [f"resume={run}"]
+    group = [] if any(text.startswith("tracking.group=") for text in record.overrides) else [folder.name]
+    return [*record.overrides, *(f"tracking.group={name}" for name in group), f"hydra.run.dir={run}"]
+
+
+def _why(log: Path, status: int) -> str:
+    """Return what a job said last of why it ended."""
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    return f"exit status {status}" + (
+        f": {said[-1].removeprefix('error: ')}" if said else f", see {log.name}"
+    )
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(to_plain(value, "sweep"), indent=1, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _say(text: str) -> None:
+    report_console(stderr=True).print(Text(text), soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) -> int:
+    """Run the command line; return 0 when every job finished, 1 when not, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.sweep", description="Run each job of a sweep in a fresh process, one at a time."
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for python -m eval; lists of values multiply"
+    )
+    parser.add_argument("--one-at-a-time", action="store_true", help="vary one list at a time, then all")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/sweeps/<time>")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with this sweep")
+    parser.add_argument(
+        "--margin",
+        type=margin_points,
+        default=MARGIN,
+        help="percentage points of success that a job may lose against the first (%(default)s)",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.resume is not None and (options.overrides or options.out or options.one_at_a_time):
+        parser.error("--resume takes the jobs of the sweep as they are; drop the other arguments")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
+    interrupted = False
+    try:
+        if options.resume is not None:
+            folder, records = options.resume, read_sweep(options.resume)
+        else:
+            jobs = read_jobs(options.overrides, one_at_a_time=options.one_at_a_time)
+            folder = options.out or Path(
+                "outputs", "sweeps", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}"
+            )
+            records = new_sweep(folder, jobs)
+        _say(f"{len(records)} jobs, one at a time; folder: {folder}")
+        try:
+            run_jobs(folder, records, run_job)
+        except KeyboardInterrupt:
+            interrupted = True
+            _say(f"interrupted; go on with it: python -m eval.sweep --resume {folder}")
+        write_tables(folder, options.margin)
+        _say(f"tables: {', '.join(str(folder / name) for name in TABLE_FILES)}")
+        _say(f"a page of it: python -m eval.report {folder}")
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get(FULL_ERROR) == "1":
+            raise
+        complain(error)
+        return 130 if interrupted else 1
+    if interrupted:
+        return 130
+    return 0 if all(record.status == 0 for record in records) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""Sweeps: which jobs a command line means, that a failed one stops no other, and how one goes on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+
+from eval.report import main as report
+from eval.run_folders import SWEEP_FILE
+from eval.schema import ConfigError
+from eval.sweep import TABLE_FILES, main, run_process
+from eval.sweep_config import read_jobs
+from tests.eval.written_runs import write_run
+
+
+@pytest.fixture(autouse=True)
+def _no_hydra_and_no_power_loss(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr("eval.records.os.fsync", lambda descriptor: None)
+    yield
+    GlobalHydra.instance().clear()
+
+
+class Jobs:
+    """Runs no process: writes a run, unless the job's policy is among `broken` or `interrupted`."""
+
+    def __init__(self, broken: str = "none", interrupted: str = "none") -> None:
+        self.seen: list[list[str]] = []
+        self._broken, self._interrupted = broken, interrupted
+
+    def __call__(self, arguments: list[str], log: Path) -> int:
+        self.seen.append(arguments)
+        chosen = dict(text.split("=", 1) for text in arguments)
+        if "resume" in chosen:
+            path = Path(chosen["resume"], "run.json")
+            path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
+            return 0
+        folder, policy = Path(chosen["hydra.run.dir"]), chosen["policy"]
+        if policy == self._broken:
+            log.write_text("a line\nerror: no GPU here\n")
+            return 1
+        steps = int(chosen["denoise.steps"])
+        if policy == self._interrupted:
+            write_run(folder, policy=policy, steps=steps, count=5, run={"finished": False})
+            raise KeyboardInterrupt
+        write_run(folder, policy=policy, steps=steps, count=20)
+        return 0
+
+
+COMMAND = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10"]
+
+
+def sweep_file(folder: Path) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = json.loads((folder / SWEEP_FILE).read_text())["jobs"]
+    return jobs
+
+
+def test_the_denoise_sweep_is_policies_by_steps_and_begins_with_the_baseline() -> None:
+    jobs = read_jobs(["+experiment=denoise_sweep"])
+    assert len(jobs) == 15
+    assert [job.folder for job in jobs[:2]] == ["0_baseline_steps10", "1_baseline_steps5"]
+    assert jobs[14].overrides == ("+experiment=denoise_sweep", "policy=native_fp8", "denoise.steps=1")
+
+
+def test_the_ablation_changes_one_stage_at_a_time_and_then_all() -> None:
+    jobs = read_jobs(["+experiment=ablation", "protocol=smoke"], one_at_a_time=True)
+    changed = [[text for text in job.swept if not text.endswith("eager")] for job in jobs]
+    assert changed == [
+        [],
+        ["optim/vision=fp8"],
+        ["optim/prefix=fp8"],
+        ["optim/denoise=compile"],
+        ["optim/vision=fp8", "optim/prefix=fp8", "optim/denoise=compile"],
+    ]
+    assert all("protocol=smoke" in job.overrides for job in jobs)
+    assert len(read_jobs(["+experiment=ablation"])) == 8
+
+
+def test_the_command_line_replaces_the_lists_of_the_experiment() -> None:
+    jobs = read_jobs(["+experiment=denoise_sweep", "policy=baseline", "denoise.steps=2,1"])
+    assert [job.folder for job in jobs] == ["0_baseline_steps2", "1_baseline_steps1"]
+    assert all(job.overrides.count("policy=baseline") == 1 for job in jobs)
+
+
+def test_a_comma_within_brackets_is_one_value() -> None:
+    [job] = read_jobs(["suite.tasks=[0,3]"])
+    assert job.overrides == ("suite.tasks=[0,3]",)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("denoise.steps=10,0", "job denoise.steps=0: denoise.steps must be >= 1, got 0"),
+        ("hydra.run.dir=x", "hydra.run.dir is not read by a sweep"),
+        ("resume=x", "resume belongs to one run"),
+        ("seed=interval(1,2)", "seed must be one value or a list of values"),
+    ],
+)
+def test_wrong_values_are_refused_before_the_first_job(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_jobs([argument])
+    assert message in str(refused.value)
+
+
+def test_an_unknown_choice_is_refused_before_the_first_job() -> None:
+    with pytest.raises(HydraException):
+        read_jobs(["policy=baseline,basline"])
+
+
+def test_a_failed_job_stops_no_other_and_the_table_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = Jobs(broken="trt_fp8")
+    assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 1
+    assert len(jobs.seen) == 3
+    assert [job["status"] for job in sweep_file(tmp_path / "s")] == [0, 1, 0]
+    text = (tmp_path / "s" / TABLE_FILES[0]).read_text()
+    assert "| 2* | native_fp8, 10 steps | 20 / 20 |" in text
+    assert "1_trt_fp8_steps10: no numbers: exit status 1: no GPU here" in text
+    table = json.loads((tmp_path / "s" / TABLE_FILES[1]).read_text())
+    assert [run["label"] for run in table["runs"]] == ["baseline, 10 steps", "native_fp8, 10 steps"]
+    captured = capsys.readouterr()
+    assert "native_fp8, 10" in captured.out
+    assert "exit status 1: no GPU here" in captured.err
+
+
+def test_jobs_of_a_sweep_share_a_group_and_have_folders_of_their_own(tmp_path: Path) -> None:
+    jobs = Jobs()
+    assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 0
+    assert all("tracking.group=s" in arguments for arguments in jobs.seen)
+    assert len({arguments[-1] for arguments in jobs.seen}) == 3
+    named = Jobs()
+    main([*COMMAND, "tracking.group=mine", "--out", str(tmp_path / "t")], named)
+    assert all("tracking.group=t" not in arguments for arguments in named.seen)
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "s"
+    assert main([*COMMAND, "--out", str(folder)], Jobs(interrupted="trt_fp8")) == 130
+    assert f"--resume {folder}" in capsys.readouterr().err
+    assert (folder / TABLE_FILES[0]).is_file()
+    jobs = Jobs()
+    assert main(["--resume", str(folder)], jobs) == 0
+    assert [arguments[0] for arguments in jobs.seen] == [
+        f"resume={folder / '1_trt_fp8_steps10'}",
+        "denoise.steps=10",
+    ]
+    assert [job["status"] for job in sweep_file(folder)] == [0, 0, 0]
+    again = Jobs()
+    assert main(["--resume", str(folder)], again) == 0
+    assert again.seen == []
+
+
+def test_a_folder_with_a_sweep_is_not_begun_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--out", str(tmp_path / "s")], Jobs()) == 0
+    jobs = Jobs()
+    assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 1
+    assert jobs.seen == []
+    assert "already holds a sweep; go on with it by --resume" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "nowhere")], jobs) == 1
+
+
+def test_a_sweep_in_which_all_failed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy=trt_fp8", "--out", str(tmp_path / "s")], Jobs(broken="trt_fp8")) == 1
+    assert "no episode to report on" in capsys.readouterr().err
+
+
+def test_a_sweep_is_what_a_report_is_made_of(tmp_path: Path) -> None:
+    main([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="native_fp8"))
+    assert report([str(tmp_path / "s")]) == 0
+    text = (tmp_path / "s" / "report.html").read_text()
+    assert "2_native_fp8_steps10: exit status 1: no GPU here" in text
+    assert "trt_fp8, 10 steps" in text
+
+
+def test_a_job_is_a_process_whose_words_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    assert run_process(["--cfg", "job", "denoise.steps=3"], log) == 0
+    assert "steps: 3" in log.read_text()
+    assert run_process(["denoise.steps=0", f"hydra.run.dir={tmp_path / 'run'}"], log) == 1
+    assert "error: denoise.steps must be >= 1, got 0" in log.read_text().splitlines()
