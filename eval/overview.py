@@ -106,16 +106,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Overview:
-    """Runs side by side; the first is what the others are compared with.
+    """Runs side by side; the first that has numbers is what the others are compared with.
 
     Attributes:
         margin: the loss of success that is accepted, in percentage points.
         missing: folders that hold no episode, and why.
+        first_is_missing: whether the run that was named first is among those.
     """
 
     entries: tuple[Entry, ...]
     missing: tuple[tuple[Path, str], ...]
     margin: float
+    first_is_missing: bool = False
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ class Overview:
         """Return the overview in dicts, lists and scalars, ready for JSON."""
         return {
             "margin": self.margin,
+            "first_is_missing": self.first_is_missing,
             "runs": [entry.to_dict() for entry in self.entries],
             "missing": [{"folder": str(folder), "reason": reason} for folder, reason in self.missing],
         }
@@ -171,7 +174,8 @@ def overview(sources: Sequence[Source], margin: float) -> Overview:
                 on_front=False,
             )
         )
-    return Overview(_with_front(entries), tuple(missing), margin)
+    first_is_missing = found[0][0] != sources[0].folder
+    return Overview(_with_front(entries), tuple(missing), margin, first_is_missing)
 
 
 def spreads(run: Run, *, under_load: bool) -> dict[str, Spread]:
@@ -199,6 +203,10 @@ def headline(shown: Overview) -> list[str]:
             f"(median of {base.latency.n}, {base.latency.hz:.1f} Hz)"
         )
     lines = [first]
+    if shown.first_is_missing:
+        lines.insert(
+            0, f"The first run has no numbers ({shown.missing[0][1]}); run 1 is the next that has some"
+        )
     others = shown.entries[1:]
     if not others:
         return lines

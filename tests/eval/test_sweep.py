@@ -128,6 +128,14 @@ def test_a_failed_job_stops_no_other_and_the_table_names_it(
     assert "exit status 1: no GPU here" in captured.err
 
 
+def test_a_first_job_without_numbers_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="baseline")) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "The first run has no numbers (exit status 1: no GPU here); run 1 is the next that has some" in said
+    )
+
+
 def test_jobs_of_a_sweep_share_a_group_and_have_folders_of_their_own(tmp_path: Path) -> None:
     jobs = Jobs()
     assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 0
