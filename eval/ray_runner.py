@@ -159,8 +159,12 @@ class RayRunner:
                     logging_level=logging.ERROR,
                 )
         except (RuntimeError, ConnectionError, OSError, ValueError) as error:
-            where = "on this machine" if options.address is None else f"at runner.address={options.address}"
-            raise RunnerError(f"Ray cannot be used {where}: {error}") from error
+            if options.address is None:
+                raise RunnerError(f"Ray cannot be started on this machine: {error}") from error
+            raise RunnerError(
+                f"Ray cannot be used at runner.address={options.address}: {error}; start it there with "
+                "`ray start`, with RAY_AUTH_MODE=token and one ~/.ray/auth_token everywhere"
+            ) from error
         cpus, needed = ray.cluster_resources().get("CPU", 0), options.workers + options.policies
         if cpus < needed:
             ray.shutdown()

@@ -1,6 +1,7 @@
 """Runs of the fakes through the real runners, records and resume; as a program, in a process to be killed:
-`python -m tests.eval.fake_run FOLDER`."""
+`python -m tests.eval.fake_run FOLDER RUNNER OPTIONS`."""
 
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from eval.runner import LocalRunner, Runner
 from eval.schema import RunnerConfig
 from eval.tracking import NullTracker, SafeTracker
 from eval.video import VideoMode
-from tests.eval.fakes import ArithmeticPolicy, make_policy, tasks, use_fakes
+from tests.eval.fakes import SIMULATOR, ArithmeticPolicy, fakes_in_use, make_policy, tasks, use_fakes
 
 NUM_TASKS, NUM_EPISODES = 3, 4
 PROVENANCE = {"git": {"commit": "c", "dirty": False, "error": None}, "packages": {}}
@@ -46,7 +47,7 @@ def plan_of(order: Sequence[int] = range(NUM_TASKS), shard: str | None = None, *
 def start(runner: str = "local", **options: Any) -> Runner:
     """A runner of the fakes."""
     if runner == "local":
-        return LocalRunner(ArithmeticPolicy(), use_fakes())
+        return LocalRunner(ArithmeticPolicy(), SIMULATOR)
     from eval.ray_runner import RayRunner
 
     return RayRunner(RunnerConfig("ray", **options), make_policy, use_fakes, wants_gpu=False)
@@ -64,7 +65,7 @@ def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options
         "provenance": PROVENANCE,
         "overrides": [],
     }
-    with closing(start(runner, **options)) as started:
+    with fakes_in_use(), closing(start(runner, **options)) as started:
         info["runner"] = started.facts
         earlier = reopen(folder) if (folder / EPISODES_FILE).exists() else None
         if earlier is not None:
@@ -98,4 +99,4 @@ def results(run: Run) -> dict[Any, Any]:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), runner=sys.argv[2], **({"workers": 2} if sys.argv[2] == "ray" else {}))
+    run(Path(sys.argv[1]), runner=sys.argv[2], **json.loads(sys.argv[3]))

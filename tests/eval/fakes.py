@@ -4,10 +4,11 @@ A file in the folder that the variable `FAKE_FAULTS` names makes one episode go 
 `<fault>-<task>-<episode>` once, `always-<fault>-<task>-<episode>` in each attempt.
 """
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from eval.libero_env import Task
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from policies.seeding import action_noise
 
+SIMULATOR = {"gl": "none"}
 FAULTS = "FAKE_FAULTS"
 STEP_S = "FAKE_STEP_S"  # how long a control step takes
 
@@ -30,9 +32,20 @@ def tasks(count: int) -> list[Task]:
 
 
 def use_fakes() -> dict[str, Any]:
-    """Let this process roll episodes in `ArithmeticEnv`; what a worker's setup does."""
+    """Let this process roll episodes in `ArithmeticEnv` from now on; what a worker's setup does."""
     episode_module.LiberoEnv = ArithmeticEnv  # type: ignore[assignment, misc]
-    return {"gl": "none"}
+    return SIMULATOR
+
+
+@contextlib.contextmanager
+def fakes_in_use() -> Iterator[None]:
+    """Let this process roll episodes in `ArithmeticEnv` for a while."""
+    real = episode_module.LiberoEnv
+    use_fakes()
+    try:
+        yield
+    finally:
+        episode_module.LiberoEnv = real  # type: ignore[misc]
 
 
 def make_policy() -> tuple["ArithmeticPolicy", Batching]:

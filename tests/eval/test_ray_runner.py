@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from eval.ray_actors import EpisodeWorker, PolicyHost, is_device_lost
 from eval.ray_runner import RayRunner
 from eval.resume import Changed
 from eval.rollout import CutOff, ServedChunk
+from eval.run_reader import read_run
 from eval.runner import RunnerError
 from eval.schema import RunnerConfig
 from eval.sim_stack import SimStackError
@@ -223,32 +227,42 @@ def test_a_policy_that_could_not_be_built_again_cuts_episodes_off() -> None:
     asyncio.run(ask())
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Two Ray nodes of two cores each on this machine; `environ` is that of those who join."""
+
+    address: str
+    environ: dict[str, str]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """The address of two Ray nodes of two cores each, on this machine, in processes that this test ends."""
-    port = free_port()
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster with a token of its own, in processes that this test ends."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = os.environ | {
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     ray_command = str(Path(sys.executable).with_name("ray"))
-    common = ["--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000", "--block"]
+    port = free_port()
+    quiet: dict[str, Any] = {"env": environ, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([ray_command, "get-auth-token", "--generate"], check=True, **quiet)
+    common = ["--num-cpus=2", "--object-store-memory=100000000", "--block"]
     nodes = (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"])
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
     try:
         for node in nodes:
-            started.append(
-                subprocess.Popen(
-                    [ray_command, "start", *node, *common],
-                    env=environ,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-            )
-            wait_for_nodes(f"127.0.0.1:{port}", len(started))
-        yield f"127.0.0.1:{port}"
+            started.append(subprocess.Popen([ray_command, "start", *node, *common], **quiet))
+            wait_for_nodes(f"127.0.0.1:{port}", len(started), environ)
+        yield Cluster(f"127.0.0.1:{port}", environ)
     finally:
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
         for process in started:
-            process.wait(30)
+            process.wait(60)
 
 
 def free_port() -> int:
@@ -257,24 +271,31 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for_nodes(address: str, count: int) -> None:
+def wait_for_nodes(address: str, count: int, environ: dict[str, str]) -> None:
     """Return when so many nodes have joined."""
     ask = "import ray, sys; ray.init(sys.argv[1], logging_level=50); print(len(ray.nodes()))"
+    host, port = address.split(":")
     for _ in range(30):
         time.sleep(1)
-        host, port = address.split(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-            done = subprocess.run(
-                [sys.executable, "-c", ask, address], capture_output=True, text=True, check=False
-            )
+            command = [sys.executable, "-c", ask, address]
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
             if done.stdout.strip() == str(count):
                 return
     pytest.fail(f"{count} Ray nodes did not start at {address}")
 
 
-def test_two_nodes_joined_by_an_address_record_the_same(tmp_path: Path, cluster: str) -> None:
-    found = run(tmp_path / "ray", runner="ray", workers=3, address=cluster)
+def test_two_nodes_joined_by_an_address_record_the_same(tmp_path: Path, cluster: Cluster) -> None:
+    def join(workers: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.eval.fake_run", str(tmp_path / "ray"), "ray"]
+        options = [json.dumps({"address": cluster.address, "workers": workers})]
+        return subprocess.run(
+            [*command, *options], cwd=ROOT, env=cluster.environ, capture_output=True, text=True, check=False
+        )
+
+    assert re.search(r"need 10 CPUs, the cluster at .* has 4", join(workers=9).stderr)
+    done = join(workers=3)
+    assert done.returncode == 0, done.stderr
+    found = read_run(tmp_path / "ray")
     assert results(found) == results(run(tmp_path / "local"))
     assert found.run["runner"]["nodes"] == 2
-    with pytest.raises(RunnerError, match=r"need 10 CPUs, the cluster at .* has 4"):
-        start("ray", address=cluster, workers=9)

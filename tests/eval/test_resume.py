@@ -28,7 +28,7 @@ Inference = Callable[..., InferenceRecord]
 def kill_at_a_random_moment(folder: Path, chance: random.Random) -> None:
     """Run in another process and end it with -9 some time after its first records."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.eval.fake_run", str(folder), "local"],
+        [sys.executable, "-m", "tests.eval.fake_run", str(folder), "local", "{}"],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
