@@ -82,14 +82,11 @@ def attend_split(
     values_BGHD: Tensor,
     bias: Tensor | None,
     wrap: Callable[[Any], Any] = lambda kernel: kernel,
-    *,
-    overlap: bool = False,
 ) -> Tensor:
     """Return attended_BHXD in the queries' dtype; arguments are contiguous.
 
     Args:
         wrap: what `torch.library` wants around a kernel inside an operator.
-        overlap: launch kernels before those that they wait for have ended; all neighbours must do so.
 
     Raises:
         ValueError: a head dimension that the kernels do not take.
@@ -128,9 +125,7 @@ def attend_split(
         D=head_dim,
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_KEYS=BLOCK_KEYS,
-        OVERLAP=overlap,
         num_warps=4,
-        **dependent(overlap),
     )
     wrap(merge_kernel)[(rows, batch * groups)](
         partial,
@@ -143,16 +138,9 @@ def attend_split(
         splits,
         D=head_dim,
         SPLITS=triton.next_power_of_2(splits),
-        OVERLAP=overlap,
         num_warps=4,
-        **dependent(overlap),
     )
     return attended_BHXD
-
-
-def dependent(overlap: bool) -> dict[str, bool]:
-    """Return the launch options of a kernel with OVERLAP."""
-    return {"launch_pdl": True} if overlap else {}
 
 
 @functools.cache

@@ -1,11 +1,7 @@
-"""Triton kernels of `optim.fused_attention`; imports Triton, so only where it is there.
-
-OVERLAP as in `optim.fused_denoise_kernels`.
-"""
+"""Triton kernels of `optim.fused_attention`; imports Triton, so only where it is there."""
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -29,13 +25,8 @@ def partial_kernel(
     D: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
-    """Softmax of one block of rows over one block of keys: its values and the log of its denominator.
-
-    With OVERLAP, keys and values of the prefix are fetched before the wait: they are older than the kernel
-    that is waited for.
-    """
+    """Softmax of one block of rows over one block of keys: its values and the log of its denominator."""
     split, row_block, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if split < prefix_splits:
         key_base, value_base = prefix_keys + group * prefix * D, prefix_values + group * prefix * D
@@ -47,14 +38,8 @@ def partial_kernel(
     key = start + tl.arange(0, BLOCK_KEYS)
     dim = tl.arange(0, D)
     is_row, is_key = row < rows, key < count
-    if OVERLAP:
-        gdc_launch_dependents()
-        if split >= prefix_splits:
-            gdc_wait()
     k = tl.load(key_base + key[:, None] * D + dim[None, :], mask=is_key[:, None], other=0.0)
     v = tl.load(value_base + key[:, None] * D + dim[None, :], mask=is_key[:, None], other=0.0)
-    if OVERLAP:
-        gdc_wait()
     q = tl.load(queries + (group * rows + row)[:, None] * D + dim[None, :], mask=is_row[:, None], other=0.0)
     scores = tl.dot(q, tl.trans(k)) * scale
     if HAS_BIAS:
@@ -82,12 +67,8 @@ def merge_kernel(
     splits,
     D: tl.constexpr,
     SPLITS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """Weigh the partial softmaxes of one row by their denominators, and write it for the projection."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     row, group = tl.program_id(0), tl.program_id(1)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, D)
     at = (group * splits + split) * rows + row

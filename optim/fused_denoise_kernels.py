@@ -1,288 +1,411 @@
-"""Triton kernels of `optim.fused_denoise`; imports Triton, so only where it is there.
+"""The denoise loop as one persistent Triton kernel; imports Triton, so only where it is there.
 
-Each multiplies a few rows with a weight that is read once: a program owns BLOCK_N output columns and streams
-their weights. M rows of the batch (B * H), W width of the expert, K inner and N outer dimension of a weight,
-D head dimension, X query heads, F width of the MLP, A action dimensions.
+One program stays on each processor and works through the phases of every layer of every Euler step:
+projection to queries, keys and values; attention of blocks of rows over blocks of keys; merging of those;
+output projection; gate and up; down. A phase reads what all programs wrote in the one before, so between
+phases every program counts itself in and waits for the others. Weights and the prefix are nobody's output:
+before it waits, a program fetches its tile of a later phase into the L2 cache, and its keys and values into
+registers.
 
-With OVERLAP a kernel is launched before the one that it depends on has ended (programmatic dependent
-launch): it fetches its first weights, which nobody writes, and then waits for the other's results.
-
-Weights are in the activations' precision, or in FP8 with a scale for each column, which is applied to the
-sums.
+A phase multiplies a few rows with a weight that is read once. A tile is N columns and the whole inner
+dimension, of which each of SPLIT warps multiplies a part, because one chain of matrix instructions over all
+of it would outlast the reading.
 
 adaRMS is folded: with r = 1 / rms(x), (x r (1 + scale) + shift) V = r (x (1 + scale)) V + shift V, and the
-last term depends on weights and t alone.
+last term depends on weights and t alone. Whoever writes x also writes x (1 + scale) of the norm that follows
+and the sum of squares of its columns.
+
+M rows of a block of the batch's, W width of the expert, K inner dimension of a weight, X query heads, D head
+dimension, F width of the MLP, A action dimensions.
 """
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+ATTENTION_ROWS = tl.constexpr(16)  # of a tile; the least that tensor cores take
+ACTION_BLOCK = tl.constexpr(8)
 
 
 @triton.jit
-def _row_block(rows, BLOCK_M: tl.constexpr):
-    row = tl.arange(0, BLOCK_M)
-    return row, row < rows
+def _arrive(counter):
+    """Count this program in; what it wrote is there for those who wait."""
+    tl.debug_barrier()
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0;"
+        " @p red.release.gpu.global.add.u32 [$1], 1; mov.b32 $0, 0; }",
+        "=r,l",
+        [counter],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
-def _modulated_matmul(
-    x,
-    one_plus_scale,
-    shifted,
-    weight,
-    weight_scale,
-    rows,
-    first_column,
-    eps,
-    W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SCALED: tl.constexpr,
-    OVERLAP: tl.constexpr,
-    dtype: tl.constexpr,
-):
-    """adaRMS(x) times BLOCK_N columns of a weight, float32 (BLOCK_M, BLOCK_N)."""
-    row, is_row = _row_block(rows, BLOCK_M)
-    column = first_column + tl.arange(0, BLOCK_N)
-    squares = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    inner = tl.arange(0, BLOCK_K)
-    next_block = tl.load(weight + column[None, :] * W + inner[:, None])
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    for start in range(0, W, BLOCK_K):
+def _await(counter, arrivals):
+    """Wait until so many programs have counted themselves in."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.ne.u32 p, t, 0; @p bra DONE;"
+        " AGAIN: ld.acquire.gpu.global.u32 t, [$1]; setp.lt.s32 p, t, $2; @p bra AGAIN;"
+        " DONE: mov.b32 $0, 0; }",
+        "=r,l,r",
+        [counter, arrivals],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+    tl.debug_barrier()
+
+
+@triton.jit
+def _prefetch(base, first, COUNT: tl.constexpr):
+    """Fetch COUNT contiguous elements into the L2 cache."""
+    LINE: tl.constexpr = 128 * 8 // base.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = triton.cdiv(COUNT, LINE)
+    line = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [base + first + line * LINE],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _multiply(
+    a, weight, first_row, rows, column,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """M rows of a times N columns of a weight, float32; each warp takes a part of every step of K."""
+    row = first_row + tl.arange(0, M)
+    is_row = (row < rows)[None, :, None]
+    inner = tl.arange(0, SPLIT)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    total = tl.zeros((SPLIT, M, N), dtype=tl.float32)
+    for start in tl.range(0, K, SPLIT * BLOCK_K, num_stages=3):
         k = start + inner
-        block = next_block
-        if start + BLOCK_K < W:
-            next_block = tl.load(weight + column[None, :] * W + (k + BLOCK_K)[:, None])
-        part = tl.load(x + row[:, None] * W + k[None, :], mask=is_row[:, None], other=0.0)
-        squares += tl.sum(part * part, axis=1)
-        scaled = part * tl.load(one_plus_scale + k)[None, :]
-        total += tl.dot(scaled.to(dtype), block.to(dtype), input_precision="ieee")
-    if SCALED:
-        total *= tl.load(weight_scale + column)[None, :]
-    inverse_rms = tl.rsqrt(squares / W + eps)
-    return total * inverse_rms[:, None] + tl.load(shifted + column)[None, :]
+        left = tl.load(a + row[None, :, None] * K + k[:, None, :], mask=is_row, other=0.0)
+        right = tl.load(weight + column[None, None, :] * K + k[:, :, None])
+        total += tl.dot(left, right.to(left.dtype), input_precision="ieee")
+    parts = tl.permute(total, (1, 2, 0))  # `tl.sum` would shuffle scalars; this moves the tile once
+    if SPLIT == 8:
+        one, other = tl.split(tl.reshape(parts, (M, N, 4, 2)))
+        parts = one + other
+    if SPLIT >= 4:
+        one, other = tl.split(tl.reshape(parts, (M, N, 2, 2)))
+        parts = one + other
+    one, other = tl.split(parts)
+    return one + other
 
 
 @triton.jit
-def qkv_kernel(
-    x,
-    one_plus_scale,
-    shifted,
-    weight,
-    weight_scale,
-    cos,
-    sin,
-    queries,
-    keys,
-    values,
-    rows,
-    horizon,
-    eps,
-    W: tl.constexpr,
-    X: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SCALED: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
+def _load_squares(squares, row, rows, PARTS: tl.constexpr):
+    part = tl.arange(0, PARTS)
+    return tl.load(squares + row[:, None] * PARTS + part[None, :], mask=(row < rows)[:, None], other=0.0)
+
+
+@triton.jit
+def _write_stream(value, x, scaled, squares, scales, row, rows, tile, W: tl.constexpr, N: tl.constexpr):
+    """Write a tile of the residual stream, and what the next norm needs of it."""
+    is_row = row < rows
+    at = row[:, None] * W + (tile * N + tl.arange(0, N))[None, :]
+    tl.store(x + at, value, mask=is_row[:, None])
+    tl.store(scaled + at, (value * scales[None, :]).to(scaled.dtype.element_ty), mask=is_row[:, None])
+    tl.store(squares + row * (W // N) + tile, tl.sum(value * value, axis=1), mask=is_row)
+
+
+@triton.jit
+def _embed(
+    actions, weight, bias, one_plus_scale, x, scaled, squares, rows,
+    A: tl.constexpr, W: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """x = actions times weight + bias, float32."""
+    for tile in tl.range(tl.program_id(0), W // N, tl.num_programs(0), num_stages=1):
+        column, a = tile * N + tl.arange(0, N), tl.arange(0, A)
+        block = tl.load(weight + column[None, :] * A + a[:, None])
+        biases, scales = tl.load(bias + column), tl.load(one_plus_scale + column)
+        for first_row in tl.range(0, rows, M, num_stages=1):
+            row = first_row + tl.arange(0, M)
+            noisy = tl.load(actions + row[:, None] * A + a[None, :], mask=(row < rows)[:, None], other=0.0)
+            value = tl.dot(noisy, block, input_precision="ieee") + biases[None, :]
+            _write_stream(value, x, scaled, squares, scales, row, rows, tile, W, N)
+
+
+@triton.jit
+def _project(
+    scaled, squares, weight, weight_scale, shifted, cos, sin, queries, keys, values, rows, horizon, eps,
+    W: tl.constexpr, X: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
     """adaRMS, projection to queries, keys and values, RoPE.
 
-    Columns of `weight`: X heads of queries, one of keys, one of values; within queries and keys dimension d
-    is followed by d + D / 2, its partner in the rotation.
+    Columns of `weight`: X heads of queries, one of keys, one of values; within each, dimension d is followed
+    by d + D / 2, its partner in the rotation. Values are turned by no angle, to be written like the others.
     """
-    first_column = tl.program_id(0) * BLOCK_N
-    out = _modulated_matmul(
-        x,
-        one_plus_scale,
-        shifted,
-        weight,
-        weight_scale,
-        rows,
-        first_column,
-        eps,
-        W,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        SCALED,
-        OVERLAP,
-        keys.dtype.element_ty,
-    )
-    row, is_row = _row_block(rows, BLOCK_M)
-    head = first_column // D
-    within = first_column % D
-    if head == X + 1:
-        to = values + row[:, None] * D + (within + tl.arange(0, BLOCK_N))[None, :]
-        tl.store(to, out.to(values.dtype.element_ty), mask=is_row[:, None])
-    else:
-        half = within // 2 + tl.arange(0, BLOCK_N // 2)
-        a, b = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
-        at = row[:, None] * (D // 2) + half[None, :]
-        c = tl.load(cos + at, mask=is_row[:, None], other=0.0)
-        s = tl.load(sin + at, mask=is_row[:, None], other=0.0)
-        if head == X:
-            to = keys + row[:, None] * D + half[None, :]
+    for tile in tl.range(tl.program_id(0), (X + 2) * D // N, tl.num_programs(0), num_stages=1):
+        column = tile * N + tl.arange(0, N)
+        head = tile * N // D
+        half = tile * N % D // 2 + tl.arange(0, N // 2)
+        shift = tl.load(shifted + column)
+        for first_row in tl.range(0, rows, M, num_stages=1):
+            row = first_row + tl.arange(0, M)
+            is_row = (row < rows)[:, None]
+            at = row[:, None] * (D // 2) + half[None, :]
+            c = tl.load(cos + at, mask=is_row & (head < X + 1), other=1.0)
+            s = tl.load(sin + at, mask=is_row & (head < X + 1), other=0.0)
+            parts = _load_squares(squares, row, rows, PARTS)
+            out = _multiply(scaled, weight, first_row, rows, column, W, M, N, BLOCK_K, SPLIT)
+            if SCALED:
+                out *= tl.load(weight_scale + column)[None, :]
+            out = out * tl.rsqrt(tl.sum(parts, axis=1) / W + eps)[:, None] + shift[None, :]
+            left, right = tl.split(tl.reshape(out, (M, N // 2, 2)))
+            if head < X:
+                to = queries + ((row // horizon * X + head) * horizon + row % horizon) * D
+            else:
+                to = (keys if head == X else values) + row * D
+            to = to[:, None] + half[None, :]
+            tl.store(to, (left * c - right * s).to(keys.dtype.element_ty), mask=is_row)
+            tl.store(to + D // 2, (right * c + left * s).to(keys.dtype.element_ty), mask=is_row)
+
+
+@triton.jit
+def _load_prefix(
+    keys, values, tile, prefix, splits, prefix_splits, row_blocks, batch,
+    D: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of a tile of the attention if they are the prefix's, which nobody writes."""
+    split, of = tile % splits, tile // (splits * row_blocks)
+    key = split * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    there = ((key < prefix) & (split < prefix_splits) & (of < batch))[:, None]
+    at = (of * prefix + key)[:, None] * D + tl.arange(0, D)[None, :]
+    return tl.load(keys + at, mask=there, other=0.0), tl.load(values + at, mask=there, other=0.0)
+
+
+@triton.jit
+def _attend(
+    queries, keys, values, prefix_keys, prefix_values, bias, partial, lse, k, v,
+    batch, horizon, prefix, splits, prefix_splits, score_scale,
+    X: tl.constexpr, D: tl.constexpr, BLOCK_KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Softmax of a block of rows over a block of keys: its values and the log of its denominator.
+
+    All query heads share the keys, so that each is X further rows.
+    """
+    rows = X * horizon
+    row_blocks = tl.cdiv(rows, ATTENTION_ROWS)
+    dim = tl.arange(0, D)
+    for tile in tl.range(tl.program_id(0), splits * row_blocks * batch, tl.num_programs(0), num_stages=1):
+        split, of = tile % splits, tile // (splits * row_blocks)
+        row = tile // splits % row_blocks * ATTENTION_ROWS + tl.arange(0, ATTENTION_ROWS)
+        is_row = row < rows
+        q = tl.load(queries + (of * rows + row)[:, None] * D + dim[None, :], mask=is_row[:, None], other=0.0)
+        if split < prefix_splits:
+            key = split * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+            is_key = key < prefix
+            of_bias = key
         else:
-            place = (row // horizon * X + head) * horizon + row % horizon
-            to = queries + place[:, None] * D + half[None, :]
-        tl.store(to, (a * c - b * s).to(keys.dtype.element_ty), mask=is_row[:, None])
-        tl.store(to + D // 2, (b * c + a * s).to(keys.dtype.element_ty), mask=is_row[:, None])
+            key = (split - prefix_splits) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+            is_key = key < horizon
+            of_bias = prefix + key
+            at_key = (of * horizon + key)[:, None] * D + dim[None, :]
+            k = tl.load(keys + at_key, mask=is_key[:, None], other=0.0)
+            v = tl.load(values + at_key, mask=is_key[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
+        if HAS_BIAS:
+            biases = tl.load(bias + of * (prefix + horizon) + of_bias, mask=is_key, other=0.0)
+            scores += biases.to(tl.float32)[None, :]
+        scores = tl.where(is_key[None, :], scores, float("-inf"))
+        top = tl.max(scores, axis=1)
+        weights = tl.exp(scores - top[:, None])
+        total = tl.sum(weights, axis=1)
+        out = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / total[:, None]
+        at_row = (of * splits + split) * rows + row
+        tl.store(partial + at_row[:, None] * D + dim[None, :], out, mask=is_row[:, None])
+        tl.store(lse + at_row, top + tl.log(total), mask=is_row)
+        k, v = _load_prefix(
+            prefix_keys, prefix_values, tile + tl.num_programs(0),
+            prefix, splits, prefix_splits, row_blocks, batch, D, BLOCK_KEYS,
+        )  # fmt: skip
 
 
 @triton.jit
-def gate_up_kernel(
-    x,
-    one_plus_scale,
-    shifted,
-    weight,
-    weight_scale,
-    hidden,
-    rows,
-    eps,
-    W: tl.constexpr,
-    F: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SCALED: tl.constexpr,
-    OVERLAP: tl.constexpr,
+def _merge(
+    partial, lse, attended, batch, horizon, splits, X: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr
 ):
+    """Weigh the partial softmaxes of each row by their denominators."""
+    rows = X * horizon
+    dim = tl.arange(0, D)
+    for tile in tl.range(tl.program_id(0), rows * batch, tl.num_programs(0), num_stages=1):
+        row, of = tile % rows, tile // rows
+        at = of * splits * rows + row
+        top = float("-inf")
+        for split in tl.static_range(SPLITS):
+            log = tl.load(lse + at + split * rows, mask=split < splits, other=float("-inf"))
+            top = tl.maximum(top, log)
+        total = 0.0
+        merged = tl.zeros((D,), dtype=tl.float32)
+        for split in tl.static_range(SPLITS):
+            there = split < splits
+            log = tl.load(lse + at + split * rows, mask=there, other=float("-inf"))
+            part = tl.load(partial + (at + split * rows) * D + dim, mask=there, other=0.0)
+            merged += part * tl.exp(log - top)
+            total += tl.exp(log - top)
+        to = attended + ((of * horizon + row % horizon) * X + row // horizon) * D + dim
+        tl.store(to, (merged / total).to(attended.dtype.element_ty))
+
+
+@triton.jit
+def _add(
+    a, weight, weight_scale, gate, one_plus_scale, x, scaled, squares, rows,
+    K: tl.constexpr, W: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """x += gate * (a times weight)."""
+    for tile in tl.range(tl.program_id(0), W // N, tl.num_programs(0), num_stages=1):
+        column = tile * N + tl.arange(0, N)
+        gates, scales = tl.load(gate + column), tl.load(one_plus_scale + column)
+        if SCALED:
+            gates *= tl.load(weight_scale + column)
+        for first_row in tl.range(0, rows, M, num_stages=1):
+            row = first_row + tl.arange(0, M)
+            at = row[:, None] * W + column[None, :]
+            before = tl.load(x + at, mask=(row < rows)[:, None], other=0.0)
+            out = _multiply(a, weight, first_row, rows, column, K, M, N, BLOCK_K, SPLIT)
+            value = before + out * gates[None, :]
+            _write_stream(value, x, scaled, squares, scales, row, rows, tile, W, N)
+
+
+@triton.jit
+def _gate_up(
+    scaled, squares, weight, weight_scale, shifted, hidden, rows, eps,
+    W: tl.constexpr, F: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr, SPLIT: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
     """adaRMS, gate and up projections, GEGLU; gate and up columns alternate in `weight`."""
-    first_column = tl.program_id(0) * BLOCK_N
-    out = _modulated_matmul(
-        x,
-        one_plus_scale,
-        shifted,
-        weight,
-        weight_scale,
-        rows,
-        first_column,
-        eps,
-        W,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        SCALED,
-        OVERLAP,
-        hidden.dtype.element_ty,
-    )
-    row, is_row = _row_block(rows, BLOCK_M)
-    gate, up = tl.split(tl.reshape(out, (BLOCK_M, BLOCK_N // 2, 2)))
-    bend = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # 2 sqrt(2 / pi)
-    column = first_column // 2 + tl.arange(0, BLOCK_N // 2)
-    to = hidden + row[:, None] * F + column[None, :]
-    tl.store(to, (gate * tl.sigmoid(bend) * up).to(hidden.dtype.element_ty), mask=is_row[:, None])
+    for tile in tl.range(tl.program_id(0), 2 * F // N, tl.num_programs(0), num_stages=1):
+        column = tile * N + tl.arange(0, N)
+        shift = tl.load(shifted + column)
+        for first_row in tl.range(0, rows, M, num_stages=1):
+            row = first_row + tl.arange(0, M)
+            parts = _load_squares(squares, row, rows, PARTS)
+            out = _multiply(scaled, weight, first_row, rows, column, W, M, N, BLOCK_K, SPLIT)
+            if SCALED:
+                out *= tl.load(weight_scale + column)[None, :]
+            out = out * tl.rsqrt(tl.sum(parts, axis=1) / W + eps)[:, None] + shift[None, :]
+            gate, up = tl.split(tl.reshape(out, (M, N // 2, 2)))
+            bend = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # 2 sqrt(2 / pi)
+            value = (gate * tl.sigmoid(bend) * up).to(hidden.dtype.element_ty)
+            to = hidden + row[:, None] * F + (tile * (N // 2) + tl.arange(0, N // 2))[None, :]
+            tl.store(to, value, mask=(row < rows)[:, None])
 
 
 @triton.jit
-def residual_kernel(
-    a,
-    weight,
-    weight_scale,
-    gate,
-    x,
-    rows,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SCALED: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """x += gate * (a times weight), in place; a program owns its columns of x."""
-    row, is_row = _row_block(rows, BLOCK_M)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    inner = tl.arange(0, BLOCK_K)
-    next_block = tl.load(weight + column[None, :] * K + inner[:, None])
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    for start in range(0, K, BLOCK_K):
-        k = start + inner
-        block = next_block
-        if start + BLOCK_K < K:
-            next_block = tl.load(weight + column[None, :] * K + (k + BLOCK_K)[:, None])
-        part = tl.load(a + row[:, None] * K + k[None, :], mask=is_row[:, None], other=0.0)
-        total += tl.dot(part, block.to(part.dtype))
-    if SCALED:
-        total *= tl.load(weight_scale + column)[None, :]
-    at = x + row[:, None] * N + column[None, :]
-    before = tl.load(at, mask=is_row[:, None], other=0.0)
-    tl.store(at, before + total * tl.load(gate + column)[None, :], mask=is_row[:, None])
+def _euler(x, one_plus_scale, weight, shifted, actions, rows, dt, eps, A: tl.constexpr, W: tl.constexpr):
+    """actions += dt * velocity: final adaRMS, output projection, one Euler step, float32."""
+    BLOCKS: tl.constexpr = A // ACTION_BLOCK
+    column = tl.arange(0, W)
+    for tile in tl.range(tl.program_id(0), rows * BLOCKS, tl.num_programs(0), num_stages=1):
+        row = tile // BLOCKS
+        a = tile % BLOCKS * ACTION_BLOCK + tl.arange(0, ACTION_BLOCK)
+        block = tl.load(weight + a[:, None] * W + column[None, :])
+        value = tl.load(x + row * W + column)
+        before = tl.load(actions + row * A + a)
+        inverse_rms = tl.rsqrt(tl.sum(value * value, axis=0) / W + eps)
+        value *= tl.load(one_plus_scale + column)
+        velocity = tl.sum(block * value[None, :], axis=1) * inverse_rms + tl.load(shifted + a)
+        tl.store(actions + row * A + a, before + dt * velocity)
 
 
 @triton.jit
-def action_in_kernel(
-    actions,
-    weight,
-    bias,
-    x,
-    rows,
-    A: tl.constexpr,
-    W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """x = actions times weight + bias, all float32."""
-    row, is_row = _row_block(rows, BLOCK_M)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    a = tl.arange(0, A)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    noisy = tl.load(actions + row[:, None] * A + a[None, :], mask=is_row[:, None], other=0.0)
-    block = tl.load(weight + column[None, :] * A + a[:, None])
-    out = tl.dot(noisy, block, input_precision="ieee") + tl.load(bias + column)[None, :]
-    tl.store(x + row[:, None] * W + column[None, :], out, mask=is_row[:, None])
-
-
-@triton.jit
-def euler_kernel(
-    x,
-    one_plus_scale,
-    shifted,
-    weight,
-    actions,
-    rows,
-    dt,
-    eps,
-    A: tl.constexpr,
-    W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """actions += dt * velocity, in place: final adaRMS, output projection, one Euler step, all float32."""
-    first_column = tl.program_id(0) * BLOCK_N
-    velocity = _modulated_matmul(
-        x,
-        one_plus_scale,
-        shifted,
-        weight,
-        weight,
-        rows,
-        first_column,
-        eps,
-        W,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        False,
-        OVERLAP,
-        tl.float32,
-    )
-    row, is_row = _row_block(rows, BLOCK_M)
-    at = actions + row[:, None] * A + (first_column + tl.arange(0, BLOCK_N))[None, :]
-    before = tl.load(at, mask=is_row[:, None], other=0.0)
-    tl.store(at, before + dt * velocity, mask=is_row[:, None])
+def denoise_kernel(
+    actions, in_weight, in_bias, out_weight,
+    one_plus_scale, gate, qkv_shift, gate_up_shift, out_shift,
+    qkv_weight, qkv_scale, output_weight, output_scale,
+    gate_up_weight, gate_up_scale, down_weight, down_scale,
+    cos, sin, prefix_keys, prefix_values, bias,
+    x, scaled, squares, queries, keys, values, partial, lse, attended, hidden, counter,
+    steps, layers, batch, horizon, prefix, splits, prefix_splits, dt, eps, score_scale,
+    A: tl.constexpr, W: tl.constexpr, X: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
+    M: tl.constexpr, N_QKV: tl.constexpr, N_X: tl.constexpr, N_GATE_UP: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """actions: noise before, actions after; see the module."""
+    QKV: tl.constexpr = (X + 2) * D
+    PARTS: tl.constexpr = W // N_X
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    one = tl.full((), 1, tl.int64)  # weights of all layers need 64 bits
+    rows = batch * horizon
+    row_blocks = tl.cdiv(X * horizon, ATTENTION_ROWS)
+    arrivals = programs
+    for step in tl.range(0, steps, num_stages=1):
+        norm = step * (2 * layers + 1) * W
+        _embed(actions, in_weight, in_bias, one_plus_scale + norm, x, scaled, squares, rows, A, W, M, N_X)
+        _arrive(counter)
+        for layer in tl.range(0, layers, num_stages=1):
+            at = layer * one
+            layer_qkv, layer_output = qkv_weight + at * QKV * W, output_weight + at * W * X * D
+            layer_gate_up, layer_down = gate_up_weight + at * 2 * F * W, down_weight + at * W * F
+            layer_keys = prefix_keys + at * batch * prefix * D
+            layer_values = prefix_values + at * batch * prefix * D
+            of_step = step * layers + layer
+            _await(counter, arrivals)
+            _project(
+                scaled, squares, layer_qkv, qkv_scale + layer * QKV, qkv_shift + of_step * QKV,
+                cos, sin, queries, keys, values, rows, horizon, eps,
+                W, X, D, M, N_QKV, BLOCK_K, PARTS, SPLIT, SCALED,
+            )  # fmt: skip
+            _arrive(counter)
+            k, v = _load_prefix(
+                layer_keys, layer_values, program,
+                prefix, splits, prefix_splits, row_blocks, batch, D, BLOCK_KEYS,
+            )  # fmt: skip
+            if program < W // N_X:
+                _prefetch(layer_output, program * N_X * X * D, N_X * X * D)
+            _await(counter, arrivals + programs)
+            _attend(
+                queries, keys, values, layer_keys, layer_values, bias, partial, lse, k, v,
+                batch, horizon, prefix, splits, prefix_splits, score_scale, X, D, BLOCK_KEYS, HAS_BIAS,
+            )  # fmt: skip
+            _arrive(counter)
+            if program < 2 * F // N_GATE_UP:
+                _prefetch(layer_gate_up, program * N_GATE_UP * W, N_GATE_UP * W)
+            _await(counter, arrivals + 2 * programs)
+            _merge(partial, lse, attended, batch, horizon, splits, X, D, SPLITS)
+            _arrive(counter)
+            if program < W // N_X:
+                _prefetch(layer_down, program * N_X * F, N_X * F)
+            _await(counter, arrivals + 3 * programs)
+            _add(
+                attended, layer_output, output_scale + layer * W, gate + norm, one_plus_scale + norm + W,
+                x, scaled, squares, rows, X * D, W, M, N_X, BLOCK_K, SPLIT, SCALED,
+            )  # fmt: skip
+            _arrive(counter)
+            _await(counter, arrivals + 4 * programs)
+            _gate_up(
+                scaled, squares, layer_gate_up, gate_up_scale + layer * 2 * F,
+                gate_up_shift + of_step * 2 * F, hidden, rows, eps,
+                W, F, M, N_GATE_UP, BLOCK_K, PARTS, SPLIT, SCALED,
+            )  # fmt: skip
+            _arrive(counter)
+            following = (layer + 1) % layers * one
+            if program < QKV // N_QKV:
+                _prefetch(qkv_weight + following * QKV * W, program * N_QKV * W, N_QKV * W)
+            if program < prefix_splits * batch:
+                ahead = (following * batch * prefix + program * BLOCK_KEYS) * D
+                _prefetch(prefix_keys, ahead, BLOCK_KEYS * D)
+                _prefetch(prefix_values, ahead, BLOCK_KEYS * D)
+            _await(counter, arrivals + 5 * programs)
+            _add(
+                hidden, layer_down, down_scale + layer * W, gate + norm + W, one_plus_scale + norm + 2 * W,
+                x, scaled, squares, rows, F, W, M, N_X, BLOCK_K, SPLIT, SCALED,
+            )  # fmt: skip
+            _arrive(counter)
+            arrivals += 6 * programs
+            norm += 2 * W
+        _await(counter, arrivals)
+        _euler(x, one_plus_scale + norm, out_weight, out_shift + step * A, actions, rows, dt, eps, A, W)
+        _arrive(counter)
+        _await(counter, arrivals + programs)
+        arrivals += 2 * programs

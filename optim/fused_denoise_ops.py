@@ -1,103 +1,183 @@
-"""The fused steps of an expert layer: launches of Triton kernels, each with its plain reference beside it.
+"""The persistent denoise kernel: what it reads and writes, its launch, and its plain reference.
 
-M rows (B * H), W width of the expert, X query heads, D head dimension, H horizon, F width of the MLP, A
-action dimensions, N columns of a weight. Weights are (out, in) as in `nn.Linear`, packed as the kernels say.
+M rows (B * H), B batch, H horizon, W width of the expert, X query heads, D head dimension, F width of the
+MLP, A action dimensions, C columns of a weight, K inner dimension of a weight, L layers, N = 2 L + 1 norms,
+E Euler steps, P parts of a row, S splits of the keys. Weights are (out, in) as in `nn.Linear`, packed as the
+kernel says.
 
-Floors of one layer at full size and bf16, on an H200 (4.27 TB/s), by the bytes of its weights: qkv 5.2 MB,
-1.2 us; output projection 4.2 MB, 1.0 us; gate and up 16.8 MB, 3.9 us; down 8.4 MB, 2.0 us.
+Floor of one layer at full size and bf16, on an H200 (4.27 TB/s), by the bytes of its weights: qkv 5.2 MB,
+1.2 us; output projection 4.2 MB, 1.0 us; gate and up 16.8 MB, 3.9 us; down 8.4 MB, 2.0 us. What the phases
+reach is in docs/results.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from optim.fp8 import FP8_MAX, quantise
-from optim.fused_attention import dependent
+from optim.fused_attention import reference as attend_reference
 from policies.pi05.layers import NORM_EPS, rms_normalise
 
-MOST_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """What adaRMS adds to one norm at one t, folded into the matmul that follows.
-
-    Attributes:
-        one_plus_scale_W: float32.
-        shifted_N: float32, the shift times the weight that follows (plus that weight's bias, if it has one).
-        gate_W: float32, of the residual.
-    """
-
-    one_plus_scale_W: Tensor
-    shifted_N: Tensor
-    gate_W: Tensor
+BLOCK_KEYS = 64
+MOST_WARPS = 8
+MOST_ROWS = 64  # of a block
+STAGED = 64 * (16 + 64)  # elements of inner dimension times rows and columns, for each warp in shared memory
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A packed weight (out, in): in the activations' precision, or in FP8 with a scale for each row.
+    """A packed weight of all layers: in the activations' precision, or in FP8 with a scale for each row.
 
     Attributes:
-        scale_N: float32; None if the values are the weight.
+        scale_LC: float32; None if the values are the weight.
     """
 
-    values_NK: Tensor
-    scale_N: Tensor | None = None
+    values_LCK: Tensor
+    scale_LC: Tensor | None = None
 
     @classmethod
-    def in_fp8(cls, weight_NK: Tensor) -> "Weight":
+    def in_fp8(cls, weight_LCK: Tensor) -> "Weight":
         """Return a weight in FP8, each row with a scale of its own."""
-        scale_N = weight_NK.float().abs().amax(dim=1).clamp(min=1e-12) / FP8_MAX
-        return cls(quantise(weight_NK, 1.0 / scale_N[:, None]).contiguous(), scale_N)
+        scale_LC = weight_LCK.float().abs().amax(dim=-1).clamp(min=1e-12) / FP8_MAX
+        return cls(quantise(weight_LCK, 1.0 / scale_LC[..., None]).contiguous(), scale_LC)
 
-    def dense(self) -> Tensor:
-        """Return the weight in float32."""
-        values = self.values_NK.float()
-        return values if self.scale_N is None else values * self.scale_N[:, None]
+    def dense(self, layer: int) -> Tensor:
+        """Return a layer's weight in float32."""
+        values = self.values_LCK[layer].float()
+        return values if self.scale_LC is None else values * self.scale_LC[layer, :, None]
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a kernel cuts its weight: columns of a program, inner dimension of a step, warps, stages."""
-
-    n: int
-    k: int
-    warps: int = 4
-    stages: int = 4
+    def pointers(self) -> tuple[Tensor, Tensor]:
+        """Return values and scale; the values twice where there is no scale, which is then not read."""
+        return self.values_LCK, self.values_LCK if self.scale_LC is None else self.scale_LC
 
 
 @dataclass(frozen=True)
-class Launch:
-    """How the kernels of a stage are launched.
+class Weights:
+    """The layers' weights; see `pack_qkv` and `interleave`."""
+
+    qkv: Weight
+    output: Weight
+    gate_up: Weight
+    down: Weight
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Projections of actions in and out, float32."""
+
+    in_weight_WA: Tensor
+    in_bias_W: Tensor
+    out_weight_AW: Tensor
+
+
+@dataclass(frozen=True)
+class Modulations:
+    """adaRMS of every norm at every t, float32, its shift taken through the weight that follows.
 
     Attributes:
-        blocks: of each kernel.
-        overlap: launch a kernel before the one that it waits for has ended.
+        out_shift_EA: with the bias of the projection.
     """
 
-    blocks: Mapping[str, Blocks]
-    overlap: bool = False
+    one_plus_scale_ENW: Tensor
+    gate_ENW: Tensor
+    qkv_shift_ELC: Tensor
+    gate_up_shift_ELC: Tensor
+    out_shift_EA: Tensor
 
 
-DEFAULT_BLOCKS = {
-    "qkv": Blocks(32, 128),
-    "gate_up": Blocks(64, 128),
-    "residual": Blocks(16, 256),
-    "action_in": Blocks(64, 32),
-    "euler": Blocks(16, 128),
-}
-# By the major compute capability; 132 processors want at least as many programs. Others get the default.
-BLOCKS: dict[int, dict[str, Blocks]] = {9: DEFAULT_BLOCKS}
-OVERLAP_CAPABILITY = 9  # Hopper
+@dataclass(frozen=True)
+class Prefix:
+    """What the suffix attends to, and its own geometry.
+
+    Attributes:
+        cos, sin: of the suffix, float32 (M, D / 2).
+        bias: (B, 1, 1, P + H), or None.
+    """
+
+    keys_LB1PD: Tensor
+    values_LB1PD: Tensor
+    cos: Tensor
+    sin: Tensor
+    bias: Tensor | None
 
 
-def launch_for(device: torch.device, *, overlap: bool) -> Launch:
-    """Return how to launch on a device; it overlaps where it is asked to and the GPU can."""
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return Launch(BLOCKS.get(major, DEFAULT_BLOCKS), overlap and major >= OVERLAP_CAPABILITY)
+@dataclass(frozen=True)
+class Scratch:
+    """What one phase leaves for the next; after the run, what the last layer of the last step left.
+
+    Attributes:
+        x_MW: residual stream, float32.
+        scaled_MW: x (1 + scale) of the next norm.
+        squares_MP: sums of squares of parts of x's rows, float32.
+        partial_BSRD: attention of R = X H rows to a split of the keys, float32; lse_BSR the logs of its
+            denominators.
+        counter: arrivals of programs at the ends of phases.
+    """
+
+    x_MW: Tensor
+    scaled_MW: Tensor
+    squares_MP: Tensor
+    queries_BXHD: Tensor
+    keys_B1HD: Tensor
+    values_B1HD: Tensor
+    partial_BSRD: Tensor
+    lse_BSR: Tensor
+    attended_MC: Tensor
+    hidden_MF: Tensor
+    counter: Tensor
+
+    def pointers(self) -> tuple[Tensor, ...]:
+        """Return the tensors in the kernel's order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a network that the kernel takes.
+
+    Raises:
+        ValueError: a size that it does not take; names the supported ones.
+    """
+
+    width: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+
+    def __post_init__(self) -> None:
+        for name, size in (
+            ("expert.width", self.width),
+            ("expert.num_heads * expert.head_dim", self.heads * self.head_dim),
+            ("expert.mlp_dim", self.mlp_dim),
+        ):
+            if size < 64 or size & (size - 1):
+                raise ValueError(
+                    f"{name} must be a power of two >= 64, got {size}; use optim/denoise=compile"
+                )
+
+    def blocks(self, rows: int) -> dict[str, int]:
+        """Return how the kernel cuts its work for so many rows; chosen for 132 processors (docs/results)."""
+        block_rows = min(MOST_ROWS, max(16, 1 << (rows - 1).bit_length()))
+        inner = min(self.width, self.heads * self.head_dim, self.mlp_dim)
+        split = min(MOST_WARPS, inner // 16)
+        columns = 32
+        block_k = min(inner // split, 1 << (STAGED // (block_rows + columns)).bit_length() - 1, 64)
+        return {
+            "M": block_rows,
+            "N_QKV": min(columns, self.head_dim),
+            "N_X": self.columns_of_x,
+            "N_GATE_UP": columns,
+            "BLOCK_K": block_k,
+            "SPLIT": split,
+        }
+
+    @property
+    def columns_of_x(self) -> int:
+        """Columns of the residual stream in a tile."""
+        return 16
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:
@@ -105,234 +185,153 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack((first, second), dim=1).flatten(0, 1)
 
 
-def power_of_two_within(block: int, size: int, what: str) -> int:
-    """Return the largest power of two up to `block` that divides `size`.
-
-    Raises:
-        ValueError: it is below 16, the least that tensor cores take.
-    """
-    found = min(block, size & -size)
-    if found < 16:
-        raise ValueError(f"{what} must be a multiple of 16, got {size}; use optim/denoise=compile")
-    return found
-
-
-def qkv(
-    x_MW: Tensor,
-    modulation: Modulation,
-    weight: Weight,
-    rope: tuple[Tensor, Tensor],
-    outputs: tuple[Tensor, Tensor, Tensor],
-    launch: Launch,
-) -> None:
-    """Write queries_BXHD, keys_B1HD (both after RoPE) and values_B1HD.
-
-    Args:
-        weight: X heads of queries, one of keys, one of values; see `pack_qkv`.
-        rope: float32 cos and sin, each (M, D / 2).
-    """
-    from optim.fused_denoise_kernels import qkv_kernel
-
-    queries_BXHD, keys, values = outputs
-    _, heads, horizon, dim = queries_BXHD.shape
-    rows, width = x_MW.shape
-    blocks = launch.blocks["qkv"]
-    block_n = power_of_two_within(min(blocks.n, dim), dim, "head_dim")
-    qkv_kernel[(weight.values_NK.shape[0] // block_n,)](
-        x_MW,
-        modulation.one_plus_scale_W,
-        modulation.shifted_N,
-        *_pointers(weight),
-        *rope,
-        queries_BXHD,
-        keys,
-        values,
-        rows,
-        horizon,
-        NORM_EPS,
-        W=width,
-        X=heads,
-        D=dim,
-        BLOCK_M=_block_rows(rows),
-        BLOCK_N=block_n,
-        BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
-        SCALED=weight.scale_N is not None,
-        OVERLAP=launch.overlap,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **dependent(launch.overlap),
-    )
-
-
-def qkv_reference(
-    x_MW: Tensor, modulation: Modulation, weight: Weight, rope: tuple[Tensor, Tensor], shape: torch.Size
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `qkv` writes for queries of `shape`, float32."""
-    batch, heads, horizon, dim = shape
-    out_MN = _modulated(x_MW, modulation, weight.dense())
-    out = out_MN.view(batch, horizon, heads + 2, dim).transpose(1, 2)
-    cos, sin = (table.view(batch, 1, horizon, dim // 2) for table in rope)
-    first, second = out[:, : heads + 1, :, 0::2], out[:, : heads + 1, :, 1::2]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated[:, :heads], rotated[:, heads:], out[:, heads + 1 :]
-
-
 def pack_qkv(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
     """Return one weight whose rows pair the partners of RoPE: d, d + D / 2 for each d of a head."""
-    heads = [*q.split(dim), *k.split(dim)]
-    paired = [interleave(head[: dim // 2], head[dim // 2 :]) for head in heads]
-    return torch.cat([*paired, v]).contiguous()
+    heads = [*q.split(dim), *k.split(dim), *v.split(dim)]
+    return torch.cat([interleave(head[: dim // 2], head[dim // 2 :]) for head in heads])
 
 
-def gate_up(x_MW: Tensor, modulation: Modulation, weight: Weight, hidden_MF: Tensor, launch: Launch) -> None:
-    """Write the GEGLU of the gate and up projections, whose columns alternate in `weight`."""
-    from optim.fused_denoise_kernels import gate_up_kernel
+def new_scratch(sizes: Sizes, prefix: Prefix, batch: int, horizon: int) -> Scratch:
+    """Return scratch memory on the prefix's device; only the counter is written."""
+    keys = prefix.keys_LB1PD
+    rows, split = batch * horizon, splits(keys.shape[3]) + splits(horizon)
+    new = functools.partial(torch.empty, device=keys.device, dtype=keys.dtype)
+    new32 = functools.partial(torch.empty, device=keys.device, dtype=torch.float32)
+    return Scratch(
+        x_MW=new32(rows, sizes.width),
+        scaled_MW=new(rows, sizes.width),
+        squares_MP=new32(rows, sizes.width // sizes.columns_of_x),
+        queries_BXHD=new(batch, sizes.heads, horizon, sizes.head_dim),
+        keys_B1HD=new(batch, 1, horizon, sizes.head_dim),
+        values_B1HD=new(batch, 1, horizon, sizes.head_dim),
+        partial_BSRD=new32(batch, split, sizes.heads * horizon, sizes.head_dim),
+        lse_BSR=new32(batch, split, sizes.heads * horizon),
+        attended_MC=new(rows, sizes.heads * sizes.head_dim),
+        hidden_MF=new(rows, sizes.mlp_dim),
+        counter=torch.zeros(1, device=keys.device, dtype=torch.int32),
+    )
 
-    rows, width = x_MW.shape
-    columns = weight.values_NK.shape[0]
-    blocks = launch.blocks["gate_up"]
-    block_n = power_of_two_within(blocks.n, columns, "expert.mlp_dim")
-    gate_up_kernel[(columns // block_n,)](
-        x_MW,
-        modulation.one_plus_scale_W,
-        modulation.shifted_N,
-        *_pointers(weight),
-        hidden_MF,
-        rows,
+
+def splits(tokens: int) -> int:
+    """Return how many blocks of keys there are."""
+    return -(-tokens // BLOCK_KEYS)
+
+
+def denoise(
+    actions_BHA: Tensor,
+    heads: Heads,
+    modulations: Modulations,
+    weights: Weights,
+    prefix: Prefix,
+    sizes: Sizes,
+) -> Scratch:
+    """Turn noise into actions, in place; float32.
+
+    Returns:
+        The scratch memory.
+    """
+    import triton
+
+    from optim.fused_denoise_kernels import denoise_kernel
+
+    batch, horizon, action_dim = actions_BHA.shape
+    layers, _, _, tokens, _ = prefix.keys_LB1PD.shape
+    steps = modulations.out_shift_EA.shape[0]
+    scratch = new_scratch(sizes, prefix, batch, horizon)
+    prefix_splits = splits(tokens)
+    split = prefix_splits + splits(horizon)
+    denoise_kernel[(programs(actions_BHA.device),)](
+        actions_BHA,
+        *vars(heads).values(),
+        *vars(modulations).values(),
+        *(pointer for weight in vars(weights).values() for pointer in weight.pointers()),
+        prefix.cos,
+        prefix.sin,
+        prefix.keys_LB1PD,
+        prefix.values_LB1PD,
+        prefix.keys_LB1PD if prefix.bias is None else prefix.bias,
+        *scratch.pointers(),
+        steps,
+        layers,
+        batch,
+        horizon,
+        tokens,
+        split,
+        prefix_splits,
+        -1.0 / steps,
         NORM_EPS,
-        W=width,
-        F=columns // 2,
-        BLOCK_M=_block_rows(rows),
-        BLOCK_N=block_n,
-        BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
-        SCALED=weight.scale_N is not None,
-        OVERLAP=launch.overlap,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **dependent(launch.overlap),
+        sizes.head_dim**-0.5,
+        A=action_dim,
+        W=sizes.width,
+        X=sizes.heads,
+        D=sizes.head_dim,
+        F=sizes.mlp_dim,
+        **sizes.blocks(batch * horizon),
+        BLOCK_KEYS=BLOCK_KEYS,
+        SPLITS=triton.next_power_of_2(split),
+        HAS_BIAS=prefix.bias is not None,
+        SCALED=weights.qkv.scale_LC is not None,
+        num_warps=sizes.blocks(batch * horizon)["SPLIT"],
+        num_stages=1,
+        launch_cooperative_grid=actions_BHA.is_cuda,
     )
+    return scratch
 
 
-def gate_up_reference(x_MW: Tensor, modulation: Modulation, weight: Weight) -> Tensor:
-    """Return what `gate_up` writes, float32."""
-    out_MN = _modulated(x_MW, modulation, weight.dense())
-    return F.gelu(out_MN[:, 0::2], approximate="tanh") * out_MN[:, 1::2]
+@functools.cache
+def programs(device: torch.device) -> int:
+    """Return one program for each processor: all must be resident, since they wait for each other."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def add_residual(a_MK: Tensor, weight: Weight, gate_N: Tensor, x_MN: Tensor, launch: Launch) -> None:
-    """Add gate * (a times weight) to `x_MN`, in place."""
-    from optim.fused_denoise_kernels import residual_kernel
-
-    rows, inner = a_MK.shape
-    columns = weight.values_NK.shape[0]
-    blocks = launch.blocks["residual"]
-    block_n = power_of_two_within(blocks.n, columns, "expert.width")
-    residual_kernel[(columns // block_n,)](
-        a_MK,
-        *_pointers(weight),
-        gate_N,
-        x_MN,
-        rows,
-        K=inner,
-        N=columns,
-        BLOCK_M=_block_rows(rows),
-        BLOCK_N=block_n,
-        BLOCK_K=power_of_two_within(blocks.k, inner, "heads * head_dim and expert.mlp_dim"),
-        SCALED=weight.scale_N is not None,
-        OVERLAP=launch.overlap,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **dependent(launch.overlap),
-    )
-
-
-def add_residual_reference(a_MK: Tensor, weight: Weight, gate_N: Tensor, x_MN: Tensor) -> Tensor:
-    """Return what `add_residual` leaves in `x_MN`."""
-    return x_MN + gate_N * (a_MK.float() @ weight.dense().T)
-
-
-def action_in(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor, x_MW: Tensor, launch: Launch) -> None:
-    """Write the embedded actions, float32."""
-    from optim.fused_denoise_kernels import action_in_kernel
-
-    rows, dim = actions_MA.shape
-    width = weight_WA.shape[0]
-    blocks = launch.blocks["action_in"]
-    block_n = power_of_two_within(blocks.n, width, "expert.width")
-    action_in_kernel[(width // block_n,)](
-        actions_MA,
-        weight_WA,
-        bias_W,
-        x_MW,
-        rows,
-        A=dim,
-        W=width,
-        BLOCK_M=_block_rows(rows),
-        BLOCK_N=block_n,
-        OVERLAP=launch.overlap,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **dependent(launch.overlap),
-    )
+def denoise_reference(
+    actions_BHA: Tensor,
+    heads: Heads,
+    modulations: Modulations,
+    weights: Weights,
+    prefix: Prefix,
+    sizes: Sizes,
+) -> Scratch:
+    """Do what `denoise` does in plain PyTorch, float32; attention is not split."""
+    batch, horizon, action_dim = actions_BHA.shape
+    scratch = new_scratch(sizes, prefix, batch, horizon)
+    actions_MA = actions_BHA.view(-1, action_dim)
+    for step in range(modulations.out_shift_EA.shape[0]):
+        scales, gates = modulations.one_plus_scale_ENW[step], modulations.gate_ENW[step]
+        x_MW = F.linear(actions_MA, heads.in_weight_WA, heads.in_bias_W)
+        for i in range(prefix.keys_LB1PD.shape[0]):
+            out = (rms_normalise(x_MW) * scales[2 * i]) @ weights.qkv.dense(i).T
+            out = (out + modulations.qkv_shift_ELC[step, i]).view(batch, horizon, -1, sizes.head_dim)
+            queries, keys, values = _rotated(out.transpose(1, 2), prefix, sizes.heads)
+            attended = attend_reference(
+                queries, prefix.keys_LB1PD[i], prefix.values_LB1PD[i], keys, values, prefix.bias
+            )
+            attended_MC = attended.transpose(1, 2).reshape(batch * horizon, -1)
+            x_MW = x_MW + gates[2 * i] * (attended_MC @ weights.output.dense(i).T)
+            out = (rms_normalise(x_MW) * scales[2 * i + 1]) @ weights.gate_up.dense(i).T
+            out = out + modulations.gate_up_shift_ELC[step, i]
+            hidden_MF = F.gelu(out[:, 0::2], approximate="tanh") * out[:, 1::2]
+            x_MW = x_MW + gates[2 * i + 1] * (hidden_MF @ weights.down.dense(i).T)
+        velocity = (rms_normalise(x_MW) * scales[-1]) @ heads.out_weight_AW.T + modulations.out_shift_EA[step]
+        actions_MA -= velocity / modulations.out_shift_EA.shape[0]
+    for name, value in {
+        "x_MW": x_MW,
+        "scaled_MW": x_MW * scales[-1],
+        "squares_MP": x_MW.square().unflatten(1, (scratch.squares_MP.shape[1], -1)).sum(-1),
+        "queries_BXHD": queries,
+        "keys_B1HD": keys,
+        "values_B1HD": values,
+        "attended_MC": attended_MC,
+        "hidden_MF": hidden_MF,
+    }.items():
+        getattr(scratch, name).copy_(value)
+    return scratch
 
 
-def action_in_reference(actions_MA: Tensor, weight_WA: Tensor, bias_W: Tensor) -> Tensor:
-    """Return what `action_in` writes."""
-    return F.linear(actions_MA, weight_WA, bias_W)
-
-
-def euler_step(
-    x_MW: Tensor, modulation: Modulation, weight_AW: Tensor, dt: float, actions_MA: Tensor, launch: Launch
-) -> None:
-    """Take one Euler step of `actions_MA`, in place: final norm, projection to a velocity, times dt."""
-    from optim.fused_denoise_kernels import euler_kernel
-
-    rows, width = x_MW.shape
-    dim = weight_AW.shape[0]
-    blocks = launch.blocks["euler"]
-    block_n = power_of_two_within(blocks.n, dim, "action_dim")
-    euler_kernel[(dim // block_n,)](
-        x_MW,
-        modulation.one_plus_scale_W,
-        modulation.shifted_N,
-        weight_AW,
-        actions_MA,
-        rows,
-        dt,
-        NORM_EPS,
-        A=dim,
-        W=width,
-        BLOCK_M=_block_rows(rows),
-        BLOCK_N=block_n,
-        BLOCK_K=power_of_two_within(blocks.k, width, "expert.width"),
-        OVERLAP=launch.overlap,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **dependent(launch.overlap),
-    )
-
-
-def euler_step_reference(
-    x_MW: Tensor, modulation: Modulation, weight_AW: Tensor, dt: float, actions_MA: Tensor
-) -> Tensor:
-    """Return what `euler_step` leaves in `actions_MA`."""
-    return actions_MA + dt * _modulated(x_MW, modulation, weight_AW)
-
-
-def _modulated(x_MW: Tensor, modulation: Modulation, weight_NW: Tensor) -> Tensor:
-    scaled = rms_normalise(x_MW) * modulation.one_plus_scale_W
-    return scaled @ weight_NW.T + modulation.shifted_N
-
-
-def _pointers(weight: Weight) -> tuple[Tensor, Tensor]:
-    """Return values and scale; the values twice where there is no scale, which is then not read."""
-    return weight.values_NK, weight.values_NK if weight.scale_N is None else weight.scale_N
-
-
-def _block_rows(rows: int) -> int:
-    if rows > MOST_ROWS:
-        raise ValueError(
-            f"batch * horizon must be <= {MOST_ROWS}, got {rows}; "
-            "use optim/denoise=compile, or smaller batches"
-        )
-    return max(16, 1 << (rows - 1).bit_length())
+def _rotated(qkv: Tensor, prefix: Prefix, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, horizon, dim = qkv.shape
+    cos, sin = (table.view(batch, 1, horizon, dim // 2) for table in (prefix.cos, prefix.sin))
+    first, second = qkv[..., 0::2], qkv[..., 1::2]
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    values = torch.cat((first, second), dim=-1)
+    return turned[:, :heads], turned[:, heads : heads + 1], values[:, heads + 1 :]

@@ -24,6 +24,7 @@ from optim.fused_attention import HEAD_DIMS
 from optim.fused_rows import Norm, add_norm, flash, geglu, gelu, layer_norm, quantise_rows, rope_split
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
+from optim.rope import half_table
 from policies.pi05.layers import NORM_EPS, RMSNorm
 from policies.pi05.prefix import Prefix, prefix_mask
 from policies.pi05.vision import Vision
@@ -62,10 +63,7 @@ class FusedPrefix:
         mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
         tables, bias = stage.geometry(x_BPW, mask_BP)
         (batch, tokens, _), dim, dtype = x_BPW.shape, stage.head_dim, x_BPW.dtype
-        cos, sin = (
-            table[..., : dim // 2].expand(batch, 1, tokens, dim // 2).reshape(-1, dim // 2).contiguous()
-            for table in tables
-        )
+        cos, sin = (half_table(table, batch, dim) for table in tables)
         x_SW = x_BPW.flatten(0, 1).contiguous()
         kv_heads = self._layers[-1].self_attn.kv_proj.weight.shape[0] // (2 * dim)
         keys = x_SW.new_empty((len(self._layers), batch, kv_heads, tokens, dim))

@@ -18,7 +18,7 @@ from optim.fp8 import FP8, quantise
 from policies.pi05.layers import attend, rms_normalise
 
 BLOCK_COLUMNS = 2048  # of a row, for the kernels that need not see it whole
-FLASH_ROWS, FLASH_KEYS = 64, 64
+FLASH_ROWS, FLASH_KEYS, FLASH_STAGES = 64, 32, 4
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def flash(
         BLOCK_ROWS=FLASH_ROWS,
         BLOCK_KEYS=FLASH_KEYS,
         num_warps=4,
-        num_stages=2,
+        num_stages=FLASH_STAGES,
     )
     return rows8
 
