@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from eval.schema import Config, ConfigError
-from optim.base import STAGES, CountedStage, Pass, PassError, StageSource, apply_passes, check_passes
+from optim.base import STAGES, Pass, PassError, StageSource, apply_passes, check_passes
+from optim.eager import eager_stages
 from optim.graphed_images import GraphedImages
 from optim.scales import load_scales
 from policies.base import Policy, Request
@@ -73,10 +75,9 @@ def load(config: Config) -> Checkpoint:
 
 def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:
     """Return the policy with every stage as it was loaded."""
-    stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
     return Pi05Policy.from_checkpoint(
         checkpoint,
-        stages,
+        eager_stages(checkpoint.stages),
         name=config.policy.name,
         form=config.policy.form,
         prompt_multiple=config.policy.prompt_multiple,
@@ -147,12 +148,21 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
-def _pass(config: Config, stage: str) -> Pass:
-    options = getattr(config.optim, stage)
-    if not isinstance(options, dict) or "_target_" not in options:
+def require_backend(stage: str, options: Any) -> Mapping[str, Any]:
+    """Return the options of a stage's backend.
+
+    Raises:
+        ConfigError: they name no backend.
+    """
+    if not isinstance(options, Mapping) or "_target_" not in options:
         raise ConfigError(
             f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
         )
+    return options
+
+
+def _pass(config: Config, stage: str) -> Pass:
+    options = require_backend(stage, getattr(config.optim, stage))
     try:
         built: Pass = instantiate(options)
     except InstantiationException as error:

@@ -66,7 +66,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
         complain(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        report_console(stderr=True).print(Text("interrupted; what was recorded is kept"))
+        say("interrupted; what was recorded is kept")
         sys.exit(130)
     finally:
         if before is None:
@@ -84,7 +84,12 @@ def _is_here() -> bool:
 
 def complain(error: Exception) -> None:
     """Print an error on one line of stderr."""
-    report_console(stderr=True).print(Text(f"error: {one_line(error)}"), soft_wrap=True)
+    say(f"error: {one_line(error)}")
+
+
+def say(text: str) -> None:
+    """Print what is being done on stderr, so that stdout holds results alone."""
+    report_console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -28,9 +28,8 @@ from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from rich.text import Text
 
-from eval.command import FULL_ERROR, complain
+from eval.command import FULL_ERROR, complain, say
 from eval.compare import MARGIN
 from eval.overview import overview
 from eval.overview_table import markdown, render
@@ -105,18 +104,18 @@ def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob) -> None:
         place = f"[{i + 1}/{len(records)}] {record.label}"
         if is_finished(folder / record.folder) and record.status in (None, 0):
             records[i] = replace(record, status=0, error=None)
-            _say(f"{place}: finished before")
+            say(f"{place}: finished before")
             continue
         log = folder / record.folder / LOG_FILE
         log.parent.mkdir(parents=True, exist_ok=True)
-        _say(f"{place}: running, what it prints is in {log}")
+        say(f"{place}: running, what it prints is in {log}")
         start_s = time.monotonic()
         status = run_job(_arguments(folder, record), log)
         wall_s = round(time.monotonic() - start_s, 1)
         error = None if status == 0 else _why(log, status)
         records[i] = replace(record, status=status, wall_s=wall_s, error=error)
         write_jobs(folder, records)
-        _say(f"{place}: {error or 'finished'}, {wall_s:.0f} s")
+        say(f"{place}: {error or 'finished'}, {wall_s:.0f} s")
 
 
 def is_finished(folder: Path) -> bool:
@@ -189,10 +188,6 @@ def _write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _say(text: str) -> None:
-    report_console(stderr=True).print(Text(text), soft_wrap=True)
-
-
 def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) -> int:
     """Run the command line; return 0 when every job finished, 1 when not, 130 when interrupted."""
     parser = argparse.ArgumentParser(
@@ -224,15 +219,15 @@ def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) 
                 "outputs", "sweeps", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}"
             )
             records = new_sweep(folder, jobs)
-        _say(f"{len(records)} jobs, one at a time; folder: {folder}")
+        say(f"{len(records)} jobs, one at a time; folder: {folder}")
         try:
             run_jobs(folder, records, run_job)
         except KeyboardInterrupt:
             interrupted = True
-            _say(f"interrupted; go on with it: python -m eval.sweep --resume {folder}")
+            say(f"interrupted; go on with it: python -m eval.sweep --resume {folder}")
         write_tables(folder, options.margin)
-        _say(f"tables: {', '.join(str(folder / name) for name in TABLE_FILES)}")
-        _say(f"a page of it: python -m eval.report {folder}")
+        say(f"tables: {', '.join(str(folder / name) for name in TABLE_FILES)}")
+        say(f"a page of it: python -m eval.report {folder}")
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(FULL_ERROR) == "1":
             raise

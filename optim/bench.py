@@ -26,7 +26,7 @@ from eval import provenance
 from eval.build import choose_device, choose_passes
 from eval.capture import collect_requests
 from eval.cli import choose_tasks
-from eval.command import Refused, complain
+from eval.command import Refused, complain, say
 from eval.observations import load_requests, save_requests
 from eval.records import to_plain
 from eval.schema import ConfigError
@@ -71,8 +71,8 @@ def run(arguments: Sequence[str]) -> int:
         path = Path(first.bench.report).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(report(record))
-        _say(f"report: {path}")
-    _say(f"record: {folder / RECORD_FILE}")
+        say(f"report: {path}")
+    say(f"record: {folder / RECORD_FILE}")
     found = problems(record)
     for problem in found:
         complain(RuntimeError(problem))
@@ -114,7 +114,7 @@ def _record_observations(config: BenchRun) -> list[Request]:
     every_task = replace(config, protocol=replace(config.protocol, num_tasks=None))
     tasks = choose_tasks(every_task)
     count = config.bench.num_observations
-    _say(f"recording {count} observations of {config.suite.name}")
+    say(f"recording {count} observations of {config.suite.name}")
     max_steps = min(config.suite.max_steps, CAPTURE_STEPS)
     requests = collect_requests(tasks, eager_float32(config), config.seed, count, max_steps=max_steps)
     free(choose_device(config.policy.device))
@@ -152,10 +152,6 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
     beside.replace(path)
 
 
-def _say(text: str) -> None:
-    report_console(stderr=True).print(Text(text), soft_wrap=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole
     trace."""
@@ -172,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(error)
         return 1
     except KeyboardInterrupt:
-        _say("interrupted; the settings that were finished are recorded")
+        say("interrupted; the settings that were finished are recorded")
         return 130
 
 

@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.text import Text
 from torch import Tensor
 
 from eval.build import choose_device, choose_dtype, eager_policy, load, optimise
-from eval.command import Refused
-from eval.summary import report_console
+from eval.command import Refused, say
 from optim.base import STAGES, Pass, StageMismatch
 from optim.bench_config import BenchConfig, BenchRun, Row, Setting
 from optim.parity import Parity, ParityError, compare, worst
@@ -195,7 +193,7 @@ def _build(
             raise Refused(f"policy {row.label}: {error}") from error
         peak = _used(device) - used_before + weight_bytes if device.type == "cuda" else None
         inputs = [_sizes(policy, request) for request in requests]
-        report_console(stderr=True).print(Text(f"built {row.label} in {build_s:.1f} s"), soft_wrap=True)
+        say(f"built {row.label} in {build_s:.1f} s")
         candidates.append(Candidate(row, policy, parity, peak, build_s, inputs, before_calls))
     return candidates
 

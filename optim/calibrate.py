@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eval.build import eager_policy, load
 from eval.capture import collect_requests, spread
 from eval.cli import choose_tasks
-from eval.command import Refused, command
+from eval.command import Refused, command, say
 from eval.observations import load_requests, save_requests
 from eval.schema import Config, ConfigError, register_schema
 from eval.sim_stack import SimStackError, prepare
@@ -184,7 +184,7 @@ def run(cfg: DictConfig) -> None:
         policy = eager_policy(config, checkpoint)
         if saved is None:
             prepare()
-            _say(f"collecting {options.count} observations of {config.suite.name}: minutes on a CPU")
+            say(f"collecting {options.count} observations of {config.suite.name}: minutes on a CPU")
             requests = collect_requests(
                 tasks, policy, config.seed, options.count, max_steps=config.suite.max_steps
             )
@@ -199,7 +199,7 @@ def run(cfg: DictConfig) -> None:
         raise Refused(str(error)) from error
     report_console().print(Text(summary(scales, path)), soft_wrap=True)
     for warning in warnings(scales.amax):
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def summary(scales: Scales, path: Path) -> str:
@@ -245,10 +245,6 @@ def _saved_requests(options: CalibrateConfig) -> list[Request] | None:
             f"got {options.count}; set calibrate.count={len(requests)} or collect more"
         )
     return spread(requests, options.count)
-
-
-def _say(text: str) -> None:
-    report_console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 if __name__ == "__main__":

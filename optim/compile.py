@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from optim.base import Args, CountedStage, Pass, StageSource
-from optim.cuda_graph import capture
+from optim.cuda_graph import capture_each
 from optim.engines import serve
 from optim.fuse import fuse, replace_modules
 from optim.fused_attention import use_split_attention
@@ -74,12 +74,12 @@ def build_compiled(stage: nn.Module, *, graph: bool, warmup: int) -> Callable[[A
         return torch.compile(function, fullgraph=True, dynamic=False)
 
     function = prepare(stage, compiled)
-    pool = torch.cuda.graph_pool_handle() if graph else None
+    captured = capture_each(function, warmup=warmup) if graph else None
 
     def build(args: Args) -> Callable[..., Any]:
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
-            if graph:
-                return capture(function, args, warmup=warmup, pool=pool)
+            if captured is not None:
+                return captured(args)
             function(*args)
             return function
 

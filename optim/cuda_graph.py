@@ -98,6 +98,12 @@ def capture(function: Callable[..., Any], args: Args, *, warmup: int = 3, pool: 
     return Captured(function, args, CudaRecorder(warmup, pool))
 
 
+def capture_each(function: Callable[..., Any], *, warmup: int) -> Callable[[Args], Captured]:
+    """Return what captures `function` for given arguments; all of its graphs share their memory."""
+    pool = torch.cuda.graph_pool_handle()
+    return lambda args: capture(function, args, warmup=warmup, pool=pool)
+
+
 @dataclass(frozen=True)
 class CudaGraph(Pass):
     """Capture a stage and replay it; its kernels are eager PyTorch's.
@@ -120,11 +126,9 @@ class CudaGraph(Pass):
 
     def __call__(self, source: StageSource) -> CountedStage:
         """Return the stage as graphs, one for each combination of shapes; they share their memory."""
-        stage = prepare(source.stage)
-        pool = torch.cuda.graph_pool_handle()
         return serve(
             source,
             "cuda_graph",
-            lambda args: capture(stage, args, warmup=self.warmup, pool=pool),
+            capture_each(prepare(source.stage), warmup=self.warmup),
             tolerance=TOLERANCE,
         )

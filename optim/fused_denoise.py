@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optim.base import CountedStage, Pass, StageSource
-from optim.cuda_graph import capture
+from optim.cuda_graph import capture_each
 from optim.engines import serve
 from optim.fused_attention import HEAD_DIMS
 from optim.fused_denoise_ops import (
@@ -172,11 +172,10 @@ class Fused(Pass):
         stage = source.stage
         assert isinstance(stage, Denoise)
         fused = FusedDenoise(stage, weights=self.weights)
-        pool = torch.cuda.graph_pool_handle()
         return serve(
             source,
             "fused",
-            lambda args: capture(fused, args, warmup=self.warmup, pool=pool),
+            capture_each(fused, warmup=self.warmup),
             tolerance=TOLERANCE["fp8" if self.weights == "fp8" else "bfloat16"],
             details={"precision": "bfloat16", "weights": self.weights},
         )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optim.base import CountedStage, Pass, StageSource
-from optim.cuda_graph import capture
+from optim.cuda_graph import capture_each
 from optim.engines import serve
 from optim.fp8 import FP8_CAPABILITY, with_fp8_linears
 from optim.fused_attention import HEAD_DIMS
@@ -26,7 +26,7 @@ from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from optim.rope import half_table
 from policies.pi05.layers import NORM_EPS, RMSNorm
-from policies.pi05.prefix import Prefix, prefix_mask
+from policies.pi05.prefix import Prefix
 from policies.pi05.vision import Vision
 
 
@@ -59,9 +59,9 @@ class FusedPrefix:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what `Prefix.forward` does."""
         stage = self._stage
-        x_BPW = stage.embed(image_tokens_BQW, tokens_BT)
-        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
-        tables, bias = stage.geometry(x_BPW, mask_BP)
+        x_BPW, tables, bias, mask_BP = stage.prepare(
+            image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT
+        )
         (batch, tokens, _), dim, dtype = x_BPW.shape, stage.head_dim, x_BPW.dtype
         cos, sin = (half_table(table, batch, dim) for table in tables)
         x_SW = x_BPW.flatten(0, 1).contiguous()
@@ -157,11 +157,10 @@ class FusedFp8(Pass):
     def __call__(self, source: StageSource) -> CountedStage:
         """Return the stage on fused kernels."""
         engine = fused_stage(with_fp8_linears(source.stage, source.amax, "all"))
-        pool = torch.cuda.graph_pool_handle()
         return serve(
             source,
             "fused_fp8",
-            lambda args: capture(engine, args, warmup=self.warmup, pool=pool),
+            capture_each(engine, warmup=self.warmup),
             tolerance=TOLERANCE["fp8"],
             details={"precision": "fp8"},
         )

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from eval.build import choose_passes, eager_policy, load
+from eval.build import choose_passes, eager_policy, load, require_backend
 from eval.capture import example_requests
 from eval.cli import choose_tasks
 from eval.command import Refused, command
@@ -125,15 +125,12 @@ def backend_of(stage: str, options: Any) -> tuple[str, str, bool]:
     Raises:
         ConfigError: not a backend.
     """
-    if not isinstance(options, Mapping) or "_target_" not in options:
-        raise ConfigError(
-            f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
-        )
+    chosen = require_backend(stage, options)
     try:
-        kind = pkgutil.resolve_name(str(options["_target_"]))
+        kind = pkgutil.resolve_name(str(chosen["_target_"]))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"optim.{stage} refused its options: {error}") from error
-    rest = ", ".join(f"{name}={value}" for name, value in options.items() if name != "_target_")
+    rest = ", ".join(f"{name}={value}" for name, value in chosen.items() if name != "_target_")
     return kind.__name__, rest, bool(getattr(kind, "needs_examples", True))
 
 

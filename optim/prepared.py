@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.pi05.denoise import Denoise
-from policies.pi05.prefix import Prefix, prefix_mask
+from policies.pi05.prefix import Prefix
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """What to do with the function that does the bulk of a stage's work, for example `torch.compile`."""
@@ -36,10 +36,9 @@ class PreparedPrefix(nn.Module):
         token_mask_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what `Prefix.forward` does."""
-        stage = self._stage[0]
-        x = stage.embed(image_tokens_BQW, tokens_BT)
-        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
-        rope, bias = stage.geometry(x, mask_BP)
+        x, rope, bias, mask_BP = self._stage[0].prepare(
+            image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT
+        )
         return *self._keys_values(x, rope, bias), mask_BP
 
 

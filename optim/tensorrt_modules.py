@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optim.fuse import replace_modules
-from policies.pi05.prefix import LastPrefixLayer, Prefix, PrefixLayer, prefix_mask
+from policies.pi05.prefix import LastPrefixLayer, Prefix, PrefixLayer
 
 
 class VisionCore(nn.Module):
@@ -128,9 +128,7 @@ def prefix_inputs(stage: Prefix, *args: Tensor | None) -> tuple[tuple[Tensor, ..
     image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT = args
     assert image_tokens_BQW is not None
     assert tokens_BT is not None
-    x_BPW = stage.embed(image_tokens_BQW, tokens_BT)
-    mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
-    rope, bias = stage.geometry(x_BPW, mask_BP)
+    x_BPW, rope, bias, mask_BP = stage.prepare(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
     return (x_BPW, *rope) if bias is None else (x_BPW, *rope, bias), mask_BP
 
 

@@ -76,17 +76,27 @@ class Prefix(nn.Module):
             tokens_BT: int64 token ids.
             token_mask_BT: False for padding; None if no prompt is padded.
         """
-        x = self.embed(image_tokens_BQW, tokens_BT)
-        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
-        rope, bias = self.geometry(x, mask_BP)
+        x, rope, bias, mask_BP = self.prepare(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
         return *self.keys_values(x, rope, bias), mask_BP
 
-    def geometry(self, x_BPW: Tensor, mask_BP: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """Return RoPE tables of the prefix tokens and the attention bias."""
+    def prepare(
+        self,
+        image_tokens_BQW: Tensor,
+        image_mask_BN: Tensor | None,
+        tokens_BT: Tensor,
+        token_mask_BT: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None, Tensor | None]:
+        """Return x_BPW, the embedded prefix; its RoPE tables; the attention bias; prefix_mask_BP.
+
+        Bias and mask are None if every token is valid.
+        """
+        x_BPW = self.embed(image_tokens_BQW, tokens_BT)
+        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
         if mask_BP is None:
-            return rope_tables(torch.arange(x_BPW.shape[1], device=x_BPW.device)[None], self.head_dim), None
+            places_1P = torch.arange(x_BPW.shape[1], device=x_BPW.device)[None]
+            return x_BPW, rope_tables(places_1P, self.head_dim), None, None
         bias = mask_bias((mask_BP[:, :, None] & mask_BP[:, None, :])[:, None], x_BPW.dtype)
-        return rope_tables(mask_BP.cumsum(dim=1) - 1, self.head_dim), bias
+        return x_BPW, rope_tables(mask_BP.cumsum(dim=1) - 1, self.head_dim), bias, mask_BP
 
     def keys_values(
         self, x_BPW: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None

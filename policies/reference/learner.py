@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from optim.base import CountedStage
+from optim.eager import eager_stages
 from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
 from policies.pi05.policy import Pi05Policy
 from policies.reference.sizes import DIMS
@@ -36,6 +36,8 @@ def load_learner(folder: Path | None) -> Pi05Policy | None:
         checkpoint = load_checkpoint(
             config, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32
         )
-        stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
-        _loaded[folder] = (written_ns, Pi05Policy.from_checkpoint(checkpoint, stages, name="learner"))
+        _loaded[folder] = (
+            written_ns,
+            Pi05Policy.from_checkpoint(checkpoint, eager_stages(checkpoint.stages), name="learner"),
+        )
     return _loaded[folder][1]

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from eval import capture
 from eval.capture import collect_requests, example_requests, spread
 from eval.libero_env import CAMERAS, Task, load_tasks
-from optim.base import CountedStage
+from optim.eager import eager_stages
 from policies.base import EpisodeKey, Observation
-from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
+from tests.optim.small import random_checkpoint
 
 SPATIAL = load_tasks("libero_spatial")
 
@@ -61,37 +62,22 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeEnv]]:
     assert all(env.closed for env in FakeEnv.built)
 
 
-def load(**changes: Any) -> Checkpoint:
-    options: dict[str, Any] = {
-        "name": "random_small",
-        "layout": "random",
-        "sizes": "small",
-        "norm_mode": "quantile",
-        "state_in_prompt": False,
-        "horizon": 10,
-        "replan_steps": 5,
-        "denoise_steps": 1,
-    }
-    return load_checkpoint(CheckpointConfig(**{**options, **changes}))
-
-
 def policy_of(checkpoint: Checkpoint, form: str = "lean", prompt_multiple: int = 1) -> Pi05Policy:
-    stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
     return Pi05Policy.from_checkpoint(
-        checkpoint, stages, name="test", form=form, prompt_multiple=prompt_multiple
+        checkpoint, eager_stages(checkpoint.stages), name="test", form=form, prompt_multiple=prompt_multiple
     )
 
 
 @pytest.fixture(scope="module")
 def stateless() -> Checkpoint:
-    return load()
+    return random_checkpoint()
 
 
 @pytest.fixture(scope="module", params=["openpi", "lerobot"])
 def with_state(request: pytest.FixtureRequest) -> Checkpoint:
     if request.param == "openpi":
-        return load(state_in_prompt=True, state_prompt_dims=8)
-    return load(state_in_prompt=True, state_prompt_dims=32, norm_mode="mean_std")
+        return random_checkpoint(state_in_prompt=True, state_prompt_dims=8)
+    return random_checkpoint(state_in_prompt=True, state_prompt_dims=32, norm_mode="mean_std")
 
 
 def lengths(requests: list[Any], policy: Pi05Policy) -> list[int]:

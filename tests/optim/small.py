@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from optim.base import STAGES, Args, CountedStage, StageSource
+from optim.base import STAGES, Args, StageSource
+from optim.eager import eager_stages
 from policies.base import EpisodeKey, Observation, Request
 from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from policies.pi05.policy import Pi05Policy
@@ -40,9 +41,12 @@ def random_request(seed: int, instruction: str = "pick up the black bowl") -> Re
 
 def eager_policy(checkpoint: Checkpoint, form: str = "lean", prompt_multiple: int = 1) -> Pi05Policy:
     """The checkpoint's stages as they are."""
-    stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
     return Pi05Policy.from_checkpoint(
-        checkpoint, stages, name="baseline", form=form, prompt_multiple=prompt_multiple
+        checkpoint,
+        eager_stages(checkpoint.stages),
+        name="baseline",
+        form=form,
+        prompt_multiple=prompt_multiple,
     )
 
 

@@ -20,13 +20,14 @@ from eval.observations import save_requests
 from eval.schema import register, register_schema
 from optim import calibrate as module
 from optim import scales
-from optim.base import CountedStage
 from optim.calibrate import CalibrateRun, calibrate, main, observe_amax, warnings
+from optim.eager import eager_stages
 from optim.scales import linears, load_scales
 from policies.base import EpisodeKey, Observation, Request
-from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
 from policies.pi05.stages import STAGES
+from tests.optim.small import random_checkpoint
 
 
 class Loop(nn.Module):
@@ -57,23 +58,11 @@ def _no_hydra() -> Iterator[None]:
 
 
 def small(denoise_steps: int = 3) -> Checkpoint:
-    return load_checkpoint(
-        CheckpointConfig(
-            name="random_small",
-            layout="random",
-            sizes="small",
-            norm_mode="quantile",
-            state_in_prompt=False,
-            horizon=10,
-            replan_steps=5,
-            denoise_steps=denoise_steps,
-        )
-    )
+    return random_checkpoint(denoise_steps=denoise_steps)
 
 
 def policy_of(checkpoint: Checkpoint) -> Pi05Policy:
-    stages = {name: CountedStage("eager", stage) for name, stage in checkpoint.stages.items()}
-    return Pi05Policy.from_checkpoint(checkpoint, stages, name="test")
+    return Pi05Policy.from_checkpoint(checkpoint, eager_stages(checkpoint.stages), name="test")
 
 
 def request_of(seed: int) -> Request:

@@ -21,6 +21,7 @@ from optim.scales import (
 )
 from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from policies.reference.tokenizer import TOKENIZER_PATH
+from tests.optim.small import random_checkpoint
 
 SHIPPED = TOKENIZER_PATH.parent
 COMMAND = "python -m optim.calibrate checkpoint=random_small"
@@ -29,18 +30,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 @pytest.fixture(scope="module")
 def small() -> Checkpoint:
-    return load_checkpoint(
-        CheckpointConfig(
-            name="random_small",
-            layout="random",
-            sizes="small",
-            norm_mode="quantile",
-            state_in_prompt=False,
-            horizon=10,
-            replan_steps=5,
-            denoise_steps=2,
-        )
-    )
+    return random_checkpoint(denoise_steps=2)
 
 
 @pytest.fixture(scope="module")

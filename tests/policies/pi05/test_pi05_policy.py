@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from optim.base import STAGES, CountedStage
+from optim.eager import eager_stages
 from policies.base import Policy, Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
@@ -21,8 +22,7 @@ MakeRequest = Callable[..., Request]
 
 @pytest.fixture
 def policy(small: Checkpoint) -> Pi05Policy:
-    stages = {name: CountedStage("eager", stage) for name, stage in small.stages.items()}
-    return Pi05Policy.from_checkpoint(small, stages, name="baseline")
+    return Pi05Policy.from_checkpoint(small, eager_stages(small.stages), name="baseline")
 
 
 def test_infer_returns_a_chunk_per_request_in_robot_units(
