@@ -18,7 +18,7 @@ from optim.fp8 import FP8, quantise
 from policies.pi05.layers import attend, rms_normalise
 
 BLOCK_COLUMNS = 2048  # of a row, for the kernels that need not see it whole
-FLASH_ROWS, FLASH_KEYS, FLASH_STAGES = 64, 32, 4
+FLASH_ROWS, FLASH_KEYS, FLASH_STAGES = 64, 32, 3
 
 
 @dataclass(frozen=True)
