@@ -23,10 +23,23 @@ class Batching:
         sizes: ascending, from 1; None allows every size.
         shape: requests that differ in it are not served together: padding one to the other's length would
             change its numbers, and an engine has one length.
+        one_at_a_time: why no batch is served although batches were asked for; None where that is not so.
+
+    Raises:
+        ValueError: there is a reason to serve one at a time, and `sizes` allow more.
     """
 
     sizes: tuple[int, ...] | None = None
     shape: Callable[[Request], Hashable] = lambda request: None
+    one_at_a_time: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.one_at_a_time is not None and self.sizes != (1,):
+            raise ValueError(f"sizes must be (1,) where {self.one_at_a_time!r}, got {self.sizes}")
+
+    def most(self, asked: int) -> int:
+        """Return how many of `asked` requests are worth waiting for: one, where no more are served."""
+        return 1 if self.sizes == (1,) else asked
 
     def split(self, items: Sequence[T], request: Callable[[T], Request]) -> Iterator[list[T]]:
         """Yield the items in batches, in the order of their shapes' first items.

@@ -35,13 +35,19 @@ EXIT_DELAY_S = 0.5  # answers leave first
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """What a worker and the records must know of a policy."""
+    """What a worker and the records must know of a policy.
+
+    Attributes:
+        batch_sizes, one_at_a_time: see `eval.batching.Batching`.
+    """
 
     name: str
     cameras: tuple[str, ...]
     needs_privileged: bool
     replan_steps: int
     about: Mapping[str, Any]
+    batch_sizes: tuple[int, ...] | None
+    one_at_a_time: str | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class PolicyHost:
         * When the GPU is lost, the process ends, and Ray starts it anew.
 
     Args:
-        max_batch: requests that are served together at most.
+        max_batch: requests that are served together at most; fewer where the policy's `Batching` says so.
         max_wait_ms: how long the first request of a batch waits for others.
         threads: of torch, as in the process that started the run: they enter the last bits on the CPU.
     """
@@ -93,7 +99,6 @@ class PolicyHost:
         warmup_inferences: int,
         threads: int,
     ) -> None:
-        self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1e3
         self._warmup_left = warmup_inferences
         self._id = uuid.uuid4().hex
@@ -103,6 +108,7 @@ class PolicyHost:
         self._failure: Exception | None = None
         try:
             self._policy, self._batching = self._thread.submit(_make, make_policy, threads).result()
+            self._max_batch = self._batching.most(max_batch)
         except Exception as error:  # noqa: BLE001  said when asked: an actor whose __init__ raises hides the type
             self._failure = error
 
@@ -112,7 +118,13 @@ class PolicyHost:
             raise self._failure
         policy = self._policy
         return PolicyFacts(
-            policy.name, policy.cameras, policy.needs_privileged, policy.replan_steps, policy.provenance()
+            policy.name,
+            policy.cameras,
+            policy.needs_privileged,
+            policy.replan_steps,
+            policy.provenance(),
+            self._batching.sizes,
+            self._batching.one_at_a_time,
         )
 
     async def report(self) -> tuple[str, Engagement]:
@@ -139,7 +151,7 @@ class PolicyHost:
                 await self._answer(batch)
 
     async def _gather(self) -> list[_Waiting]:
-        """Return those who wait, once there are `max_batch` of them or the first has waited long enough."""
+        """Return those who wait: as many as are served together, or who came until the first had waited."""
         gathered = [await self._queue.get()]
         deadline = time.monotonic() + self._max_wait_s
         while len(gathered) < self._max_batch:

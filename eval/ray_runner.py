@@ -8,6 +8,8 @@ Non-obvious behaviors:
     * A worker that dies, hangs or loses its policy leaves an error in the records. Its episode is tried again
       up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. An exception
       of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
+    * A policy whose backend serves no batches is asked one request at a time whatever `runner.max_batch` is;
+      a warning and run.json (`runner.one_at_a_time`) name the backend.
     * Before all others, `runner.quiet_episodes` episodes run alone: theirs are the latencies of one robot.
 """
 
@@ -111,6 +113,12 @@ class RayRunner:
             self.about: Mapping[str, Any] = self._facts.about
             self.simulator: Mapping[str, Any] = self._first(self._workers[0].handle.simulator.remote())
             self.facts: Mapping[str, Any] = self._describe()
+            if self._facts.one_at_a_time is not None:
+                log.warning(
+                    "runner.max_batch=%d, but requests are served one at a time: %s",
+                    options.max_batch,
+                    self._facts.one_at_a_time,
+                )
         except BaseException:
             self.close()
             raise
@@ -206,6 +214,8 @@ class RayRunner:
             "ray": ray.__version__,
             "nodes": sum(node["Alive"] for node in ray.nodes()),
             **{name: getattr(options, name) for name in ("workers", "policies", "max_batch", "max_wait_ms")},
+            "batch_sizes": self._facts.batch_sizes,  # None: every size up to max_batch
+            "one_at_a_time": self._facts.one_at_a_time,
         }
 
     def _assign(self, books: Bookkeeper, *, quiet: bool) -> None:

@@ -120,10 +120,13 @@ class Pass(ABC):
     Attributes:
         needs_examples: whether it reads `StageSource.examples`.
         needs_amax: whether it reads `StageSource.amax`.
+        serves_batches: whether its engines take several requests at once; where they do not, examples are of
+            one request, and nobody asks for more (`eval.serving`).
     """
 
     needs_examples: ClassVar[bool] = True
     needs_amax: ClassVar[bool] = False
+    serves_batches: ClassVar[bool] = True
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027  most run anywhere
         """Raise RuntimeError if this machine cannot run the pass; cheap, called before anything is loaded.

@@ -33,6 +33,7 @@ from eval.runner import RunnerError
 from eval.schema import RunnerConfig
 from eval.sim_stack import SimStackError
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
+from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run, start
 from tests.eval.fakes import FAULTS, ArithmeticPolicy, make_policy, use_fakes
 
@@ -199,6 +200,20 @@ def test_only_sizes_and_shapes_that_engines_have_are_served() -> None:
     shape = Batching((1, 2), lambda asked: asked.episode.task_id)
     serve(policy, [request(0), request(1), request(0), request(0)], max_batch=4, batching=shape)
     assert policy.batches == [2, 1, 1]
+
+
+def test_a_policy_that_serves_one_at_a_time_is_named_in_the_log_and_in_the_records(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "no batches with optim.denoise=Toy(); choose another optim/denoise to have them"
+    monkeypatch.setattr(
+        fake_run, "make_policy", lambda: (ArithmeticPolicy(), Batching((1,), one_at_a_time=reason))
+    )
+    found = run(tmp_path / "ray", runner="ray", workers=2, max_batch=4)
+    assert f"runner.max_batch=4, but requests are served one at a time: {reason}" in caplog.messages
+    said = {name: found.run["runner"][name] for name in ("max_batch", "batch_sizes", "one_at_a_time")}
+    assert said == {"max_batch": 4, "batch_sizes": [1], "one_at_a_time": reason}
+    assert {inference.batch for inference in found.inferences} == {1}
 
 
 def test_an_error_in_a_batch_stays_with_its_episode() -> None:
