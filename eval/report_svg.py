@@ -90,12 +90,12 @@ def pareto(points: Sequence[Point], device: str) -> Markup:
     x = latency_axis([p.ms for p in points], left, right)
     lowest = min(p.low for p in points)
     y = Axis(math.floor(lowest * 20) / 20 if lowest > 0.05 else 0.0, 1.0, bottom, top, log=False)
-    parts = [_line(left, y.at(v), right, y.at(v), "grid") for v in ticks(y)]
-    parts += [_text(left - 6, y.at(v) + 4, f"{v * 100:.0f} %", "tick", anchor="end") for v in ticks(y)]
-    parts += [_line(x.at(v), top, x.at(v), bottom, "grid") for v in ticks(x)]
-    parts += [_text(x.at(v), bottom + 16, f"{v:g}", "tick", anchor="middle") for v in ticks(x)]
+    parts = [line(left, y.at(v), right, y.at(v), "grid") for v in ticks(y)]
+    parts += [text_at(left - 6, y.at(v) + 4, f"{v * 100:.0f} %", "tick", anchor="end") for v in ticks(y)]
+    parts += [line(x.at(v), top, x.at(v), bottom, "grid") for v in ticks(x)]
+    parts += [text_at(x.at(v), bottom + 16, f"{v:g}", "tick", anchor="middle") for v in ticks(x)]
     scale = ", logarithmic" if x.log else ""
-    parts.append(_text((left + right) / 2, height - 6, f"p50, ms{scale}", "axis", anchor="middle"))
+    parts.append(text_at((left + right) / 2, height - 6, f"p50, ms{scale}", "axis", anchor="middle"))
     front = sorted((p for p in points if p.on_front), key=lambda p: p.ms)
     if len(front) > 1:
         path = " ".join(f"{x.at(p.ms):.1f},{y.at(p.rate):.1f}" for p in front)
@@ -104,14 +104,14 @@ def pareto(points: Sequence[Point], device: str) -> Markup:
         at = x.at(p.ms)
         name = f"{p.label}: {p.rate:.1%} ({p.low:.1%} to {p.high:.1%}), {p.ms:.2f} ms"
         inside = [
-            _line(at, y.at(p.low), at, y.at(p.high), "whisker"),
-            _line(at - 4, y.at(p.low), at + 4, y.at(p.low), "whisker"),
-            _line(at - 4, y.at(p.high), at + 4, y.at(p.high), "whisker"),
+            line(at, y.at(p.low), at, y.at(p.high), "whisker"),
+            line(at - 4, y.at(p.low), at + 4, y.at(p.low), "whisker"),
+            line(at - 4, y.at(p.high), at + 4, y.at(p.high), "whisker"),
             marker(at, y.at(p.rate), p.style),
         ]
         if p.on_front:
             inside.append(_circle(at, y.at(p.rate), 9.5, "ring"))
-        inside.append(_text(at, top - 10 - 12 * level, str(p.number), "number", anchor="middle"))
+        inside.append(text_at(at, top - 10 - 12 * level, str(p.number), "number", anchor="middle"))
         parts.append(_group(p.style, name, inside))
     said = "; ".join(f"{p.label} {p.rate:.1%} at {p.ms:.2f} ms" for p in points)
     return _svg(height, f"Success against latency on {device}", said, parts)
@@ -122,20 +122,20 @@ def boxes(name: str, rows: Sequence[Box]) -> Markup:
     step, top, left, right = 40, 8, 8, WIDTH - 10
     bottom = top + step * len(rows)
     x = latency_axis([v for row in rows for v in (max(row.p5_ms, 1e-6), row.p95_ms)], left, right)
-    parts = [_line(x.at(v), top, x.at(v), bottom, "grid") for v in ticks(x)]
-    parts += [_text(x.at(v), bottom + 15, f"{v:g}", "tick", anchor="middle") for v in ticks(x)]
+    parts = [line(x.at(v), top, x.at(v), bottom, "grid") for v in ticks(x)]
+    parts += [text_at(x.at(v), bottom + 15, f"{v:g}", "tick", anchor="middle") for v in ticks(x)]
     scale = ", logarithmic" if x.log else ""
-    parts.append(_text((left + right) / 2, bottom + 32, f"ms{scale}", "axis", anchor="middle"))
+    parts.append(text_at((left + right) / 2, bottom + 32, f"ms{scale}", "axis", anchor="middle"))
     for i, row in enumerate(rows):
         y = top + step * i
         middle = y + 27
         values = f"{row.p50_ms:.2f} (p95 {row.p95_ms:.2f})"
         inside = [
-            _text(left, y + 13, f"{row.number}  {_short(row.label, 34)}", "label halo"),
-            _text(right, y + 13, values, "label halo", anchor="end"),
-            _line(x.at(row.p5_ms), middle, x.at(row.p95_ms), middle, "whisker"),
-            _rect(x.at(row.p25_ms), middle - 6, x.at(row.p75_ms) - x.at(row.p25_ms), 12, "box"),
-            _line(x.at(row.p50_ms), middle - 9, x.at(row.p50_ms), middle + 9, "median"),
+            text_at(left, y + 13, f"{row.number}  {_short(row.label, 34)}", "label halo"),
+            text_at(right, y + 13, values, "label halo", anchor="end"),
+            line(x.at(row.p5_ms), middle, x.at(row.p95_ms), middle, "whisker"),
+            rect(x.at(row.p25_ms), middle - 6, x.at(row.p75_ms) - x.at(row.p25_ms), 12, "box"),
+            line(x.at(row.p50_ms), middle - 9, x.at(row.p50_ms), middle + 9, "median"),
         ]
         parts.append(_group(row.style, f"{row.label}: median {values} ms", inside))
     said = "; ".join(f"{row.label} median {row.p50_ms:.2f} ms, p95 {row.p95_ms:.2f} ms" for row in rows)
@@ -193,13 +193,15 @@ def _group(style: int, name: str, parts: Iterable[Markup]) -> Markup:
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """Return a line of a CSS class."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x1, y1, x2, y2, style
     )
 
 
-def _rect(x: float, y: float, width: float, height: float, style: str) -> Markup:
+def rect(x: float, y: float, width: float, height: float, style: str) -> Markup:
+    """Return a rectangle of a CSS class; one too narrow to be seen is drawn half a unit wide."""
     return Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}"/>').format(
         x, y, max(width, 0.5), height, style
     )
@@ -209,7 +211,8 @@ def _circle(x: float, y: float, r: float, style: str) -> Markup:
     return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="{}"/>').format(x, y, r, style)
 
 
-def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> Markup:
+def text_at(x: float, y: float, text: str, style: str, anchor: str = "start") -> Markup:
+    """Return a line of text of a CSS class, escaped."""
     return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
         x, y, style, anchor, escape(text)
     )

@@ -1,0 +1,237 @@
+"""The README's results: what the committed data give, and what is said when they are not as they must be."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.metrics import RANDOM_WEIGHTS
+from eval.readme_results import BEGIN, COMPARED, COMPARISON, END, PLOT, README, main
+from eval.readme_results_data import DATA
+
+ROOT = Path(__file__).parents[2]
+BENCH = COMPARED / "bench.json"
+RUN = COMPARED / "runs" / "native_fp8_10" / "t3"
+REPORTED = DATA / "2026-11-23_reported_figures" / "reported.json"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of what the results are made of and written to."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for name in (README, Path("policies", "reference", "README.md")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def change(path: Path, edit: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def change_episode(path: Path, **fields: Any) -> None:
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | fields), *others]) + "\n")
+
+
+def error_of(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    before = (root / README).read_text()
+    assert main([], root) == 1
+    assert (root / README).read_text() == before
+    return capsys.readouterr().err
+
+
+def test_the_readme_is_what_the_data_give() -> None:
+    assert main(["--check"]) == 0, "run make results"
+
+
+def test_a_number_typed_into_the_readme_is_stale(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"], root) == 0
+    text = (root / README).read_text()
+    (root / README).write_text(text.replace("500 / 500 (", "501 / 501 (", 1))
+    assert main(["--check"], root) == 1
+    assert "README.md is not what the data give; run make results" in capsys.readouterr().err
+    assert main([], root) == 0
+    assert (root / README).read_text() == text
+
+
+def test_a_stale_plot_and_a_missing_comparison_fail_the_check(root: Path) -> None:
+    for path in (PLOT, COMPARED / COMPARISON):
+        (root / path).unlink()
+        assert main(["--check"], root) == 1
+        assert not (root / path).exists()
+        assert main([], root) == 0
+        assert main(["--check"], root) == 0
+
+
+def test_a_failed_episode_changes_the_table_and_the_comparison(root: Path) -> None:
+    change_episode(root / RUN / "episodes.jsonl", success=False)
+    assert main([], root) == 0
+    [row] = [
+        line
+        for line in (root / README).read_text().splitlines()
+        if line.startswith("| native_fp8 | 10 | reference")
+    ]
+    assert "| 99 / 100 (94.6 to 99.8 %) |" in row
+    assert "NEW lost 1 and won 0 of 100 episodes" in (root / COMPARED / COMPARISON).read_text()
+
+
+def test_an_episode_that_raised_is_shown_apart(root: Path) -> None:
+    failed = {"success": None, "error_type": "OSError", "error_message": "GL context lost"}
+    change_episode(root / RUN / "episodes.jsonl", **failed, actions_sha256=None)
+    assert main([], root) == 0
+    assert "| 99 / 99 (96.3 to 100.0 %), 1 errors |" in (root / README).read_text()
+
+
+def test_a_changed_latency_changes_table_and_plot(root: Path) -> None:
+    def slower(bench: Any) -> None:
+        native = bench["settings"][0]["policies"][3]
+        for sample in native["samples"]:
+            sample["infer_ms"] += 100
+
+    change(root / BENCH, slower)
+    assert main([], root) == 0
+    assert "| 114.2 ms | 8.2 ms | 1.31x |" in (root / README).read_text()
+    assert "114.2 ms, 1.31x" in (root / PLOT).read_text()
+
+
+def test_latency_and_success_are_kept_apart() -> None:
+    text = (ROOT / README).read_text()
+    part = text[text.index(BEGIN) : text.index(END)]
+    success, latency = part.split("\nLatency, ")
+    assert latency.startswith(f"**{RANDOM_WEIGHTS} (full)**")
+    assert "Wilson" not in latency
+    assert "host to host, 10 steps" not in success
+    assert RANDOM_WEIGHTS in (ROOT / PLOT).read_text()
+
+
+def test_the_plot_is_a_picture_that_needs_nothing_else() -> None:
+    text = (ROOT / PLOT).read_text()
+    picture = ET.fromstring(text)
+    width, height = (float(picture.attrib[name]) for name in ("width", "height"))
+    for box in picture.iter("{http://www.w3.org/2000/svg}rect"):
+        x, y, w, h = (float(box.attrib[name]) for name in ("x", "y", "width", "height"))
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"href|src=|url\(|<script", text)
+
+
+@pytest.mark.parametrize("marker", [BEGIN, END])
+def test_a_missing_marker_is_named_with_its_file(
+    root: Path, capsys: pytest.CaptureFixture[str], marker: str
+) -> None:
+    (root / README).write_text((root / README).read_text().replace(marker, ""))
+    assert f"{root / README} must have the line {marker} once, found it 0 times" in error_of(root, capsys)
+
+
+def test_markers_in_the_wrong_order_are_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / README).write_text(f"{END}\n{BEGIN}\n")
+    assert f"{root / README} has {END} before {BEGIN}" in error_of(root, capsys)
+
+
+@pytest.mark.parametrize(
+    ("path", "edit", "message"),
+    [
+        (BENCH, lambda of: of.pop("rounds"), "the key 'rounds' is missing"),
+        (BENCH, lambda of: of["provenance"].pop("time"), "the key 'time' is missing"),
+        (
+            BENCH,
+            lambda of: of["settings"][0]["policies"][1]["samples"][0].pop("infer_ms"),
+            "the key 'infer_ms' is missing",
+        ),
+        (
+            BENCH,
+            lambda of: of["settings"][0]["policies"][1]["engagement"]["prefix"].update(misses=1),
+            "prefix served 53 of 53 calls and missed 1",
+        ),
+        (RUN / "run.json", lambda of: of["policy"].update(denoise_steps=9), "denoise_steps was 10, is 9"),
+        (REPORTED, lambda of: of[0].pop("quote"), "figure 1: the key 'quote' is missing"),
+        (REPORTED, lambda of: of[0].pop("finished"), "'finished'"),
+        (REPORTED, lambda of: of[0].update(sucesses=1), "'sucesses'"),
+        (REPORTED, lambda of: of[0].update(successes="500"), "successes must be a whole number, got '500'"),
+        (REPORTED, lambda of: of[0].update(successes=499), "499 is not in the quote"),
+        (REPORTED, lambda of: of[0].update(successes=501), "got 501 of 500"),
+        (REPORTED, lambda of: of[0].update(quote="501 of 500"), "is not in docs/results/"),
+        (REPORTED, lambda of: of[0].update(report="docs/none.md"), "docs/none.md"),
+    ],
+)
+def test_malformed_data_name_file_and_key(
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    path: Path,
+    edit: Callable[[Any], None],
+    message: str,
+) -> None:
+    change(root / path, edit)
+    error = error_of(root, capsys)
+    assert str(root / path) in error
+    assert message in error
+
+
+def test_a_damaged_line_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / RUN / "episodes.jsonl"
+    path.write_text(path.read_text() + '{"suite": "libero_spatial"}\n')
+    error = error_of(root, capsys)
+    assert f"{path}:11: " in error
+    assert "'task_id'" in error
+
+
+def test_an_episode_that_is_there_twice_is_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / RUN / "episodes.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    assert "is recorded 2 times" in error_of(root, capsys)
+
+
+def test_missing_episodes_are_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / RUN / "episodes.jsonl"
+    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[1:]))
+    assert "native_fp8_10: 99 of 100 planned episodes are recorded" in error_of(root, capsys)
+
+
+def test_success_of_random_weights_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label = f"{RANDOM_WEIGHTS} (small)"
+    for path in (root / RUN.parent).glob("*/run.json"):
+        change(path, lambda of: of.update(weights_label=label))
+    assert f"native_fp8_10: {label}: success means nothing" in error_of(root, capsys)
+
+
+def test_data_without_a_report_are_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / f"docs/results/{COMPARED.name}.md").unlink()
+    assert f"has no report; write docs/results/{COMPARED.name}.md" in error_of(root, capsys)
+
+
+def test_without_a_bench_the_folder_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / BENCH).unlink()
+    assert f"{root / DATA} holds no */bench.json" in error_of(root, capsys)
+
+
+def test_of_two_benches_the_last_is_shown(root: Path) -> None:
+    later = root / DATA / "2026-11-24_later"
+    later.mkdir()
+    (root / "docs/results/2026-11-24_later.md").write_text("# Later\n")
+    shutil.copy(root / BENCH, later / "bench.json")
+    change(later / "bench.json", lambda of: of["provenance"].update(time="2026-11-24T00:00:00+00:00"))
+    assert main([], root) == 0
+    assert "call ([report](docs/results/2026-11-24_later.md))" in (root / README).read_text()
+
+
+def test_a_run_of_the_oracle_has_no_denoise_steps(root: Path) -> None:
+    folder = root / COMPARED / "runs" / "oracle"
+    shutil.copytree(root / RUN, folder)
+    change(folder / "run.json", lambda of: of.update(policy={"kind": "oracle"}, engagement={}))
+    lines = (folder / "episodes.jsonl").read_text().splitlines()
+    oracle = {"policy": "oracle", "checkpoint": None, "checkpoint_sha256": None}
+    (folder / "episodes.jsonl").write_text(
+        "".join(json.dumps(json.loads(of) | oracle) + "\n" for of in lines)
+    )
+    assert main([], root) == 0
+    cells = "libero_spatial, full | 10 / 10 (72.2 to 100.0 %) | Intel(R) Xeon(R) Processor, egl |"
+    assert f"| oracle | - | none | {cells}" in (root / README).read_text()
