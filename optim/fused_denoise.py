@@ -30,12 +30,14 @@ from optim.fused_denoise_ops import (
     interleave,
     pack_qkv,
 )
+from optim.fused_ring import denoise_ring
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from optim.rope import half_table
 from policies.pi05.denoise import Denoise, ExpertLayer
 
 WEIGHTS = ("bf16", "fp8")
+KERNELS = {"phases": denoise, "ring": denoise_ring}
 
 
 class FusedDenoise:
@@ -43,13 +45,15 @@ class FusedDenoise:
 
     Args:
         weights: bf16, as the stage has them, or fp8.
+        kernel: of KERNELS; ring for up to 16 rows.
 
     Raises:
         ValueError: sizes that the kernel does not take.
     """
 
-    def __init__(self, stage: Denoise, *, weights: str = "bf16") -> None:
+    def __init__(self, stage: Denoise, *, weights: str = "bf16", kernel: str = "phases") -> None:
         self._stage = stage
+        self._denoise = KERNELS[kernel]
         self._sizes = sizes_of(stage)
         self._weights = pack(expert_layers(stage), weights)
         out = stage.action_out_proj
@@ -67,7 +71,7 @@ class FusedDenoise:
         cos, sin = (half_table(table, noise_BHA.shape[0], self._sizes.head_dim) for table in rope)
         actions_BHA = noise_BHA.clone(memory_format=torch.contiguous_format)
         prefix = Prefix(keys_LB1PD, values_LB1PD, cos, sin, bias)
-        denoise(actions_BHA, self._heads, self._modulations, self._weights, prefix, self._sizes)
+        self._denoise(actions_BHA, self._heads, self._modulations, self._weights, prefix, self._sizes)
         return actions_BHA
 
 
@@ -146,6 +150,7 @@ class Fused(Pass):
     Attributes:
         warmup: runs before the capture, in which Triton compiles.
         weights: bf16, or fp8: half the bytes, rounded with a scale for each output; activations stay bf16.
+        kernel: phases; or ring, whose weights arrive while programs wait: up to 16 rows, bf16.
 
     Raises:
         ValueError: an option out of range.
@@ -153,11 +158,16 @@ class Fused(Pass):
 
     warmup: int = 3
     weights: str = "bf16"
+    kernel: str = "phases"
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        if (self.kernel, self.weights) == ("ring", "fp8"):
+            raise ValueError("kernel=ring takes weights=bf16, got 'fp8'; use kernel=phases")
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
@@ -171,11 +181,11 @@ class Fused(Pass):
         """Return the denoise stage as one kernel."""
         stage = source.stage
         assert isinstance(stage, Denoise)
-        fused = FusedDenoise(stage, weights=self.weights)
+        fused = FusedDenoise(stage, weights=self.weights, kernel=self.kernel)
         return serve(
             source,
             "fused",
             capture_each(fused, warmup=self.warmup),
             tolerance=TOLERANCE["fp8" if self.weights == "fp8" else "bfloat16"],
-            details={"precision": "bfloat16", "weights": self.weights},
+            details={"precision": "bfloat16", "weights": self.weights, "kernel": self.kernel},
         )

@@ -22,6 +22,8 @@ dimension, F width of the MLP, A action dimensions.
 import triton
 import triton.language as tl
 
+from optim.fused_sync import ARRIVE, AWAIT, PREFETCH
+
 ATTENTION_ROWS = tl.constexpr(16)  # of a tile; the least that tensor cores take
 ACTION_BLOCK = tl.constexpr(8)
 
@@ -31,8 +33,7 @@ def _arrive(counter):
     """Count this program in; what it wrote is there for those who wait."""
     tl.debug_barrier()
     tl.inline_asm_elementwise(
-        "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0;"
-        " @p red.release.gpu.global.add.u32 [$1], 1; mov.b32 $0, 0; }",
+        ARRIVE,
         "=r,l",
         [counter],
         dtype=tl.int32,
@@ -45,9 +46,7 @@ def _arrive(counter):
 def _await(counter, arrivals):
     """Wait until so many programs have counted themselves in."""
     tl.inline_asm_elementwise(
-        "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.ne.u32 p, t, 0; @p bra DONE;"
-        " AGAIN: ld.acquire.gpu.global.u32 t, [$1]; setp.lt.s32 p, t, $2; @p bra AGAIN;"
-        " DONE: mov.b32 $0, 0; }",
+        AWAIT,
         "=r,l,r",
         [counter, arrivals],
         dtype=tl.int32,
@@ -64,7 +63,7 @@ def _prefetch(base, first, COUNT: tl.constexpr):
     LINES: tl.constexpr = triton.cdiv(COUNT, LINE)
     line = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
     tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        PREFETCH,
         "=r,l",
         [base + first + line * LINE],
         dtype=tl.int32,

@@ -7,6 +7,7 @@ from optim import fused_denoise
 from optim.base import StageSource
 from optim.fused_denoise import Fused, FusedDenoise, sizes_of
 from optim.fused_denoise_ops import Sizes, denoise_reference, pack_qkv
+from optim.fused_ring import cut, places, require_ring
 from optim.parity import stage_parity
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_SMALL, GemmaDims
@@ -15,7 +16,7 @@ from tests.optim.small import random_checkpoint, random_request, sources
 
 @pytest.fixture(autouse=True)
 def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_denoise, "denoise", denoise_reference)
+    monkeypatch.setitem(fused_denoise.KERNELS, "phases", denoise_reference)
 
 
 @pytest.mark.parametrize("form", ["lean", "full"])
@@ -82,6 +83,10 @@ def test_sizes_that_the_kernels_do_not_take_are_named(changes: dict[str, int], w
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match="weights must be one of bf16, fp8, got 'int4'"):
         Fused(weights="int4")
+    with pytest.raises(ValueError, match="kernel must be one of phases, ring, got 'star'"):
+        Fused(kernel="star")
+    with pytest.raises(ValueError, match="kernel=ring takes weights=bf16, got 'fp8'"):
+        Fused(kernel="ring", weights="fp8")
     with pytest.raises(ValueError, match="warmup must be >= 1, got 0"):
         Fused(warmup=0)
 
@@ -96,3 +101,29 @@ def test_the_fused_kernel_serves_denoise_on_a_gpu_with_triton(monkeypatch: pytes
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="it needs Triton"):
         Fused().check("denoise", cuda, torch.bfloat16)
+
+
+FULL = Sizes(1024, 8, 256, 4096)
+H200_PROCESSORS, H200_SHARED = 132, 232_448
+
+
+def test_the_ring_has_as_many_places_as_shared_memory_holds() -> None:
+    assert cut(FULL).place_bytes == 32 * 1024
+    assert [places(FULL, shared) for shared in (101_376, 166_912, H200_SHARED)] == [1, 3, 5]
+    require_ring(FULL, 10, H200_PROCESSORS, H200_SHARED)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "processors", "shared", "words"),
+    [
+        (FULL, 50, H200_PROCESSORS, H200_SHARED, r"batch \* horizon must be <= 16 for kernel=ring, got 50"),
+        (FULL, 10, 108, 166_912, "kernel=ring needs 128 processors, this GPU has 108"),
+        (FULL, 10, 142, 101_376, "needs 2 tiles in shared memory, 101376 bytes hold 1"),
+        (Sizes(64, 4, 16, 128), 10, H200_PROCESSORS, H200_SHARED, "must be >= 256 for kernel=ring, got 64"),
+    ],
+)
+def test_where_the_ring_cannot_run_is_said_with_a_way_out(
+    sizes: Sizes, rows: int, processors: int, shared: int, words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{words}.*optim.denoise.kernel=phases"):
+        require_ring(sizes, rows, processors, shared)
