@@ -216,7 +216,9 @@ def _settings(result: Comparison) -> Iterator[str]:
 
 
 def _commit(side: Side) -> str:
-    return "commit unknown" if side.commit is None else f"commit {side.commit[:12]}"
+    if side.commit is None:
+        return "commit unknown"
+    return f"commit {side.commit[:12]}" + (" with uncommitted changes" if side.commit_dirty else "")
 
 
 def _left_out(result: Comparison) -> str:

@@ -45,6 +45,7 @@ class Side:
     checkpoint: str | None
     setting: str | None
     commit: str | None
+    commit_dirty: bool | None
     episodes: int
     errors: int
     success: SuccessRate
@@ -264,6 +265,7 @@ def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side
         checkpoint=summary.checkpoint,
         setting=summary.setting,
         commit=summary.commit,
+        commit_dirty=summary.commit_dirty,
         episodes=summary.episodes,
         errors=summary.total.errors,
         success=success_rate(episodes),

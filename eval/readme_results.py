@@ -8,8 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.text import Text
-
+from eval.command import complain, say
 from eval.compare import MARGIN
 from eval.compare_table import markdown
 from eval.comparison import compare
@@ -18,7 +17,6 @@ from eval.readme_results_data import DATA, REPORTS
 from eval.readme_results_plot import description, latency_svg
 from eval.readme_results_success import Outcome, read_outcomes, read_parts
 from eval.readme_results_tables import infer_sentences, latency_table, success_table
-from eval.summary import report_console
 
 README = Path("README.md")
 BEGIN = "<!-- results: begin, written by make results -->"
@@ -94,22 +92,18 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path(__file__).par
             for path, text in stale.items():
                 path.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
-        _say(f"error: {error}", stderr=True)
+        complain(error)
         return 1
     for name in (path.relative_to(root) for path in stale):
         if options.check:
-            _say(f"error: {name} is not what the data give; run make results", stderr=True)
+            say(f"error: {name} is not what the data give; run make results")
         else:
-            _say(f"wrote {name}", stderr=False)
+            say(f"wrote {name}")
     return 1 if options.check and stale else 0
 
 
 def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
-
-
-def _say(text: str, *, stderr: bool) -> None:
-    report_console(stderr=stderr).print(Text(text), soft_wrap=True)
 
 
 if __name__ == "__main__":

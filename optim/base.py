@@ -120,13 +120,10 @@ class Pass(ABC):
     Attributes:
         needs_examples: whether it reads `StageSource.examples`.
         needs_amax: whether it reads `StageSource.amax`.
-        serves_batches: whether its engines take several requests at once; where they do not, examples are of
-            one request, and nobody asks for more (`eval.serving`).
     """
 
     needs_examples: ClassVar[bool] = True
     needs_amax: ClassVar[bool] = False
-    serves_batches: ClassVar[bool] = True
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027  most run anywhere
         """Raise RuntimeError if this machine cannot run the pass; cheap, called before anything is loaded.
@@ -135,6 +132,14 @@ class Pass(ABC):
             name: of the stage.
             device, dtype: where and in which precision the policy runs.
         """
+
+    @property
+    def serves_batches(self) -> bool:
+        """Whether its engines take several requests at once.
+
+        Where they do not, examples are of one request, and nobody asks for more (`eval.serving`).
+        """
+        return True
 
     @abstractmethod
     def __call__(self, source: StageSource) -> CountedStage:

@@ -1,4 +1,4 @@
-"""Denoise as one persistent Triton kernel: rows are few, so time is weights read and phases waited for.
+"""Denoise as one persistent kernel: rows are few, so time is weights read and phases waited for.
 
 Compiled PyTorch needs about eleven dependent kernels for a layer of the expert, 180 layers for ten Euler
 steps. Here all of them are phases of one kernel, and weights arrive while programs wait for each other. What
@@ -37,6 +37,7 @@ from optim.rope import half_table
 from policies.pi05.denoise import Denoise, ExpertLayer
 
 WEIGHTS = ("bf16", "fp8")
+BF16_CAPABILITY = (8, 0)
 KERNELS = {"phases": denoise, "ring": denoise_ring}
 
 
@@ -66,7 +67,7 @@ class FusedDenoise:
     def __call__(
         self, noise_BHA: Tensor, keys_LB1PD: Tensor, values_LB1PD: Tensor, prefix_mask_BP: Tensor | None
     ) -> Tensor:
-        """Return actions_BHA as `Denoise.forward` does."""
+        """Return actions_BHA as `Denoise.forward` does; keys and values are contiguous."""
         rope, bias = self._stage.suffix_geometry(noise_BHA, keys_LB1PD, prefix_mask_BP)
         cos, sin = (half_table(table, noise_BHA.shape[0], self._sizes.head_dim) for table in rope)
         actions_BHA = noise_BHA.clone(memory_format=torch.contiguous_format)
@@ -145,11 +146,12 @@ def sizes_of(stage: Denoise) -> Sizes:
 
 @dataclass(frozen=True)
 class Fused(Pass):
-    """Denoise as one persistent Triton kernel, captured in a CUDA graph.
+    """Denoise as one persistent kernel, captured in a CUDA graph.
 
     Attributes:
         warmup: runs before the capture, in which Triton compiles.
-        weights: bf16, or fp8: half the bytes, rounded with a scale for each output; activations stay bf16.
+        weights: bf16, or fp8: half the bytes, rounded with a scale for each output; activations stay bf16. On
+            an H200 it was no faster (docs/results).
         kernel: phases; or ring, whose weights arrive while programs wait: up to 16 rows, bf16.
 
     Raises:
@@ -169,11 +171,16 @@ class Fused(Pass):
         if (self.kernel, self.weights) == ("ring", "fp8"):
             raise ValueError("kernel=ring takes weights=bf16, got 'fp8'; use kernel=phases")
 
+    @property
+    def serves_batches(self) -> bool:
+        """Whether it takes several requests at once; the ring has 16 rows, one request's actions."""
+        return self.kernel != "ring"
+
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
         if name != "denoise":
             raise RuntimeError(f"the fused kernel serves denoise; choose optim/{name}=fused_fp8")
-        require_cuda(name, device)
+        require_cuda(name, device, BF16_CAPABILITY, "bfloat16 matrix instructions")
         require_dtype(dtype, torch.bfloat16)
         require_triton()
 

@@ -57,15 +57,15 @@ def _await(counter, arrivals):
 
 
 @triton.jit
-def _prefetch(base, first, COUNT: tl.constexpr):
-    """Fetch COUNT contiguous elements into the L2 cache."""
+def _prefetch(base, first, end, COUNT: tl.constexpr):
+    """Fetch COUNT contiguous elements, or those before `end`, into the L2 cache."""
     LINE: tl.constexpr = 128 * 8 // base.dtype.element_ty.primitive_bitwidth
     LINES: tl.constexpr = triton.cdiv(COUNT, LINE)
-    line = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
+    at = tl.minimum(first + tl.arange(0, triton.next_power_of_2(LINES)) * LINE, end - 1)
     tl.inline_asm_elementwise(
         PREFETCH,
         "=r,l",
-        [base + first + line * LINE],
+        [base + at],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
@@ -91,10 +91,8 @@ def _multiply(
     if SPLIT == 8:
         one, other = tl.split(tl.reshape(parts, (M, N, 4, 2)))
         parts = one + other
-    if SPLIT >= 4:
-        one, other = tl.split(tl.reshape(parts, (M, N, 2, 2)))
-        parts = one + other
-    one, other = tl.split(parts)
+    one, other = tl.split(tl.reshape(parts, (M, N, 2, 2)))
+    one, other = tl.split(one + other)
     return one + other
 
 
@@ -361,7 +359,7 @@ def denoise_kernel(
                 prefix, splits, prefix_splits, row_blocks, batch, D, BLOCK_KEYS,
             )  # fmt: skip
             if program < W // N_X:
-                _prefetch(layer_output, program * N_X * X * D, N_X * X * D)
+                _prefetch(layer_output, program * N_X * X * D, W * X * D, N_X * X * D)
             _await(counter, arrivals + programs)
             _attend(
                 queries, keys, values, layer_keys, layer_values, bias, partial, lse, k, v,
@@ -369,12 +367,12 @@ def denoise_kernel(
             )  # fmt: skip
             _arrive(counter)
             if program < 2 * F // N_GATE_UP:
-                _prefetch(layer_gate_up, program * N_GATE_UP * W, N_GATE_UP * W)
+                _prefetch(layer_gate_up, program * N_GATE_UP * W, 2 * F * W, N_GATE_UP * W)
             _await(counter, arrivals + 2 * programs)
             _merge(partial, lse, attended, batch, horizon, splits, X, D, SPLITS)
             _arrive(counter)
             if program < W // N_X:
-                _prefetch(layer_down, program * N_X * F, N_X * F)
+                _prefetch(layer_down, program * N_X * F, W * F, N_X * F)
             _await(counter, arrivals + 3 * programs)
             _add(
                 attended, layer_output, output_scale + layer * W, gate + norm, one_plus_scale + norm + W,
@@ -390,11 +388,11 @@ def denoise_kernel(
             _arrive(counter)
             following = (layer + 1) % layers * one
             if program < QKV // N_QKV:
-                _prefetch(qkv_weight + following * QKV * W, program * N_QKV * W, N_QKV * W)
+                _prefetch(qkv_weight + following * QKV * W, program * N_QKV * W, QKV * W, N_QKV * W)
             if program < prefix_splits * batch:
                 ahead = (following * batch * prefix + program * BLOCK_KEYS) * D
-                _prefetch(prefix_keys, ahead, BLOCK_KEYS * D)
-                _prefetch(prefix_values, ahead, BLOCK_KEYS * D)
+                _prefetch(prefix_keys, ahead, one * layers * batch * prefix * D, BLOCK_KEYS * D)
+                _prefetch(prefix_values, ahead, one * layers * batch * prefix * D, BLOCK_KEYS * D)
             _await(counter, arrivals + 5 * programs)
             _add(
                 hidden, layer_down, down_scale + layer * W, gate + norm + W, one_plus_scale + norm + 2 * W,

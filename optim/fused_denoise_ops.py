@@ -11,7 +11,9 @@ reach is in docs/results.
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,8 @@ from policies.pi05.layers import NORM_EPS, rms_normalise
 BLOCK_KEYS = 64
 MOST_WARPS = 8
 MOST_ROWS = 64  # of a block
-STAGED = 64 * (16 + 64)  # elements of inner dimension times rows and columns, for each warp in shared memory
+X_COLUMNS = 16  # of the residual stream in a tile
+STAGED = 5120  # elements of rows and columns that a warp has in shared memory, for each of two steps of K
 
 
 @dataclass(frozen=True)
@@ -168,16 +171,11 @@ class Sizes:
         return {
             "M": block_rows,
             "N_QKV": min(columns, self.head_dim),
-            "N_X": self.columns_of_x,
+            "N_X": X_COLUMNS,
             "N_GATE_UP": columns,
             "BLOCK_K": block_k,
             "SPLIT": split,
         }
-
-    @property
-    def columns_of_x(self) -> int:
-        """Columns of the residual stream in a tile."""
-        return 16
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:
@@ -200,7 +198,7 @@ def new_scratch(sizes: Sizes, prefix: Prefix, batch: int, horizon: int) -> Scrat
     return Scratch(
         x_MW=new32(rows, sizes.width),
         scaled_MW=new(rows, sizes.width),
-        squares_MP=new32(rows, sizes.width // sizes.columns_of_x),
+        squares_MP=new32(rows, sizes.width // X_COLUMNS),
         queries_BXHD=new(batch, sizes.heads, horizon, sizes.head_dim),
         keys_B1HD=new(batch, 1, horizon, sizes.head_dim),
         values_B1HD=new(batch, 1, horizon, sizes.head_dim),
@@ -230,9 +228,33 @@ def denoise(
     Returns:
         The scratch memory.
     """
-    import triton
-
     from optim.fused_denoise_kernels import denoise_kernel
+
+    blocks = sizes.blocks(actions_BHA.shape[0] * actions_BHA.shape[1])
+    pointers = [pointer for weight in vars(weights).values() for pointer in weight.pointers()]
+    options = {"SCALED": weights.qkv.scale_LC is not None, "num_stages": 1, "num_warps": blocks["SPLIT"]}
+    return launch(
+        denoise_kernel, actions_BHA, heads, modulations, pointers, prefix, sizes, **blocks, **options
+    )
+
+
+def launch(
+    kernel: Any,
+    actions_BHA: Tensor,
+    heads: Heads,
+    modulations: Modulations,
+    weights: Iterable[Tensor],
+    prefix: Prefix,
+    sizes: Sizes,
+    **options: int,
+) -> Scratch:
+    """Launch a persistent kernel, one program for each processor, and return its scratch memory.
+
+    Args:
+        weights: in the kernel's order.
+        options: constants of this kernel alone, and how Triton launches it.
+    """
+    import triton
 
     batch, horizon, action_dim = actions_BHA.shape
     layers, _, _, tokens, _ = prefix.keys_LB1PD.shape
@@ -240,11 +262,11 @@ def denoise(
     scratch = new_scratch(sizes, prefix, batch, horizon)
     prefix_splits = splits(tokens)
     split = prefix_splits + splits(horizon)
-    denoise_kernel[(programs(actions_BHA.device),)](
+    kernel[(programs(actions_BHA.device),)](
         actions_BHA,
         *vars(heads).values(),
         *vars(modulations).values(),
-        *(pointer for weight in vars(weights).values() for pointer in weight.pointers()),
+        *weights,
         prefix.cos,
         prefix.sin,
         prefix.keys_LB1PD,
@@ -266,14 +288,11 @@ def denoise(
         X=sizes.heads,
         D=sizes.head_dim,
         F=sizes.mlp_dim,
-        **sizes.blocks(batch * horizon),
         BLOCK_KEYS=BLOCK_KEYS,
         SPLITS=triton.next_power_of_2(split),
         HAS_BIAS=prefix.bias is not None,
-        SCALED=weights.qkv.scale_LC is not None,
-        num_warps=sizes.blocks(batch * horizon)["SPLIT"],
-        num_stages=1,
-        launch_cooperative_grid=actions_BHA.is_cuda,
+        launch_cooperative_grid=actions_BHA.is_cuda,  # all programs are resident, or the launch fails
+        **options,
     )
     return scratch
 

@@ -12,19 +12,18 @@ from torch import Tensor
 
 from optim.fused_denoise_ops import (
     BLOCK_KEYS,
+    X_COLUMNS,
     Heads,
     Modulations,
     Prefix,
     Scratch,
     Sizes,
     Weights,
-    new_scratch,
-    programs,
-    splits,
+    launch,
 )
-from policies.pi05.layers import NORM_EPS
 
 ROWS, WARPS = 16, 8
+COLUMNS = 32  # of a tile of qkv, and of each of two tiles of gate and up
 LEAST_SIZE = 256  # of an inner dimension: 8 warps, 32 each
 SCRATCH_BYTES = 16 * 1024  # of shared memory, for sums over warps
 FEWEST_PLACES, MOST_PLACES = 2, 5
@@ -60,18 +59,23 @@ def cut(sizes: Sizes) -> Cut:
             f"expert.width, expert.mlp_dim and num_heads * head_dim must be >= {LEAST_SIZE} for kernel=ring, "
             f"got {least}; use optim.denoise.kernel=phases"
         )
+    if sizes.head_dim < COLUMNS:
+        raise ValueError(
+            f"expert.head_dim must be >= {COLUMNS} for kernel=ring, got {sizes.head_dim}; "
+            "use optim.denoise.kernel=phases"
+        )
     width, wide, mlp = (
         min(64, sizes.width // WARPS),
         min(128, attention // WARPS),
         min(128, sizes.mlp_dim // WARPS),
     )
-    qkv_tiles = (sizes.heads + 2) * sizes.head_dim // 32
+    qkv_tiles = (sizes.heads + 2) * sizes.head_dim // COLUMNS
     return Cut(
         width,
         wide,
         mlp,
-        programs=max(qkv_tiles, sizes.width // 16, sizes.mlp_dim // 32),
-        place_bytes=2 * WARPS * max(width * 32, wide * 16, mlp * 16),
+        programs=max(qkv_tiles, sizes.width // X_COLUMNS, sizes.mlp_dim // COLUMNS),
+        place_bytes=2 * WARPS * max(width * COLUMNS, wide * X_COLUMNS, mlp * X_COLUMNS),
     )
 
 
@@ -116,56 +120,27 @@ def denoise_ring(
     Raises:
         ValueError: see `require_ring`; or the weights are not bfloat16.
     """
-    import triton
-
     from optim.fused_ring_kernel import denoise_kernel
 
-    batch, horizon, action_dim = actions_BHA.shape
-    layers, _, _, tokens, _ = prefix.keys_LB1PD.shape
     if weights.qkv.values_LCK.dtype != torch.bfloat16:
         raise ValueError(f"kernel=ring takes weights=bf16, got {weights.qkv.values_LCK.dtype}")
     device: Any = torch.cuda.get_device_properties(actions_BHA.device)  # its stub lacks what we need
     shared_bytes = int(device.shared_memory_per_block_optin)
-    require_ring(sizes, batch * horizon, device.multi_processor_count, shared_bytes)
+    rows = actions_BHA.shape[0] * actions_BHA.shape[1]
+    require_ring(sizes, rows, device.multi_processor_count, shared_bytes)
     by = cut(sizes)
-    steps = modulations.out_shift_EA.shape[0]
-    scratch = new_scratch(sizes, prefix, batch, horizon)
-    prefix_splits = splits(tokens)
-    split = prefix_splits + splits(horizon)
-    denoise_kernel[(programs(actions_BHA.device),)](
+    return launch(
+        denoise_kernel,
         actions_BHA,
-        *vars(heads).values(),
-        *vars(modulations).values(),
-        *(weight.values_LCK for weight in vars(weights).values()),
-        prefix.cos,
-        prefix.sin,
-        prefix.keys_LB1PD,
-        prefix.values_LB1PD,
-        prefix.keys_LB1PD if prefix.bias is None else prefix.bias,
-        *scratch.pointers(),
-        steps,
-        layers,
-        batch,
-        horizon,
-        tokens,
-        split,
-        prefix_splits,
-        -1.0 / steps,
-        NORM_EPS,
-        sizes.head_dim**-0.5,
-        A=action_dim,
-        W=sizes.width,
-        X=sizes.heads,
-        D=sizes.head_dim,
-        F=sizes.mlp_dim,
+        heads,
+        modulations,
+        [weight.values_LCK for weight in vars(weights).values()],
+        prefix,
+        sizes,
         K_W=by.width,
         K_O=by.attention,
         K_F=by.mlp,
-        BLOCK_KEYS=BLOCK_KEYS,
-        SPLITS=triton.next_power_of_2(split),
-        HAS_BIAS=prefix.bias is not None,
+        PLACE=by.place_bytes // 2,
         RING=places(sizes, shared_bytes),
         num_warps=WARPS,
-        launch_cooperative_grid=True,
     )
-    return scratch

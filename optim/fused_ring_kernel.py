@@ -47,7 +47,7 @@ def denoise_kernel(
     steps, layers, batch, horizon, prefix, splits, prefix_splits, dt, eps, score_scale,
     A: gl.constexpr, W: gl.constexpr, X: gl.constexpr, D: gl.constexpr, F: gl.constexpr,
     K_W: gl.constexpr, K_O: gl.constexpr, K_F: gl.constexpr, BLOCK_KEYS: gl.constexpr,
-    SPLITS: gl.constexpr, HAS_BIAS: gl.constexpr, RING: gl.constexpr,
+    SPLITS: gl.constexpr, HAS_BIAS: gl.constexpr, PLACE: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
     """actions: noise before, actions after; see the module."""
     QKV: gl.constexpr = (X + 2) * D
@@ -55,7 +55,6 @@ def denoise_kernel(
     PARTS: gl.constexpr = W // 16
     C_W: gl.constexpr = W // (WARPS * K_W)
     C_O: gl.constexpr = XD // (WARPS * K_O)
-    PLACE: gl.constexpr = WARPS * max(K_W * 32, K_O * 16, K_F * 16)
     SIZES: gl.constexpr = (W, XD, F, QKV, K_W, K_O, K_F)
     weights = (qkv_weight, output_weight, gate_up_weight, down_weight)
     program, programs = gl.program_id(0), gl.num_programs(0)
@@ -170,8 +169,9 @@ def denoise_kernel(
             before = gl.load(x + row[:, None] * W + column[None, :], mask=is_mine, other=0.0)
             if program < prefix_splits * batch:
                 ahead = ((at + 1) % layers * batch * prefix + program * BLOCK_KEYS) * D
-                prefetch(prefix_keys, ahead, BLOCK_KEYS * D)
-                prefetch(prefix_values, ahead, BLOCK_KEYS * D)
+                end = gl.to_tensor(layers).to(gl.int64) * batch * prefix * D
+                prefetch(prefix_keys, ahead, end, BLOCK_KEYS * D)
+                prefetch(prefix_values, ahead, end, BLOCK_KEYS * D)
             await_all(counter, arrivals + 5 * programs)
             total, _, head = multiply(
                 hidden, my_rows, 3 * C_W + C_O, layer, layers, ring, head, weights, program, programs,

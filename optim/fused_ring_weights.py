@@ -62,15 +62,15 @@ def await_all(counter, arrivals):
 
 
 @gluon.jit
-def prefetch(base, first, COUNT: gl.constexpr):
-    """Fetch COUNT contiguous elements of two bytes into the L2 cache."""
+def prefetch(base, first, end, COUNT: gl.constexpr):
+    """Fetch COUNT contiguous elements of two bytes, or those before `end`, into the L2 cache."""
     PER: gl.constexpr = 64
     LINES: gl.constexpr = COUNT // PER
-    line = gl.arange(0, LINES, LINE)
+    at = gl.minimum(first + gl.arange(0, LINES, LINE) * PER, end - 1)
     gl.inline_asm_elementwise(
         PREFETCH,
         "=r,l",
-        [base + first + line * PER],
+        [base + at],
         dtype=gl.int32,
         is_pure=False,
         pack=1,
@@ -176,7 +176,7 @@ def sum_warps(total, N: gl.constexpr):
 
 @gluon.jit
 def row_column(first, N: gl.constexpr):
-    """Rows, and columns from `first`, of what `_sum_warps` returns."""
+    """Rows, and columns from `first`, of what `sum_warps` returns."""
     layout: gl.constexpr = gl.SliceLayout(
         0, gl.BlockedLayout([8, 1, N // 16], [1, 2, 16], [1, 8, 1], [2, 1, 0])
     )

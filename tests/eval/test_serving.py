@@ -95,7 +95,9 @@ class Batches(Pass):
 class OneByOne(Batches):
     """The same, for one request."""
 
-    serves_batches: ClassVar[bool] = False
+    @property
+    def serves_batches(self) -> bool:
+        return False
 
     def _build(self, stage: torch.nn.Module, args: Sequence[Tensor | None]) -> Callable[..., Any]:
         if _batch(args) > 1:

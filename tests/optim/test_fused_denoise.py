@@ -30,7 +30,7 @@ def test_the_kernels_reference_is_the_stage(form: str, weights: str, least: floa
             assert least <= stage_parity(fused(*args), source.stage(*args)).rel_error < most
 
 
-def test_rows_of_a_batch_are_independent(small_sources: dict[str, StageSource]) -> None:
+def test_two_requests_at_once_are_the_stage_too(small_sources: dict[str, StageSource]) -> None:
     stage = small_sources["denoise"].stage
     assert isinstance(stage, Denoise)
     noise, keys, values, _ = small_sources["denoise"].examples[0]
@@ -48,7 +48,7 @@ def test_packed_projection_pairs_the_partners_of_rope() -> None:
     assert pack_qkv(q, k, v, 4).flatten().tolist() == [0, 2, 1, 3, 10, 12, 11, 13, 20, 22, 21, 23]
 
 
-def test_blocks_cover_their_sizes_and_fit_shared_memory() -> None:
+def test_blocks_cover_their_sizes_and_two_steps_fit_shared_memory() -> None:
     for sizes in (Sizes(1024, 8, 256, 4096), Sizes(256, 4, 64, 512), Sizes(64, 4, 16, 128)):
         for rows in (1, 10, 30, 50, 64, 400):
             blocks = sizes.blocks(rows)
@@ -65,6 +65,7 @@ def test_blocks_cover_their_sizes_and_fit_shared_memory() -> None:
     ("changes", "words"),
     [
         ({"num_kv_heads": 2}, "expert.num_kv_heads must be 1, got 2"),
+        ({"num_heads": 3}, r"expert.num_heads \* expert.head_dim must be a power of two >= 64, got 48"),
         ({"head_dim": 24}, r"expert.head_dim must be one of \(16, 32, 64, 128, 256\), got 24"),
         ({"width": 96}, "expert.width must be a power of two >= 64, got 96"),
         ({"mlp_dim": 100}, "expert.mlp_dim must be a power of two >= 64, got 100"),
@@ -74,7 +75,9 @@ def test_sizes_that_the_kernels_do_not_take_are_named(changes: dict[str, int], w
     from dataclasses import asdict, replace
 
     expert = GemmaDims(**{**asdict(PI05_SMALL.expert), **changes})
-    shared = {name: value for name, value in changes.items() if name in ("num_kv_heads", "head_dim")}
+    shared = {
+        name: value for name, value in changes.items() if name in ("num_heads", "num_kv_heads", "head_dim")
+    }
     dims = replace(PI05_SMALL, expert=expert, prefix=replace(PI05_SMALL.prefix, **shared))
     with pytest.raises(ValueError, match=words):
         sizes_of(Denoise(dims, 1))
@@ -120,6 +123,13 @@ def test_the_ring_has_as_many_places_as_shared_memory_holds() -> None:
         (FULL, 10, 108, 166_912, "kernel=ring needs 128 processors, this GPU has 108"),
         (FULL, 10, 142, 101_376, "needs 2 tiles in shared memory, 101376 bytes hold 1"),
         (Sizes(64, 4, 16, 128), 10, H200_PROCESSORS, H200_SHARED, "must be >= 256 for kernel=ring, got 64"),
+        (
+            Sizes(256, 16, 16, 512),
+            10,
+            H200_PROCESSORS,
+            H200_SHARED,
+            "head_dim must be >= 32 for kernel=ring, got 16",
+        ),
     ],
 )
 def test_where_the_ring_cannot_run_is_said_with_a_way_out(
@@ -127,3 +137,8 @@ def test_where_the_ring_cannot_run_is_said_with_a_way_out(
 ) -> None:
     with pytest.raises(ValueError, match=f"{words}.*optim.denoise.kernel=phases"):
         require_ring(sizes, rows, processors, shared)
+
+
+def test_the_ring_takes_one_request_at_a_time() -> None:
+    assert Fused().serves_batches
+    assert not Fused(kernel="ring").serves_batches
