@@ -65,7 +65,7 @@ def test_blocks_cover_their_sizes_and_two_steps_fit_shared_memory() -> None:
     ("changes", "words"),
     [
         ({"num_kv_heads": 2}, "expert.num_kv_heads must be 1, got 2"),
-        ({"num_heads": 3}, r"expert.num_heads \* expert.head_dim must be a power of two >= 64, got 48"),
+        ({"num_heads": 3}, r"expert.num_heads \* expert.head_dim must be a power of two >= 64, got 96"),
         ({"head_dim": 24}, r"expert.head_dim must be one of \(16, 32, 64, 128, 256\), got 24"),
         ({"width": 96}, "expert.width must be a power of two >= 64, got 96"),
         ({"mlp_dim": 100}, "expert.mlp_dim must be a power of two >= 64, got 100"),
