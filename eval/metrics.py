@@ -180,6 +180,8 @@ def summarise(run: Run) -> Summary:
         warnings.append(f"a video is missing: {run.run['video_error']}")
     timed = [record for record in run.inferences if not record.warmup]
     warnings += run.run.get("notes", [])
+    if reason := (run.run.get("runner") or {}).get("one_at_a_time"):
+        warnings.append(f"requests were served one at a time: {reason}")
     engagement = _engagement(run.run.get("engagement") or {})
     infer, stages = _latencies((record for record in timed if not record.under_load), engagement)
     loaded = [record for record in timed if record.under_load]

@@ -5,6 +5,7 @@ Of its settings those count that have the shape of the first: the same policies,
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_bench(root: Path) -> Bench:
     for path in sorted((root / DATA).glob("*/bench.json")):
         record = read_json(path)
         with naming(path):
-            found.append((record["provenance"]["time"], path, record))
+            found.append((datetime.fromisoformat(record["provenance"]["time"]), path, record))
     if not found:
         raise ValueError(f"{root / DATA} holds no */bench.json; add what optim.bench recorded")
     _, path, record = max(found, key=lambda item: item[0])

@@ -62,7 +62,18 @@ def read_outcomes(root: Path) -> list[Outcome]:
     found = [_recorded(root, folder) for folder in sorted(data.glob("*/runs/*")) if folder.is_dir()]
     for path in sorted(data.glob("*/reported.json")):
         found += _reported(root, path)
-    return sorted(found, key=lambda of: (-of.finished, of.policy, of.machine, -(of.denoise_steps or 0)))
+    return sorted(
+        found,
+        key=lambda of: (
+            -of.finished,
+            of.policy,
+            of.weights,
+            of.suite,
+            of.protocol,
+            of.machine,
+            -(of.denoise_steps or 0),
+        ),
+    )
 
 
 def read_parts(folder: Path) -> Run:

@@ -50,7 +50,7 @@ def latency_table(bench: Bench) -> list[str]:
         *(f"{stage}, {most} steps" for stage in STAGES),
         *(f"{HOST_TO_HOST}, {steps} steps" for steps in bench.timings),
         f"speed-up, {most} steps",
-        "cosine with float32",
+        "least cosine with float32",
     )
     rows = []
     for i, timing in enumerate(first):
@@ -70,7 +70,7 @@ def latency_table(bench: Bench) -> list[str]:
 def _cells(of: Outcome) -> tuple[str, ...]:
     """Return the cells of a row but for the denoise steps."""
     interval = wilson(of.successes, of.finished)
-    errors = f", {of.errors} errors" if of.errors else ""
+    errors = f", errors: {of.errors}" if of.errors else ""
     records = f", [records]({of.records})" if of.records else ""
     return (
         of.policy,

@@ -162,6 +162,14 @@ def test_missing_episodes_and_stopped_tracking_are_warnings(
     )
 
 
+def test_batches_that_a_backend_refused_are_a_warning(
+    make_episode: Episode, run_json: dict[str, Any]
+) -> None:
+    reason = "no batches with optim.denoise=Fused(kernel='ring')"
+    run = Run({**run_json, "runner": {"name": "ray", "one_at_a_time": reason}}, (make_episode(),), ())
+    assert f"requests were served one at a time: {reason}" in summarise(run).warnings
+
+
 @pytest.mark.parametrize("field", ["policy", "checkpoint", "checkpoint_sha256", "seeding"])
 def test_a_mixture_has_no_summary(make_episode: Episode, run_json: dict[str, Any], field: str) -> None:
     other = make_episode(episode=1, **{field: "openpi"})

@@ -87,7 +87,7 @@ def test_an_episode_that_raised_is_shown_apart(root: Path) -> None:
     failed = {"success": None, "error_type": "OSError", "error_message": "GL context lost"}
     change_episode(root / RUN / "episodes.jsonl", **failed, actions_sha256=None)
     assert main([], root) == 0
-    assert "| 99 / 99 (96.3 to 100.0 %), 1 errors |" in (root / README).read_text()
+    assert "| 99 / 99 (96.3 to 100.0 %), errors: 1 |" in (root / README).read_text()
 
 
 def test_a_changed_latency_changes_table_and_plot(root: Path) -> None:
