@@ -28,7 +28,7 @@ from eval.run_reader import read_run
 from eval.runner import LocalRunner, Runner, RunnerError
 from eval.schema import RAY_ONLY, Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
-from eval.summary import render, report_console
+from eval.summary import render, report_console, say
 from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
 
@@ -173,9 +173,7 @@ def run(cfg: DictConfig) -> None:
             tracker.start(tracked_run(start, config, plan, run_info))
         except (*STARTING, OmegaConfBaseException) as error:
             raise Refused(str(error)) from error
-        report_console(stderr=True).print(
-            Text(announcement(plan, runner.about, start.folder)), soft_wrap=True
-        )
+        say(announcement(plan, runner.about, start.folder))
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
         if config.record_observations:
             assert isinstance(runner, LocalRunner)
@@ -188,9 +186,7 @@ def run(cfg: DictConfig) -> None:
         except BaseException:
             for problem in _close(books):
                 complain(problem)
-            report_console(stderr=True).print(
-                Text(f"go on with it: python -m eval resume={start.folder}"), soft_wrap=True
-            )
+            say(f"go on with it: python -m eval resume={start.folder}")
             raise
         for problem in _close(books):
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem

@@ -11,14 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.text import Text
 
 from eval import schema
 from eval.bookkeeper import RunFailed
 from eval.messages import one_line
 from eval.records import RecordingError
 from eval.schema import REPOSITORY
-from eval.summary import report_console
+from eval.summary import say
 
 CONF = str(REPOSITORY / "conf")  # absolute: Hydra would look for a relative path beside the caller's file
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -85,11 +84,6 @@ def _is_here() -> bool:
 def complain(error: Exception) -> None:
     """Print an error on one line of stderr."""
     say(f"error: {one_line(error)}")
-
-
-def say(text: str) -> None:
-    """Print what is being done on stderr, so that stdout holds results alone."""
-    report_console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

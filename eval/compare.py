@@ -18,14 +18,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.text import Text
-
 from eval.comparable import NotComparable
 from eval.compare_table import markdown, render
 from eval.comparison import compare
 from eval.records import to_plain
 from eval.run_reader import Run, read_run
-from eval.summary import report_console
+from eval.summary import report_console, say
 
 MARGIN = 2.0  # percentage points; 189 episodes can show it
 
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
             options.markdown.write_text(markdown(result), encoding="utf-8")
     except (NotComparable, OSError) as error:
-        report_console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        say(f"error: {error}")
         return 2
     if options.json:
         sys.stdout.write(

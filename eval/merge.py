@@ -19,7 +19,7 @@ from eval.plan import Episodes
 from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter
 from eval.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
 from eval.run_reader import Run, read_run
-from eval.summary import render, report_console
+from eval.summary import render, report_console, say
 from policies.base import EpisodeKey
 
 Attempt = tuple[EpisodeRecord, Sequence[InferenceRecord]]
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merge(options.parts, out)
         summary = summarise(read_run(out))
     except (OSError, ValueError, RecordingError) as error:
-        report_console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        say(f"error: {error}")
         return 1
     report_console().print(render(summary))
     report_console().print(Text(f"records: {out}"), soft_wrap=True)

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.command import complain, say
+from eval.command import complain
 from eval.compare import MARGIN
 from eval.compare_table import markdown
 from eval.comparison import compare
@@ -17,6 +17,7 @@ from eval.readme_results_data import DATA, REPORTS
 from eval.readme_results_plot import description, latency_svg
 from eval.readme_results_success import Outcome, read_outcomes, read_parts
 from eval.readme_results_tables import infer_sentences, latency_table, success_table
+from eval.summary import say
 
 README = Path("README.md")
 BEGIN = "<!-- results: begin, written by make results -->"

@@ -15,7 +15,7 @@ from eval.compare import MARGIN
 from eval.overview import Overview, overview
 from eval.report_page import page
 from eval.run_folders import margin_points, read_sources
-from eval.summary import report_console
+from eval.summary import report_console, say
 
 REPORT_FILE = "report.html"
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
-        report_console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        say(f"error: {error}")
         return 1
     report_console().print(Text(f"report: {out}"), soft_wrap=True)
     return 0

@@ -27,6 +27,11 @@ def report_console(*, stderr: bool = False) -> Console:
     return console
 
 
+def say(text: str) -> None:
+    """Print what is being done, or why not, on stderr, so that stdout holds results alone."""
+    report_console(stderr=True).print(Text(text), soft_wrap=True)
+
+
 def render(summary: Summary) -> RenderableType:
     """Return a summary for a rich console; texts from records are never read as markup."""
     parts: list[RenderableType] = []
@@ -163,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = summarise(read_run(options.run))
     except (FileNotFoundError, ValueError) as error:
         where = "" if str(options.run) in str(error) else f"{options.run}: "
-        report_console(stderr=True).print(Text(f"error: {where}{error}"), soft_wrap=True)
+        say(f"error: {where}{error}")
         return 1
     if options.json:
         sys.stdout.write(json.dumps(to_plain(summary.to_dict(), "summary"), indent=2, allow_nan=False) + "\n")

@@ -29,13 +29,13 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.command import FULL_ERROR, complain, say
+from eval.command import FULL_ERROR, complain
 from eval.compare import MARGIN
 from eval.overview import overview
 from eval.overview_table import markdown, render
 from eval.records import EPISODES_FILE, RUN_FILE, to_plain
 from eval.run_folders import SWEEP_FILE, margin_points, read_sources
-from eval.summary import report_console
+from eval.summary import report_console, say
 from eval.sweep_config import Job, read_jobs
 
 LOG_FILE = "job.log"  # beside the records: what the job printed

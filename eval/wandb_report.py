@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from eval.summary import report_console
+from eval.summary import report_console, say
 from eval.tracking import TrackingError
 from eval.wandb_sync import require_login
 from eval.wandb_tracker import (
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None, save: Save = save) -> int:
         require_login()
         address = save(report)
     except Exception as error:  # noqa: BLE001  the service and its library may raise anything; nothing is lost
-        report_console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        say(f"error: {error}")
         return 1
     report_console().print(Text(f"report: {address}"), soft_wrap=True)
     return 0

@@ -26,12 +26,12 @@ from eval import provenance
 from eval.build import choose_device, choose_passes
 from eval.capture import collect_requests
 from eval.cli import choose_tasks
-from eval.command import Refused, complain, say
+from eval.command import Refused, complain
 from eval.observations import load_requests, save_requests
 from eval.records import to_plain
 from eval.schema import ConfigError
 from eval.sim_stack import SimStackError, prepare
-from eval.summary import report_console
+from eval.summary import report_console, say
 from optim.bench_config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, read_arguments
 from optim.bench_setting import Passes, bench_setting, eager_float32, free
 from optim.bench_table import problems, render_setting, report

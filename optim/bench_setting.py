@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.build import choose_device, choose_dtype, eager_policy, load, optimise
-from eval.command import Refused, say
+from eval.command import Refused
+from eval.summary import say
 from optim.base import STAGES, Pass, StageMismatch
 from optim.bench_config import BenchConfig, BenchRun, Row, Setting
 from optim.parity import Parity, ParityError, compare, worst

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from eval.latency import LatencyStats, latency_stats
 from eval.metrics import is_random
-from eval.summary import report_console
+from eval.summary import report_console, say
 from optim.base import STAGES
 
 ALL_STAGES, HOST_TO_HOST = "all stages", "host to host"
@@ -324,13 +324,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with options.report.open("x") as file:
                 file.write(report(record))
     except (OSError, ValueError) as error:
-        report_console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        say(f"error: {error}")
         return 1
     for setting in record["settings"]:
         report_console().print(render_setting(setting))
     found = problems(record)
     for problem in found:
-        report_console(stderr=True).print(Text(f"error: {problem}"), soft_wrap=True)
+        say(f"error: {problem}")
     return 1 if found else 0
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from eval.build import eager_policy, load
 from eval.capture import collect_requests, spread
 from eval.cli import choose_tasks
-from eval.command import Refused, command, say
+from eval.command import Refused, command
 from eval.observations import load_requests, save_requests
 from eval.schema import Config, ConfigError, register_schema
 from eval.sim_stack import SimStackError, prepare
-from eval.summary import report_console
+from eval.summary import report_console, say
 from optim.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint

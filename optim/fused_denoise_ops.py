@@ -12,7 +12,7 @@ reach is in docs/results.
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,10 +131,6 @@ class Scratch:
     attended_MC: Tensor
     hidden_MF: Tensor
     counter: Tensor
-
-    def pointers(self) -> tuple[Tensor, ...]:
-        """Return the tensors in the kernel's order."""
-        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -272,7 +268,7 @@ def launch(
         prefix.keys_LB1PD,
         prefix.values_LB1PD,
         prefix.keys_LB1PD if prefix.bias is None else prefix.bias,
-        *scratch.pointers(),
+        *vars(scratch).values(),
         steps,
         layers,
         batch,

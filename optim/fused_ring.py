@@ -20,6 +20,7 @@ from optim.fused_denoise_ops import (
     Sizes,
     Weights,
     launch,
+    programs,
 )
 
 ROWS, WARPS = 16, 8
@@ -127,7 +128,7 @@ def denoise_ring(
     device: Any = torch.cuda.get_device_properties(actions_BHA.device)  # its stub lacks what we need
     shared_bytes = int(device.shared_memory_per_block_optin)
     rows = actions_BHA.shape[0] * actions_BHA.shape[1]
-    require_ring(sizes, rows, device.multi_processor_count, shared_bytes)
+    require_ring(sizes, rows, programs(actions_BHA.device), shared_bytes)
     by = cut(sizes)
     return launch(
         denoise_kernel,

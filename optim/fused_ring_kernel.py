@@ -1,4 +1,4 @@
-"""The denoise loop of up to 16 rows as one persistent Gluon kernel; imports Triton, so only where it is.
+"""The denoise loop of up to 16 rows as one persistent Gluon kernel; imports Triton: only where it is there.
 
 The phases of `optim.fused_denoise_kernels` with the weights of `optim.fused_ring_weights`, which Triton's
 pipeliner cannot express: it ends its copies with the loop that they belong to.
@@ -22,7 +22,7 @@ from optim.fused_ring_phases import (
     store_hidden,
     store_qkv,
     write_stream,
-)  # fmt: skip
+)
 from optim.fused_ring_weights import (
     ROWS,
     STAGED_SHORT,
@@ -34,7 +34,7 @@ from optim.fused_ring_weights import (
     prefetch,
     row_column,
     sum_warps,
-)  # fmt: skip
+)
 
 
 @gluon.jit
@@ -76,19 +76,9 @@ def denoise_kernel(
     for step in range(steps):
         norm = step * (2 * layers + 1) * W
         embed(
-            actions,
-            in_weight,
-            in_bias,
-            one_plus_scale + norm,
-            x,
-            scaled,
-            squares,
-            rows,
-            program,
-            programs,
-            A,
-            W,
-        )
+            actions, in_weight, in_bias, one_plus_scale + norm, x, scaled, squares,
+            rows, program, programs, A, W,
+        )  # fmt: skip
         arrive(counter)
         for layer in range(layers):
             at = gl.to_tensor(layer).to(gl.int64)
@@ -110,17 +100,9 @@ def denoise_kernel(
             layer_keys = prefix_keys + at * batch * prefix * D
             layer_values = prefix_values + at * batch * prefix * D
             k, v = load_prefix(
-                layer_keys,
-                layer_values,
-                program,
-                prefix,
-                splits,
-                prefix_splits,
-                row_blocks,
-                batch,
-                D,
-                BLOCK_KEYS,
-            )
+                layer_keys, layer_values, program, prefix, splits, prefix_splits, row_blocks, batch,
+                D, BLOCK_KEYS,
+            )  # fmt: skip
             await_all(counter, arrivals + programs)
             attend(
                 queries, keys, values, layer_keys, layer_values, bias, partial, lse, staged_values, k, v,
@@ -185,19 +167,9 @@ def denoise_kernel(
             norm += 2 * W
         await_all(counter, arrivals)
         euler(
-            x,
-            one_plus_scale + norm,
-            out_weight,
-            out_shift + step * A,
-            actions,
-            rows,
-            dt,
-            eps,
-            program,
-            programs,
-            A,
-            W,
-        )
+            x, one_plus_scale + norm, out_weight, out_shift + step * A, actions, rows, dt, eps,
+            program, programs, A, W,
+        )  # fmt: skip
         arrive(counter)
         await_all(counter, arrivals + programs)
         arrivals += 2 * programs
