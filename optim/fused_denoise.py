@@ -30,7 +30,7 @@ from optim.fused_denoise_ops import (
     interleave,
     pack_qkv,
 )
-from optim.fused_ring import denoise_ring
+from optim.fused_ring import arrange, denoise_ring
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from optim.rope import half_table
@@ -63,6 +63,8 @@ class FusedDenoise:
         with torch.no_grad():
             modulations_NEM = stage.modulations(times_E)
             self._modulations = fold(modulations_NEM.transpose(0, 1), self._weights, stage)
+        if kernel == "ring":
+            self._weights = arrange(self._weights, self._sizes)
 
     def __call__(
         self, noise_BHA: Tensor, keys_LB1PD: Tensor, values_LB1PD: Tensor, prefix_mask_BP: Tensor | None

@@ -224,13 +224,26 @@ def denoise(
     Returns:
         The scratch memory.
     """
+    import triton
+
     from optim.fused_denoise_kernels import denoise_kernel
 
+    split = splits(prefix.keys_LB1PD.shape[3]) + splits(actions_BHA.shape[1])
     blocks = sizes.blocks(actions_BHA.shape[0] * actions_BHA.shape[1])
     pointers = [pointer for weight in vars(weights).values() for pointer in weight.pointers()]
-    options = {"SCALED": weights.qkv.scale_LC is not None, "num_stages": 1, "num_warps": blocks["SPLIT"]}
     return launch(
-        denoise_kernel, actions_BHA, heads, modulations, pointers, prefix, sizes, **blocks, **options
+        denoise_kernel,
+        actions_BHA,
+        heads,
+        modulations,
+        pointers,
+        prefix,
+        sizes,
+        **blocks,
+        SPLITS=triton.next_power_of_2(split),
+        SCALED=weights.qkv.scale_LC is not None,
+        num_stages=1,
+        num_warps=blocks["SPLIT"],
     )
 
 
@@ -250,8 +263,6 @@ def launch(
         weights: in the kernel's order.
         options: constants of this kernel alone, and how Triton launches it.
     """
-    import triton
-
     batch, horizon, action_dim = actions_BHA.shape
     layers, _, _, tokens, _ = prefix.keys_LB1PD.shape
     steps = modulations.out_shift_EA.shape[0]
@@ -285,7 +296,6 @@ def launch(
         D=sizes.head_dim,
         F=sizes.mlp_dim,
         BLOCK_KEYS=BLOCK_KEYS,
-        SPLITS=triton.next_power_of_2(split),
         HAS_BIAS=prefix.bias is not None,
         launch_cooperative_grid=actions_BHA.is_cuda,  # all programs are resident, or the launch fails
         **options,

@@ -18,12 +18,14 @@ from optim.fused_denoise_ops import (
     Prefix,
     Scratch,
     Sizes,
+    Weight,
     Weights,
     launch,
     programs,
 )
 
 ROWS, WARPS = 16, 8
+RUN = 32  # of K that lie together in shared memory
 COLUMNS = 32  # of a tile of qkv, and of each of two tiles of gate and up
 LEAST_SIZE = 256  # of an inner dimension: 8 warps, 32 each
 SCRATCH_BYTES = 16 * 1024  # of shared memory, for sums over warps
@@ -105,6 +107,38 @@ def require_ring(sizes: Sizes, rows: int, available: int, shared_bytes: int) -> 
         )
 
 
+def arrange(weights: Weights, sizes: Sizes) -> Weights:
+    """Return weights as `denoise_ring` takes them: slot after slot, each as it lies in shared memory.
+
+    Raises:
+        ValueError: see `cut`; or the weights are not bfloat16.
+    """
+    if weights.qkv.values_LCK.dtype != torch.bfloat16:
+        raise ValueError(f"kernel=ring takes weights=bf16, got {weights.qkv.values_LCK.dtype}")
+    by = cut(sizes)
+    return Weights(
+        Weight(slots(weights.qkv.values_LCK, COLUMNS, 1, by.width)),
+        Weight(slots(weights.output.values_LCK, X_COLUMNS, 1, by.attention)),
+        Weight(slots(weights.gate_up.values_LCK, COLUMNS, 2, by.width)),
+        Weight(slots(weights.down.values_LCK, X_COLUMNS, 1, by.mlp)),
+    )
+
+
+def slots(weight_LCK: Tensor, columns: int, tiles: int, inner: int) -> Tensor:
+    """Return a weight in the order of the ring's slots, of the same shape.
+
+    A program has `tiles` tiles of so many columns; a slot is WARPS * inner of K of one of them, tiles in turn.
+    In a slot, a warp's part of K comes after the other, in it column after column; where inner is 64 or
+    more, neighbouring runs of 32 of K change places in odd columns (`STAGED` of `optim.fused_ring_weights`).
+    """
+    parts = weight_LCK.unflatten(2, (-1, WARPS, inner)).unflatten(1, (-1, tiles, columns))
+    slots = parts.permute(0, 1, 4, 2, 5, 3, 6).contiguous()  # layer, program, chunk, tile, warp, column, K
+    if inner >= 2 * RUN:
+        runs = slots.unflatten(5, (-1, 2)).unflatten(7, (-1, 2, RUN))
+        runs[..., 1, :, :, :] = runs[..., 1, :, :, :].flip(-2)
+    return slots.view_as(weight_LCK)
+
+
 def denoise_ring(
     actions_BHA: Tensor,
     heads: Heads,
@@ -115,16 +149,17 @@ def denoise_ring(
 ) -> Scratch:
     """Turn noise into actions, in place; float32.
 
+    Args:
+        weights: from `arrange`.
+
     Returns:
         The scratch memory.
 
     Raises:
-        ValueError: see `require_ring`; or the weights are not bfloat16.
+        ValueError: see `require_ring`.
     """
     from optim.fused_ring_kernel import denoise_kernel
 
-    if weights.qkv.values_LCK.dtype != torch.bfloat16:
-        raise ValueError(f"kernel=ring takes weights=bf16, got {weights.qkv.values_LCK.dtype}")
     device: Any = torch.cuda.get_device_properties(actions_BHA.device)  # its stub lacks what we need
     shared_bytes = int(device.shared_memory_per_block_optin)
     rows = actions_BHA.shape[0] * actions_BHA.shape[1]

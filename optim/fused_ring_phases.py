@@ -7,7 +7,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from optim.fused_ring_weights import LINE, ROWS, row_column
+from optim.fused_ring_weights import LINE, ROWS, row_column, summed_layout
 
 FLAT = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [1, 8], [16, 8]))
 HALF = gl.constexpr(gl.BlockedLayout([1, 1], [2, 16], [8, 1], [1, 0]))
@@ -23,10 +23,15 @@ def load_squares(squares, rows, PARTS: gl.constexpr):
 
 
 @gluon.jit
-def normed(out, parts, shift, eps, W: gl.constexpr):
-    """What a norm's matmul gives, from its sums: adaRMS is folded (`optim.fused_denoise_kernels`)."""
+def inverse_norm(parts, eps, W: gl.constexpr):
+    """1 / RMS of each row, from the sums of squares of its parts; for `normed`."""
     inverse_rms = gl.rsqrt(gl.sum(parts, 1) / W + eps)
-    inverse_rms = gl.convert_layout(inverse_rms, gl.SliceLayout(1, out.type.layout))
+    return gl.convert_layout(inverse_rms, gl.SliceLayout(1, summed_layout(32)))
+
+
+@gluon.jit
+def normed(out, inverse_rms, shift):
+    """What a norm's matmul gives, from its sums: adaRMS is folded (`optim.fused_denoise_kernels`)."""
     return out * inverse_rms[:, None] + shift[None, :]
 
 
@@ -107,20 +112,23 @@ def embed(
 
 @gluon.jit
 def load_prefix(
-    keys, values, tile, prefix, splits, prefix_splits, row_blocks, batch,
+    keys, values, staged_values, tile, prefix, splits, prefix_splits, row_blocks, batch,
     D: gl.constexpr, BLOCK_KEYS: gl.constexpr,
 ):  # fmt: skip
-    """Keys and values of a tile of the attention if they are the prefix's, which nobody writes."""
+    """Keys of a tile of the attention, and values into `staged_values`, if they are the prefix's."""
     split, of = tile % splits, tile // (splits * row_blocks)
     there = (split < prefix_splits) & (of < batch)
     return _load_keys(
-        keys + of * prefix * D, values + of * prefix * D, split * BLOCK_KEYS, prefix, there, D, BLOCK_KEYS
-    )
+        keys + of * prefix * D, values + of * prefix * D, staged_values, split * BLOCK_KEYS, prefix, there,
+        D, BLOCK_KEYS,
+    )  # fmt: skip
 
 
 @gluon.jit
-def _load_keys(keys, values, first, count, there, D: gl.constexpr, BLOCK_KEYS: gl.constexpr):
-    """A block of keys as a right operand (D, keys), and of values (keys, D) in rows."""
+def _load_keys(
+    keys, values, staged_values, first, count, there, D: gl.constexpr, BLOCK_KEYS: gl.constexpr
+):
+    """A block of keys as a right operand (D, keys); its values (keys, D) go to `staged_values`."""
     operand: gl.constexpr = gl.DotOperandLayout(1, FLAT, 8)
     key = first + gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, operand))[None, :]
     dim = gl.arange(0, D, gl.SliceLayout(1, operand))[:, None]
@@ -128,12 +136,14 @@ def _load_keys(keys, values, first, count, there, D: gl.constexpr, BLOCK_KEYS: g
     rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 * 8 // D, D // 8], [8, 1], [1, 0])
     key = first + gl.arange(0, BLOCK_KEYS, gl.SliceLayout(1, rows))[:, None]
     dim = gl.arange(0, D, gl.SliceLayout(0, rows))[None, :]
-    return k, gl.load(values + key * D + dim, mask=(key < count) & there, other=0.0)
+    if there:
+        staged_values.store(gl.load(values + key * D + dim, mask=key < count, other=0.0))
+    return k
 
 
 @gluon.jit
 def attend(
-    queries, keys, values, prefix_keys, prefix_values, bias, partial, lse, staged_values, k, v,
+    queries, keys, values, prefix_keys, prefix_values, bias, partial, lse, staged_values, k,
     program, programs, batch, horizon, prefix, splits, prefix_splits, score_scale,
     X: gl.constexpr, D: gl.constexpr, BLOCK_KEYS: gl.constexpr, HAS_BIAS: gl.constexpr,
 ):  # fmt: skip
@@ -155,13 +165,13 @@ def attend(
             is_key = key < prefix
         else:
             first = (split - prefix_splits) * BLOCK_KEYS
-            k, v = _load_keys(
-                keys + of * horizon * D, values + of * horizon * D, first, horizon, True, D, BLOCK_KEYS
-            )
+            k = _load_keys(
+                keys + of * horizon * D, values + of * horizon * D, staged_values, first, horizon, True,
+                D, BLOCK_KEYS,
+            )  # fmt: skip
             key += first
             is_key = key < horizon
             key += prefix
-        staged_values.store(v)
         scores = mma_v2(q, k, gl.full([ROWS, BLOCK_KEYS], 0.0, gl.float32, FLAT)) * score_scale
         if HAS_BIAS:
             biases = gl.load(bias + of * (prefix + horizon) + key, mask=is_key, other=0.0)
@@ -170,23 +180,23 @@ def attend(
         top = gl.max(scores, 1)
         weights = gl.exp(scores - top[:, None])
         total = gl.sum(weights, 1)
-        weights = gl.convert_layout(weights.to(v.dtype), short_left)
+        weights = gl.convert_layout(weights.to(k.dtype), short_left)
         out = mma_v2(weights, staged_values.load(short_right), gl.full([ROWS, D], 0.0, gl.float32, FLAT))
         row = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, FLAT))
         at = (of * splits + split) * rows + row
         dim = gl.arange(0, D, gl.SliceLayout(0, FLAT))
         gl.store(partial + at[:, None] * D + dim[None, :], out / total[:, None], mask=(row < rows)[:, None])
         gl.store(lse + at, top + gl.log(total), mask=row < rows)
-        k, v = load_prefix(
-            prefix_keys, prefix_values, tile + programs, prefix, splits, prefix_splits, row_blocks, batch,
-            D, BLOCK_KEYS,
+        k = load_prefix(
+            prefix_keys, prefix_values, staged_values, tile + programs, prefix, splits, prefix_splits,
+            row_blocks, batch, D, BLOCK_KEYS,
         )  # fmt: skip
 
 
 @gluon.jit
 def merge(
-    partial, lse, attended, program, programs, batch, horizon, splits,
-    X: gl.constexpr, D: gl.constexpr, SPLITS: gl.constexpr,
+    partial, lse, attended, program, programs, batch, horizon, splits: gl.constexpr,
+    X: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     """Weigh the partial softmaxes of each row by their denominators."""
     rows = X * horizon
@@ -195,15 +205,13 @@ def merge(
         row, of = tile % rows, tile // rows
         at = of * splits * rows + row
         top = float("-inf")
-        for split in gl.static_range(SPLITS):
-            top = gl.maximum(top, gl.load(lse + at + split * rows, mask=split < splits, other=float("-inf")))
+        for split in gl.static_range(splits):
+            top = gl.maximum(top, gl.load(lse + at + split * rows))
         total = 0.0
         merged = gl.full([D], 0.0, gl.float32, LINE)
-        for split in gl.static_range(SPLITS):
-            there = split < splits
-            share = gl.exp(gl.load(lse + at + split * rows, mask=there, other=float("-inf")) - top)
-            part = gl.load(partial + (at + split * rows) * D + dim, mask=there, other=0.0)
-            merged += part * share
+        for split in gl.static_range(splits):
+            share = gl.exp(gl.load(lse + at + split * rows) - top)
+            merged += gl.load(partial + (at + split * rows) * D + dim) * share
             total += share
         to = attended + ((of * horizon + row % horizon) * X + row // horizon) * D + dim
         gl.store(to, (merged / total).to(attended.dtype.element_ty))

@@ -28,9 +28,17 @@ RIGHT = gl.constexpr(gl.DotOperandLayout(1, MMA.value, 8))
 # two neighbouring columns, read by one quarter of a warp, lie in different banks
 STAGED = gl.constexpr(gl.SwizzledSharedLayout(32, 1, 2, [1, 2, 0]))
 STAGED_SHORT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [1, 2, 0]))
-COPY = gl.constexpr(gl.BlockedLayout([1, 8, 1], [1, 8, 4], [8, 1, 1], [1, 2, 0]))
-COPY_SHORT = gl.constexpr(gl.BlockedLayout([1, 8, 1], [1, 4, 8], [8, 1, 1], [1, 2, 0]))
+COPY = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0]))
+PLACES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [8], [0]))
+
+
+@gluon.constexpr_function
+def _size(shape):
+    count = 1
+    for length in shape:
+        count *= length
+    return count
 
 
 @gluon.jit
@@ -65,8 +73,7 @@ def await_all(counter, arrivals):
 def prefetch(base, first, end, COUNT: gl.constexpr):
     """Fetch COUNT contiguous elements of two bytes, or those before `end`, into the L2 cache."""
     PER: gl.constexpr = 64
-    LINES: gl.constexpr = COUNT // PER
-    at = gl.minimum(first + gl.arange(0, LINES, LINE) * PER, end - 1)
+    at = gl.minimum(first + gl.arange(0, COUNT // PER, LINE) * PER, end - 1)
     gl.inline_asm_elementwise(
         PREFETCH,
         "=r,l",
@@ -78,33 +85,30 @@ def prefetch(base, first, end, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _place(ring, position, N: gl.constexpr, BLOCK_K: gl.constexpr):
-    """A place of the ring, or the beginning of it, as a tile (WARPS, BLOCK_K, N)."""
-    TILES: gl.constexpr = ring.shape[1] * ring.shape[2] * ring.shape[3] // (WARPS * BLOCK_K * N)
-    layout: gl.constexpr = STAGED if BLOCK_K >= 64 else STAGED_SHORT
-    return ring.index(position)._reinterpret(gl.bfloat16, [TILES, WARPS, BLOCK_K, N], layout).index(0)
+def _place(ring, position, RING: gl.constexpr, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """The beginning of a place of the ring, `position` of them after the first, in a shape."""
+    PLACE: gl.constexpr = ring.shape[1] * ring.shape[2]
+    COUNT: gl.constexpr = _size(SHAPE)
+    wrapped = gl.where(position < RING, position, position - RING)
+    return ring.index(wrapped)._reinterpret(gl.bfloat16, [PLACE // COUNT] + SHAPE, LAYOUT).index(0)
 
 
 @gluon.jit
-def _fetch(ring, position, weight, column, k, there, K: gl.constexpr, N: gl.constexpr, BLOCK_K: gl.constexpr):
-    """Start copying N columns from `column`, 8 BLOCK_K of K from `k`, into a place of the ring."""
-    slot = _place(ring, position, N, BLOCK_K)
-    layout: gl.constexpr = COPY if BLOCK_K >= 64 else COPY_SHORT
-    part = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, layout)))
-    inner = gl.arange(0, BLOCK_K, gl.SliceLayout(0, gl.SliceLayout(2, layout)))
-    of = gl.arange(0, N, gl.SliceLayout(0, gl.SliceLayout(1, layout)))
-    at = gl.expand_dims(gl.expand_dims(of, 0), 1) * K
-    at += gl.expand_dims(gl.expand_dims(part, 1), 2) * BLOCK_K + gl.expand_dims(gl.expand_dims(inner, 0), 2)
+def _fetch(ring, position, slot, there, COUNT: gl.constexpr, RING: gl.constexpr):
+    """Start copying a slot into a place of the ring."""
+    place = _place(ring, position, RING, [COUNT // 64, 64], PLACES)
+    line = gl.arange(0, COUNT // 64, gl.SliceLayout(1, COPY))[:, None]
+    of_line = gl.arange(0, 64, gl.SliceLayout(0, COPY))[None, :]
     if there:
-        async_copy.async_copy_global_to_shared(slot, weight + column * K + k + at)
+        async_copy.async_copy_global_to_shared(place, slot + line * 64 + of_line)
 
 
 @gluon.jit
 def fetch_slot(
-    SLOT: gl.constexpr, layer, layers, ring, head, weights, program, programs,
+    SLOT: gl.constexpr, layer, layers, ring, position, weights, program, programs,
     SIZES: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """Fetch slot SLOT of a layer (or of the next, if SLOT is past its end) to the ring's place `head`.
+    """Fetch slot SLOT of a layer (or of the next, if SLOT is past its end) to a place of the ring.
 
     SIZES are W, XD, F, columns of qkv, and the steps of K that a warp takes of each of W, XD and F.
     """
@@ -122,34 +126,49 @@ def fetch_slot(
     SLOTS: gl.constexpr = 3 * C_W + C_O + C_F
     HERE: gl.constexpr = SLOT % SLOTS
     at = gl.to_tensor((layer + SLOT // SLOTS) % layers).to(gl.int64)
-    position = head % RING
     last = programs - 1 - program  # output projection and down are done by the last programs
     if HERE < C_W:
-        _fetch(
-            ring, position, qkv_weight + at * QKV * W, program * 32, HERE * WARPS * K_W,
-            program < QKV // 32, W, 32, K_W,
-        )  # fmt: skip
+        slot = qkv_weight + (at * (QKV // 32) + program) * 32 * W + HERE * WARPS * K_W * 32
+        _fetch(ring, position, slot, program < QKV // 32, WARPS * K_W * 32, RING)
     elif HERE < C_W + C_O:
-        _fetch(
-            ring, position, output_weight + at * W * XD, last * 16, (HERE - C_W) * WARPS * K_O,
-            last < W // 16, XD, 16, K_O,
-        )  # fmt: skip
+        slot = output_weight + (at * (W // 16) + last) * 16 * XD + (HERE - C_W) * WARPS * K_O * 16
+        _fetch(ring, position, slot, last < W // 16, WARPS * K_O * 16, RING)
     elif HERE < 3 * C_W + C_O:
-        G: gl.constexpr = HERE - C_W - C_O
-        _fetch(
-            ring, position, gate_up_weight + at * 2 * F * W, program * 64 + G % 2 * 32, G // 2 * WARPS * K_W,
-            program < 2 * F // 64, W, 32, K_W,
-        )  # fmt: skip
+        slot = gate_up_weight + (at * (F // 32) + program) * 64 * W + (HERE - C_W - C_O) * WARPS * K_W * 32
+        _fetch(ring, position, slot, program < F // 32, WARPS * K_W * 32, RING)
     else:
-        _fetch(
-            ring, position, down_weight + at * W * F, last * 16, (HERE - 3 * C_W - C_O) * WARPS * K_F,
-            last < W // 16, F, 16, K_F,
-        )  # fmt: skip
+        slot = down_weight + (at * (W // 16) + last) * 16 * F + (HERE - 3 * C_W - C_O) * WARPS * K_F * 16
+        _fetch(ring, position, slot, last < W // 16, WARPS * K_F * 16, RING)
     async_copy.commit_group()
 
 
 @gluon.jit
-def left_operand(a, k, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
+def refill(
+    FIRST: gl.constexpr, COUNT: gl.constexpr, layer, layers, ring, head, weights, program, programs,
+    SIZES: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
+    """Fetch what comes RING slots after COUNT slots from FIRST, which were consumed, to their places.
+
+    Returns:
+        The ring's new head.
+    """
+    for i in gl.static_range(COUNT):
+        fetch_slot(FIRST + RING + i, layer, layers, ring, head + i, weights, program, programs, SIZES, RING)
+    head += COUNT
+    return gl.where(head < RING, head, head - RING)
+
+
+@gluon.jit
+def load_left(a, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
+    """All rows of a as left operands, one for each slot or pair of slots."""
+    left = (_left_operand(a, 0, rows, K, BLOCK_K),)
+    for i in gl.static_range(1, K // (WARPS * BLOCK_K)):
+        left = left + (_left_operand(a, i * WARPS * BLOCK_K, rows, K, BLOCK_K),)
+    return left
+
+
+@gluon.jit
+def _left_operand(a, k, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
     """8 BLOCK_K of K from `k` of all rows of a, as a left operand (8, ROWS, BLOCK_K)."""
     part = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, LEFT)))
     row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, LEFT)))
@@ -161,58 +180,50 @@ def left_operand(a, k, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
 
 
 @gluon.jit
-def right_operand(ring, head, N: gl.constexpr, BLOCK_K: gl.constexpr, RING: gl.constexpr):
-    """The ring's oldest slot as a right operand; waits for it."""
-    async_copy.wait_group(RING - 1)
-    return _place(ring, head % RING, N, BLOCK_K).load(RIGHT)
+def right_operand(
+    ring, head, AFTER: gl.constexpr, N: gl.constexpr, BLOCK_K: gl.constexpr, RING: gl.constexpr
+):
+    """The slot AFTER the ring's oldest as a right operand; waits for it."""
+    async_copy.wait_group(RING - 1 - AFTER)
+    LAYOUT: gl.constexpr = STAGED if BLOCK_K >= 64 else STAGED_SHORT
+    return _place(ring, head + AFTER, RING, [WARPS, BLOCK_K, N], LAYOUT).load(RIGHT)
+
+
+@gluon.constexpr_function
+def summed_layout(columns):
+    """Layout of what `sum_warps` returns."""
+    return gl.SliceLayout(0, gl.BlockedLayout([8, 1, columns // 16], [1, 2, 16], [1, 8, 1], [2, 1, 0]))
 
 
 @gluon.jit
 def sum_warps(total, N: gl.constexpr):
     """The sum over warps of (8, ROWS, N), as (ROWS, N)."""
-    layout: gl.constexpr = gl.BlockedLayout([8, 1, N // 16], [1, 2, 16], [1, 8, 1], [2, 1, 0])
-    return gl.sum(gl.convert_layout(total, layout), 0)
+    layout: gl.constexpr = summed_layout(N)
+    return gl.sum(gl.convert_layout(total, layout.parent), 0)
 
 
 @gluon.jit
 def row_column(first, N: gl.constexpr):
     """Rows, and columns from `first`, of what `sum_warps` returns."""
-    layout: gl.constexpr = gl.SliceLayout(
-        0, gl.BlockedLayout([8, 1, N // 16], [1, 2, 16], [1, 8, 1], [2, 1, 0])
-    )
+    layout: gl.constexpr = summed_layout(N)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     return row, first + gl.arange(0, N, gl.SliceLayout(0, layout))
 
 
 @gluon.jit
 def multiply(
-    a, rows, FIRST: gl.constexpr, layer, layers, ring, head, weights, program, programs,
-    K: gl.constexpr, BLOCK_K: gl.constexpr, N: gl.constexpr, PAIR: gl.constexpr,
-    SIZES: gl.constexpr, RING: gl.constexpr,
-):  # fmt: skip
-    """Rows of a times the tile, or the PAIR of tiles, whose slots begin at FIRST; for `sum_warps`.
+    left, ring, head, BLOCK_K: gl.constexpr, N: gl.constexpr, PAIR: gl.constexpr, RING: gl.constexpr
+):
+    """What `load_left` gave times the tile, or the PAIR of tiles, of the ring's oldest slots; for `sum_warps`.
 
     Returns:
-        Both products, of which the second is zero without a PAIR; the ring's new head.
+        Both products, of which the second is zero without a PAIR.
     """
-    CHUNKS: gl.constexpr = K // (WARPS * BLOCK_K)
+    CHUNKS: gl.constexpr = len(left)
     total = gl.full([WARPS, ROWS, N], 0.0, gl.float32, MMA)
     other = total
-    left = left_operand(a, 0, rows, K, BLOCK_K)
     for i in gl.static_range(CHUNKS):
-        following = left
-        if i + 1 < CHUNKS:
-            following = left_operand(a, (i + 1) * WARPS * BLOCK_K, rows, K, BLOCK_K)
-        total = mma_v2(left, right_operand(ring, head, N, BLOCK_K, RING), total)
-        fetch_slot(
-            FIRST + RING + i * (1 + PAIR), layer, layers, ring, head, weights, program, programs, SIZES, RING
-        )
-        head += 1
+        total = mma_v2(left[i], right_operand(ring, head, i * (1 + PAIR), N, BLOCK_K, RING), total)
         if PAIR:
-            other = mma_v2(left, right_operand(ring, head, N, BLOCK_K, RING), other)
-            fetch_slot(
-                FIRST + RING + i * 2 + 1, layer, layers, ring, head, weights, program, programs, SIZES, RING
-            )
-            head += 1
-        left = following
-    return total, other, head
+            other = mma_v2(left[i], right_operand(ring, head, i * 2 + 1, N, BLOCK_K, RING), other)
+    return total, other
