@@ -9,10 +9,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from eval.cannot_run import cannot_run
 from eval.schema import Config, ConfigError
-from optim.base import STAGES, Pass, PassError, StageSource, apply_passes, check_passes
+from optim.base import STAGES, CannotRun, Pass, PassError, StageSource, apply_passes, check_passes
 from optim.eager import eager_stages
 from optim.graphed_images import GraphedImages
+from optim.requirements import no_gpu
 from optim.scales import load_scales
 from policies.base import Policy, Request
 from policies.oracle import OraclePolicy
@@ -52,12 +54,15 @@ def choose_passes(config: Config) -> dict[str, Pass]:
     """
     passes = {stage: _pass(config, stage) for stage in STAGES}
     device = choose_device(config.policy.device)
-    if config.policy.images == "cuda_graph" and device.type != "cuda":
-        raise ConfigError(f"policy.images=cuda_graph needs an NVIDIA GPU, got policy.device={device}")
+    reasons: dict[str, Exception] = {}
     try:
         check_passes(passes, device, choose_dtype(config.policy.precision, device))
-    except PassError as error:
-        raise ConfigError(str(error)) from error
+    except CannotRun as error:
+        reasons |= error.reasons
+    if config.policy.images == "cuda_graph" and device.type != "cuda":
+        reasons["images"] = no_gpu(device, "choose policy.images=eager")
+    if reasons:
+        raise ConfigError(cannot_run(config, reasons))
     return passes
 
 

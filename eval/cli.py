@@ -23,7 +23,7 @@ from eval.metrics import Summary, is_random, setting, summarise
 from eval.plan import Episodes, Plan, Shard
 from eval.recording import recording
 from eval.records import RunWriter, Seeding, refuse_used
-from eval.resume import Earlier, recorded, refuse_changed, refuse_joined, reopen
+from eval.resume import Earlier, nothing_left, recorded, refuse_changed, refuse_joined, reopen
 from eval.run_reader import read_run
 from eval.runner import LocalRunner, Runner, RunnerError
 from eval.schema import RAY_ONLY, Config, ConfigError
@@ -31,6 +31,7 @@ from eval.sim_stack import SimStackError, prepare
 from eval.summary import render, report_console, say
 from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
+from eval.words import counted
 
 T = TypeVar("T")
 
@@ -112,12 +113,15 @@ def find_start(cfg: DictConfig) -> Start:
     """Return where to start; with `resume=FOLDER` the configuration is composed as that run's was.
 
     Raises:
-        FileNotFoundError, ValueError: `resume` names no run that can be continued.
+        ConfigError: `resume` is empty.
+        FileNotFoundError, ValueError: it names no run that can be continued.
         Changed: its configuration would be another one now.
     """
     overrides = list(HydraConfig.get().overrides.task)
     if cfg.resume is None:
         return Start(cfg, overrides, Path(HydraConfig.get().runtime.output_dir))
+    if not cfg.resume:
+        raise ConfigError("resume must be the folder of a run, got ''; give resume=FOLDER, or leave it out")
     folder = Path(cfg.resume)
     before = recorded(folder)
     refuse_joined(folder, before)
@@ -149,7 +153,7 @@ def open_runner(config: Config, tasks: Sequence[Task]) -> Runner:
 
 
 def run(cfg: DictConfig) -> None:
-    """Do one run, or go on with one, from checks to printed summary.
+    """Do one run, or go on with one, from checks to printed summary; of a finished one, print that alone.
 
     Raises:
         Refused: before the first episode; nothing was recorded.
@@ -162,6 +166,10 @@ def run(cfg: DictConfig) -> None:
             refuse_ignored(config, start.overrides)
             if start.before is None:
                 refuse_used(start.folder)
+            elif (over := nothing_left(start.folder, start.before)) is not None:
+                say(f"nothing is left to run: {counted(len(over.episodes), 'episode')} finished")
+                _show(summarise(over), start.folder)
+                return
             tasks = choose_tasks(config)
             episodes = choose_episodes(config, tasks)
             tracker = _tracker(config)
@@ -319,10 +327,14 @@ def _close(books: Bookkeeper) -> list[Exception]:
     if books.tracker.error:
         attempt(books.write_run)
         summary = attempt(lambda: _summary(folder))
+    _show(summary, folder)
+    return problems
+
+
+def _show(summary: Summary | None, folder: Path) -> None:
     if summary:
         report_console().print(render(summary))
     report_console().print(Text(f"records: {folder}"), soft_wrap=True)
-    return problems
 
 
 def _summary(folder: Path) -> Summary | None:

@@ -12,14 +12,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from eval import schema
+from eval import choices, schema
 from eval.bookkeeper import RunFailed
 from eval.messages import one_line
 from eval.records import RecordingError
-from eval.schema import REPOSITORY
 from eval.summary import say
 
-CONF = str(REPOSITORY / "conf")  # absolute: Hydra would look for a relative path beside the caller's file
+CONF = str(choices.CONF)  # absolute: Hydra would look for a relative path beside the caller's file
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 

@@ -2,7 +2,8 @@
 
 Episodes are paired by suite, task, number and seed. The exit status is 0 when NEW is shown to lose less than
 the margin, in percentage points of success, and every backend of both runs served all of its calls; 1 when
-not; 2 when the runs cannot be compared, with one line on stderr that says why.
+not; 2 when the command line is wrong; 3 when the runs cannot be compared, with one line on stderr that says
+why.
 
 Non-obvious behaviors:
     * All limits must lie above the margin: Newcombe's, for episodes drawn from these tasks; the one for tasks
@@ -26,12 +27,21 @@ from eval.run_reader import Run, read_run
 from eval.summary import report_console, say
 
 MARGIN = 2.0  # percentage points; 189 episodes can show it
+NOT_COMPARABLE = 3  # exit status; argparse takes 2 for a wrong command line
+STATUSES = (
+    "exit status: 0 when NEW is non-inferior and all backends served every call, 1 when not, "
+    f"2 when the command line is wrong, {NOT_COMPARABLE} when the runs cannot be read or compared"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the comparison; return 0, 1 or 2 as the module says."""
+    """Print the comparison; return 0, 1 or 3 as the module says.
+
+    Raises:
+        SystemExit: with status 2, the command line is wrong.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m eval.compare", description="Compare two runs, episode by episode."
+        prog="python -m eval.compare", description="Compare two runs, episode by episode.", epilog=STATUSES
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of the run to compare with")
     parser.add_argument("new", type=Path, metavar="NEW", help="folder of the run that may replace it")
@@ -51,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.markdown.write_text(markdown(result), encoding="utf-8")
     except (NotComparable, OSError) as error:
         say(f"error: {error}")
-        return 2
+        return NOT_COMPARABLE
     if options.json:
         sys.stdout.write(
             json.dumps(to_plain(result.to_dict(), "comparison"), indent=2, allow_nan=False) + "\n"

@@ -8,17 +8,18 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.comparison import Comparison, Side
+from eval.markdown import markdown_table
 from eval.metrics import SuccessRate
 from eval.paired import Interval
+from policies.listing import listing
 
 PLOT_WIDTH = 61
-SHOWN = 10  # episodes of a list on the console; Markdown and JSON have all
 NONE = "-"
 
 SUCCESS = ("", "policy", "success / pairs", "rate", "95 % Wilson", "errors")
 LIMITS = ("difference, NEW - BASE, in points", "low", "high")
 TASKS = ("task", "both", "lost", "won", "neither")
-LATENCY_TITLE = "Latency, without warm-up and load; intervals over episodes"
+LATENCY_TITLE = "Latency, without warm-up and what ran beside other episodes; intervals over episodes"
 LATENCY = ("", "BASE n", "BASE p50 ms", "NEW n", "NEW p50 ms", "speed-up", "95 %")
 ENGAGEMENT = ("", "stage", "backend", "calls", "misses", "refused")
 
@@ -36,8 +37,7 @@ def render(result: Comparison) -> RenderableType:
     parts.append(Text("\n" + "\n".join(_sentences(result))))
     for name, episodes in (("lost", result.lost), ("won", result.won)):
         if episodes:
-            more = f" and {len(episodes) - SHOWN} more" if len(episodes) > SHOWN else ""
-            parts.append(Text(f"{name}: {', '.join(episodes[:SHOWN])}{more}"))
+            parts.append(Text(f"{name}: {listing(episodes)}"))
     if result.lost or result.won:
         parts.append(table("Pairs by task", TASKS, task_rows(result)))
     if result.latency:
@@ -64,9 +64,9 @@ def markdown(result: Comparison) -> str:
         f"- pairs: {result.counts.n}{_left_out(result)}",
         *(f"- {line}" for line in _sentences(result)),
         "",
-        *_markdown(SUCCESS, success_rows(result), texts=2),
+        *markdown_table(SUCCESS, success_rows(result), texts=2),
         "",
-        *_markdown(LIMITS, limit_rows(result)),
+        *markdown_table(LIMITS, limit_rows(result)),
         "",
         "```",
         *picture(result),
@@ -77,13 +77,13 @@ def markdown(result: Comparison) -> str:
             for name, of in (("lost", result.lost), ("won", result.won))
         ),
         "",
-        *_markdown(TASKS, task_rows(result)),
+        *markdown_table(TASKS, task_rows(result)),
     ]
     if result.latency:
         lines += ["", f"{LATENCY_TITLE}:", ""]
-        lines += _markdown(LATENCY, latency_rows(result))
+        lines += markdown_table(LATENCY, latency_rows(result))
     if rows := engagement_rows(result):
-        lines += ["", *_markdown(ENGAGEMENT, rows, texts=3)]
+        lines += ["", *markdown_table(ENGAGEMENT, rows, texts=3)]
     notes = [
         *(f"**{problem}**" for problem in _problems(result)),
         *(f"warning: {w}" for w in result.warnings),
@@ -274,11 +274,3 @@ def _span(interval: Interval) -> str:
 
 def _points(value: float) -> str:
     return f"{value:g}"
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> list[str]:
-    rules = ["---" if i < texts else "---:" for i in range(len(columns))]
-    return [
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
-        for line in (columns, rules, *rows)
-    ]

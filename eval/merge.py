@@ -20,7 +20,9 @@ from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWrit
 from eval.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
 from eval.run_reader import Run, read_run
 from eval.summary import render, report_console, say
+from eval.words import counted
 from policies.base import EpisodeKey
+from policies.listing import listing
 
 Attempt = tuple[EpisodeRecord, Sequence[InferenceRecord]]
 
@@ -94,11 +96,11 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
         for change in origin_changes(runs[0].run["provenance"], run.run["provenance"])
     ]
     if joined.duplicates:
-        notes.append(f"{len(joined.duplicates)} episodes were in several parts and count once")
+        notes.append(f"{counted(len(joined.duplicates), 'episode')} in several parts, counted once")
     if joined.different:
         notes.append(
-            f"{len(joined.different)} of them differ between the parts, the first part counts: "
-            f"{', '.join(map(str, joined.different))}"
+            f"{len(joined.different)} of them with another result in a later part, the first part counts: "
+            f"{listing(joined.different)}"
         )
     with RunWriter(out) as writer:
         for episode, inferences in joined.attempts:

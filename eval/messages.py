@@ -2,8 +2,9 @@
 
 import difflib
 import re
+from typing import Any, get_args, get_origin, get_type_hints
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -12,6 +13,12 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from eval.choices import backend_name, backends
+from eval.schema import Config
+from policies.pi05.stages import STAGES
+
+# Hydra's words for several values where there is no sweep.
+SEVERAL = r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=(.*?)'(?: requires --multirun$|; 1\.)"
 # OmegaConf's words for a value of the wrong type, and ours.
 PLAINER = (
     (r"Value '(.*)' of type '.*' could not be converted to Integer", r"must be a whole number, got '\1'"),
@@ -32,6 +39,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         reason = _head(error).partition("; ")[2].partition("; See ")[0]
         return f"cannot read the override {error.override!r} ({reason}); write key=value"
+    if isinstance(error, ConfigCompositionException) and (several := re.match(SEVERAL, _head(error))):
+        return _several_values(several[1], several[2])
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)
     if isinstance(cause, MissingMandatoryValue):
@@ -57,13 +66,43 @@ def _plainer(message: str) -> str:
     return f"cannot be used: {message}"
 
 
+def _several_values(key: str, values: str) -> str:
+    if _is_list(key):
+        return f"{key} must be a list, got {values}; write {key}=[{values}]"
+    return f"{key} must be one value, got {values}; add -m to run them one after another"
+
+
+def _is_list(key: str) -> bool:
+    """Return whether the schema has a list under a key with dots."""
+    node: Any = Config
+    for name in key.split("."):
+        node = get_type_hints(node).get(name) if isinstance(node, type) else None
+    return any(get_origin(kind) is list for kind in (node, *get_args(node)))
+
+
 def _unknown_key(error: OmegaConfBaseException) -> str:
-    known = list(map(str, error.parent_node.keys())) if isinstance(error.parent_node, DictConfig) else []
     parent, _, _ = str(error.full_key).rpartition(".")
+    of_a_stage = parent.removeprefix("optim.")
+    if of_a_stage in STAGES and isinstance(error.parent_node, DictConfig):
+        elsewhere = _other_backends(of_a_stage, str(error.key), error.parent_node)
+        if elsewhere is not None:
+            return elsewhere
+    nodes = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    known = [str(name) for name in nodes if name != "_target_"]
     close = difflib.get_close_matches(str(error.key), known, n=1)
     hint = (
         f"did you mean {parent + '.' if parent else ''}{close[0]}?"
         if close
-        else f"known keys: {', '.join(known)}"
+        else f"known keys: {', '.join(known) or 'none'}"
     )
     return f"unknown key {error.full_key}; {hint}"
+
+
+def _other_backends(stage: str, option: str, chosen: DictConfig) -> str | None:
+    """Return that an option is one of other backends of a stage; None if no backend has it."""
+    having = [f"optim/{stage}={name}" for name, options in backends(stage).items() if option in options]
+    if not having:
+        return None
+    now = f"optim/{stage}={backend_name(stage, chosen)}"
+    add = f"add {having[0]}" if len(having) == 1 else "add one of them"
+    return f"optim.{stage}.{option} is an option of {', '.join(having)}, not of {now}; {add}"

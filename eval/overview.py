@@ -13,6 +13,8 @@ from eval.comparison import HOST_TO_HOST, Comparison, compare, engagement_proble
 from eval.latency import LatencyStats
 from eval.metrics import Summary, summarise
 from eval.run_reader import Run
+from eval.words import counted
+from policies.listing import listing
 
 # Overrides that the other columns of a table say already, or that are of one machine.
 SAID_ELSEWHERE = ("policy=", "denoise.steps=", "hydra.", "tracking", "+experiment=", "video=", "runner")
@@ -149,7 +151,7 @@ def overview(sources: Sequence[Source], margin: float) -> Overview:
         else:
             missing.append((source.folder, source.reason or "no episode is recorded"))
     if not found:
-        reasons = "; ".join(f"{folder}: {reason}" for folder, reason in missing)
+        reasons = listing((f"{folder}: {reason}" for folder, reason in missing), "; ")
         raise ValueError(f"no episode to report on: {reasons or 'no run was given'}")
     summaries = [_summary(folder, run) for folder, run in found]
     labels = _labels([run for _, run in found], summaries)
@@ -212,7 +214,7 @@ def headline(shown: Overview) -> list[str]:
         return lines
     passed = [entry for entry in others if entry.comparison is not None and entry.comparison.passed]
     timed = [entry for entry in passed if entry.speed_up is not None and entry.latency is not None]
-    margin = f"{shown.margin:g} points"
+    margin = counted(f"{shown.margin:g}", "point")
     if timed:
         best = max(timed, key=lambda entry: entry.speed_up or 0.0)
         assert best.latency is not None
@@ -230,8 +232,8 @@ def headline(shown: Overview) -> list[str]:
         if compared and all(result.counts.n < result.episodes_needed for result in compared):
             most = max(compared, key=lambda result: result.counts.n)
             lines[-1] += (
-                f": {most.counts.n} pairs could show {most.smallest_margin * 100:.1f} points at best, "
-                f"{margin} need {most.episodes_needed}"
+                f": {counted(most.counts.n, 'pair')} could show {most.smallest_margin * 100:.1f} points at "
+                f"best, {margin} would take {most.episodes_needed}"
             )
     if inferior := [entry.label for entry in others if entry.verdict == "inferior"]:
         lines.append(f"Shown to lose more than {margin}: {', '.join(inferior)}")
@@ -243,7 +245,7 @@ def _success(entry: Entry) -> str:
     if total.low is None or total.high is None:
         return "no episode finished"
     text = (
-        f"{total.successes} of {total.finished} episodes succeed "
+        f"{total.successes} of {counted(total.finished, 'episode')} succeeded "
         f"(95 % interval {total.low * 100:.1f} to {total.high * 100:.1f} %)"
     )
     return f"{text}, but with {entry.summary.weights_label}" if entry.summary.random_weights else text
@@ -272,7 +274,7 @@ def _labels(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
         steps = (run.run.get("policy") or {}).get("denoise_steps")
         parts = [
             summary.policy,
-            None if steps is None else f"{steps} steps" if steps != 1 else "1 step",
+            None if steps is None else counted(steps, "step"),
             *(text for text in of if text not in shared),
         ]
         labels.append(", ".join(part for part in parts if part))
@@ -297,11 +299,11 @@ def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
         summary.weights_label if summary.random_weights else None,
         "latency under load" if summary.infer is None and summary.infer_under_load else None,
         "partly under load" if summary.infer and summary.infer_under_load else None,
-        f"{parts} parts joined" if parts else f"shard {shard}" if shard else None,
+        f"{counted(parts, 'part')} joined" if parts else f"shard {shard}" if shard else None,
         "resumed" if facts.get("resumed") else None,
         "run.json is missing" if not facts else None,
         "not finished" if facts.get("finished") is False else None,
-        f"{summary.total.errors} errors" if summary.total.errors else None,
+        counted(summary.total.errors, "error") if summary.total.errors else None,
         "uncommitted changes" if summary.commit_dirty else None,
     )
     return tuple(flag for flag in found if flag)

@@ -6,16 +6,19 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eval.compare_table import table
+from eval.markdown import markdown_table
 from eval.overview import Entry, Overview, headline
+from eval.words import counted
 
 NONE = "-"
 ON_FRONT = "*"
 COLUMNS = ("#", "run", "success", "95 % Wilson", "p50 ms", "p95 ms", "Hz", "faster", "verdict")
 TEXTS = 2
 LEGEND = (
-    "Latency is observation to action, batch 1, without warm-up and load. Faster and verdict are against "
-    f"run 1, by the median. {ON_FRONT}: on the Pareto front, no run is at least as fast and as successful "
-    "and better in one, by the numbers shown; their intervals may overlap."
+    "Latency is observation to action, batch 1; left out are warm-up inferences and those that other "
+    f"episodes ran beside. Faster and verdict are against run 1, by the median. {ON_FRONT}: on the Pareto "
+    "front, no run is at least as fast and as successful and better in one, by the numbers shown; their "
+    "intervals may overlap."
 )
 
 
@@ -37,7 +40,7 @@ def notes(shown: Overview) -> list[str]:
 
 def render(shown: Overview) -> RenderableType:
     """Return the overview for a rich console; texts from records are never read as markup."""
-    verdict = f"Runs side by side (verdict at a margin of {shown.margin:g} points of success)"
+    verdict = f"Runs side by side (verdict at a margin of {_margin(shown)})"
     return Group(
         *(
             Text(f"*** {label} ***", style="bold white on red")
@@ -54,16 +57,16 @@ def render(shown: Overview) -> RenderableType:
 
 def markdown(shown: Overview, title: str) -> str:
     """Return the overview as Markdown."""
-    rules = ["---" if i < TEXTS else "---:" for i in range(len(COLUMNS))]
     lines = [f"# {title}", "", *(f"- {sentence}" for sentence in headline(shown)), ""]
-    lines += [
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
-        for line in (COLUMNS, rules, *rows(shown))
-    ]
-    lines += ["", f"{LEGEND} The margin is {shown.margin:g} points of success."]
+    lines += markdown_table(COLUMNS, rows(shown), TEXTS)
+    lines += ["", f"{LEGEND} The margin is {_margin(shown)}."]
     if found := notes(shown):
         lines += ["", *(f"- {note}" for note in found)]
     return "\n".join(lines) + "\n"
+
+
+def _margin(shown: Overview) -> str:
+    return f"{counted(f'{shown.margin:g}', 'point')} of success"
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

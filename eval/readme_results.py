@@ -18,6 +18,7 @@ from eval.readme_results_plot import description, latency_svg
 from eval.readme_results_success import Outcome, read_outcomes, read_parts
 from eval.readme_results_tables import infer_sentences, latency_table, success_table
 from eval.summary import say
+from policies.listing import listing
 
 README = Path("README.md")
 BEGIN = "<!-- results: begin, written by make results -->"
@@ -88,7 +89,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path(__file__).par
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something is stale")
     options = parser.parse_args(arguments)
     try:
-        stale = {path: text for path, text in files(root).items() if not _holds(path, text)}
+        given = files(root)
+        stale = {path: text for path, text in given.items() if not _holds(path, text)}
         if not options.check:
             for path, text in stale.items():
                 path.write_text(text, encoding="utf-8")
@@ -100,6 +102,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path(__file__).par
             say(f"error: {name} is not what the data give; run make results")
         else:
             say(f"wrote {name}")
+    if kept := [path.relative_to(root) for path in given if path not in stale]:
+        say(f"up to date: {listing(kept)}")
     return 1 if options.check and stale else 0
 
 

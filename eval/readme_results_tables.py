@@ -1,8 +1,9 @@
 """The README's tables of results, as Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 
+from eval.markdown import markdown_table
 from eval.paired import wilson
 from eval.readme_results_bench import Bench
 from eval.readme_results_success import Outcome
@@ -29,7 +30,7 @@ def success_table(outcomes: Iterable[Outcome]) -> list[str]:
         if len(steps) > 1:
             cells[2] += ", each"
         rows.append((policy, ", ".join(steps), *cells))
-    return _table(OUTCOMES, rows, texts=len(OUTCOMES))
+    return markdown_table(OUTCOMES, rows, texts=len(OUTCOMES))
 
 
 def infer_sentences(outcomes: Iterable[Outcome]) -> list[str]:
@@ -64,7 +65,7 @@ def latency_table(bench: Bench) -> list[str]:
                 f"{timing.cosine:.6f}",
             )
         )
-    return _table(columns, rows, texts=1)
+    return markdown_table(columns, rows)
 
 
 def _cells(of: Outcome) -> tuple[str, ...]:
@@ -80,8 +81,3 @@ def _cells(of: Outcome) -> tuple[str, ...]:
         of.machine,
         f"[report]({of.report}){records}",
     )
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> list[str]:
-    rules = ["---" if i < texts else "---:" for i in range(len(columns))]
-    return ["| " + " | ".join(line) + " |" for line in (columns, rules, *rows)]

@@ -5,8 +5,8 @@ they came with, and is compared with the run's own configuration in eager PyTorc
 run. Overrides are those of `python -m eval`, on top of the run's; `policy=` also replaces the run's backends.
 
 The exit status is 0 when the actions of every observation have a cosine of at least the tolerance with the
-reference's and every backend served its calls; 1 when not; 2 when they cannot be compared, with one line on
-stderr that says why. Unlike success, parity means something with random weights too.
+reference's and every backend served its calls; 1 when not; 3 when they cannot be compared, with one line on
+stderr that says why; 2 for a wrong command line. Unlike success, parity means something with random weights too.
 
 Non-obvious behaviors:
     The policy is given the run's precision unless `policy.precision` is among the overrides.
@@ -32,6 +32,7 @@ from eval.records import to_plain
 from eval.replay_parity import Replay, replay
 from eval.replay_subjects import build, read_run_json
 from eval.summary import report_console
+from eval.words import counted
 from optim.base import StageMismatch
 from optim.parity import Parity, ParityError
 
@@ -39,11 +40,15 @@ TOLERANCE = 0.999  # native_fp8 has 0.9993 at full size and 3 steps (docs/result
 SHOWN = 10  # observations on the console, the worst first
 
 WORST = ("", "cosine", "relative error", "max abs, normalised")
-OBSERVATIONS = ("observation", "call", "cosine", "relative error", "max abs, normalised", "max abs, action")
+# The others are narrow, so that the names of observations stay on one line.
+OBSERVATIONS = (
+    *("observation", "call", "cosine", "relative\nerror"),
+    *("max abs,\nnormalised", "max abs,\naction"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the parity; return 0, 1 or 2 as the module says."""
+    """Print the parity; return 0, 1 or 3 as the module says."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.replay", description="Run another policy on a run's recorded observations."
     )
@@ -60,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subjects = build(run, options.overrides, kept)
     except (NotComparable, ValueError, KeyError, OSError, HydraException, OmegaConfBaseException) as error:
         complain(error)
-        return 2
+        return 3
     try:
         result = replay(subjects, kept, options.tolerance)
     except (ParityError, StageMismatch, FloatingPointError) as error:
@@ -83,7 +88,9 @@ def render(result: Replay) -> RenderableType:
         Text(f"{who}: {about['policy']} | {about['checkpoint']} | {setting(about)}")
         for who, about in (("reference, eager", result.reference), ("policy", result.policy))
     ]
-    parts.append(table(f"Worst of {len(result.observations)} observations", WORST, list(worst_rows(result))))
+    parts.append(
+        table(f"Worst of {counted(len(result.observations), 'observation')}", WORST, list(worst_rows(result)))
+    )
     parts.append(table("Observations, the worst first", OBSERVATIONS, list(observation_rows(result))[:SHOWN]))
     parts.append(Text(_where(result)))
     parts += [Text(f"error: {problem}", style="bold red") for problem in result.problems]

@@ -1,21 +1,25 @@
 """Report: `python -m eval.report RUN_OR_SWEEP... [--out FILE]` writes one HTML file that needs no network.
 
-The first run is what the others are compared with. A folder that holds runs, as a sweep's does, stands for
-all of them.
+The first run is what the others are compared with. A folder that holds runs, as a sweep's or `outputs` does,
+stands for all of them, at whatever depth.
 """
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from eval.compare import MARGIN
-from eval.overview import Overview, overview
+from eval.overview import Overview, Source, overview
+from eval.records import EPISODES_FILE
+from eval.report_folders import find_folders
 from eval.report_page import page
-from eval.run_folders import margin_points, read_sources
+from eval.run_folders import SWEEP_FILE, margin_points, read_sources
 from eval.summary import report_console, say
+from eval.words import counted
+from policies.listing import listing
 
 REPORT_FILE = "report.html"
 
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or options.runs[0] / REPORT_FILE
     command = shlex.join(["python", "-m", "eval.report", *map(str, options.runs)])
     try:
-        shown = overview(read_sources(options.runs), options.margin)
+        shown = overview(find_sources(options.runs), options.margin)
         text = page(shown, options.title or default_title(shown), command)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
@@ -51,6 +55,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     report_console().print(Text(f"report: {out}"), soft_wrap=True)
     return 0
+
+
+def find_sources(folders: Iterable[Path]) -> list[Source]:
+    """Return the runs of all folders, each once, and say what was found in those that only hold runs.
+
+    What is damaged is a source without a run, with the reason, unless it was named itself.
+
+    Raises:
+        OSError: a folder is not there, or holds no run.
+        ValueError: the records of a run or a sweep that was named are damaged.
+    """
+    found: dict[Path, Source] = {}
+    for folder in folders:
+        inside = find_folders(folder, _is_run_or_sweep)
+        if inside == [folder]:
+            sources = read_sources(inside)
+        else:
+            names = listing(path.relative_to(folder) for path in inside)
+            say(f"{folder} has {counted(len(inside), 'folder')} with runs: {names}")
+            sources = [source for path in inside for source in _readable(path)]
+        for source in sources:
+            found.setdefault(source.folder.resolve(), source)
+    return list(found.values())
+
+
+def _readable(folder: Path) -> list[Source]:
+    try:
+        return read_sources([folder])
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(str(folder)).lstrip("/ ")
+        say(f"{folder}: no numbers: {reason}")
+        return [Source(folder, None, reason)]
+
+
+def _is_run_or_sweep(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (EPISODES_FILE, SWEEP_FILE))
 
 
 def default_title(shown: Overview) -> str:

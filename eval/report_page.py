@@ -12,6 +12,7 @@ from eval.overview_table import LEGEND, latency_cells, success_cells
 from eval.report_facts import FindFrames, commands, episode_lists, facts, task_rows
 from eval.report_frames import frames_of
 from eval.report_svg import Box, Point, boxes, pareto, swatch
+from eval.words import counted
 
 TEMPLATE = "report.html.j2"
 
@@ -30,6 +31,7 @@ def page(shown: Overview, title: str, command: str, find: FindFrames = frames_of
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
     styles = _styles(shown.entries)
     return environment.get_template(TEMPLATE).render(
         title=title,

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from eval.plan import Plan
+from eval.plan import Episodes, Plan
 from eval.records import (
     EPISODES_FILE,
     INFERENCES_FILE,
@@ -29,6 +29,7 @@ from eval.records import (
 from eval.run_reader import Run, read_run
 from eval.sim_stack import PINS
 from policies.base import EpisodeKey
+from policies.listing import listing
 
 # What may differ between the processes of a run: none of them enters an episode.
 FREE = ("runner", "tracking", "video", "resume", "record_observations")
@@ -68,8 +69,29 @@ def recorded(folder: Path) -> dict[str, Any]:
 def refuse_joined(folder: Path, run: Mapping[str, Any]) -> None:
     """Raise ValueError for what `eval.merge` wrote: its parts are what can be continued."""
     if run.get("parts"):
-        parts = ", ".join(part["folder"] for part in run["parts"])
+        parts = listing(part["folder"] for part in run["parts"])
         raise ValueError(f"{folder} joins other runs ({parts}); go on with those, then join them again")
+
+
+def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
+    """Return the records of a run that has finished all of its episodes; None for one to go on with.
+
+    Args:
+        run: its run.json.
+    """
+    if run.get("finished") is not True:
+        return None
+    try:
+        records = read_run(folder)
+    except ValueError:
+        return None  # damaged since: `reopen` repairs it or says what is wrong
+    planned = {key for part in run["episodes"] for key in Episodes.from_dict(part).keys()}  # noqa: SIM118  no mapping
+    return records if planned <= _done(records) else None
+
+
+def _done(run: Run) -> frozenset[EpisodeKey]:
+    """Return the episodes that need no other attempt."""
+    return frozenset(episode.key for episode in run.episodes if episode.success is not None)
 
 
 def origin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -100,7 +122,7 @@ def refuse_changed(
                 if old.get(key) != new.get(key) and _counts(part, key, which)
             ]
     if found:
-        raise Changed(f"{what} has another configuration, policy or simulator: {'; '.join(found)}")
+        raise Changed(f"{what} has another configuration, policy or simulator: {listing(found, '; ')}")
 
 
 def _counts(part: str, key: str, free: tuple[str, ...]) -> bool:
@@ -151,8 +173,7 @@ class Earlier:
         foreign = plan.foreign(self.run.episodes)
         if foreign:
             raise Changed(f"{folder} holds {len(foreign)} episodes of another plan: {foreign[0]}")
-        done = frozenset(episode.key for episode in self.run.episodes if episode.success is not None)
-        return replace(plan, done=done)
+        return replace(plan, done=_done(self.run))
 
     def describe(self, now: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
         """Return run.json of the run from now on: as it was, with `now` and a line on this process."""

@@ -1,4 +1,4 @@
-"""What a command line says of runs: their folders, or folders that hold them, and the margin."""
+"""What a command line says of runs: their folders, or those of sweeps, and the margin."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def read_sources(folders: Iterable[Path]) -> list[Source]:
     """Return the runs of all folders, each once, in their order; a sweep's in the order of its jobs.
 
     Raises:
-        FileNotFoundError: a folder holds neither records nor folders with records.
+        FileNotFoundError: a folder holds neither records nor a sweep.
         ValueError: records are damaged.
     """
     found: dict[Path, Source] = {}
@@ -46,19 +46,10 @@ def _of_folder(folder: Path) -> list[Source]:
     if (folder / SWEEP_FILE).is_file():
         jobs: list[dict[str, Any]] = json.loads((folder / SWEEP_FILE).read_bytes())["jobs"]
         return [_of_job(folder / job["folder"], job.get("error")) for job in jobs]
-    below = sorted((path.parent for path in folder.glob(f"*/{EPISODES_FILE}")), key=_job_number)
-    if not below:
-        raise FileNotFoundError(f"{folder} holds no run: no {EPISODES_FILE} in it or in the folders in it")
-    return [Source(run, read_run(run)) for run in below]
+    raise FileNotFoundError(f"{folder} holds no run: no {EPISODES_FILE} and no {SWEEP_FILE} in it")
 
 
 def _of_job(folder: Path, error: str | None) -> Source:
     if (folder / EPISODES_FILE).is_file():
         return Source(folder, read_run(folder), error)
     return Source(folder, None, error or "not run yet")
-
-
-def _job_number(folder: Path) -> tuple[float, str]:
-    """Return what puts `10_...` behind `9_...`."""
-    number = folder.name.partition("_")[0]
-    return (int(number) if number.isdigit() else float("inf"), folder.name)

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from eval.choices import options
 from eval.libero_env import SEEDINGS, SUITES
 from eval.plan import Shard
 from eval.tracking import MODES
@@ -230,8 +231,10 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema known to Hydra under the name that conf/config.yaml starts with, and `${repo:PATH}`."""
+    """Make the schema known to Hydra under the name that conf/config.yaml starts with, `${repo:PATH}` and
+    `${options:GROUP}`."""
     OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
+    OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     register_schema("eval", Config)
 
 

@@ -15,6 +15,7 @@ from eval.latency import LatencyStats
 from eval.metrics import SuccessRate, Summary, summarise
 from eval.records import to_plain
 from eval.run_reader import read_run
+from eval.words import counted
 
 MIN_WIDTH = 100  # columns, where no terminal says how many it has
 
@@ -80,7 +81,7 @@ def _provenance(summary: Summary) -> Text:
 def _success(summary: Summary) -> Table:
     of_planned = "" if summary.planned_episodes is None else f" of {summary.planned_episodes} planned"
     table = _table(
-        f"Success (n = {summary.episodes} episodes{of_planned})",
+        f"Success (n = {counted(summary.episodes, 'episode')}{of_planned})",
         "task",
         "success / n",
         "rate",
@@ -123,7 +124,7 @@ def _errors(summary: Summary) -> Table:
 
 
 def _latency(summary: Summary) -> RenderableType:
-    warmup = f"{summary.warmup_inferences} warm-up inferences left out"
+    warmup = f"{counted(summary.warmup_inferences, 'warm-up inference')} left out"
     if summary.infer is None:
         return Text(f"Latency: n = 0 inferences, {warmup}")
     return _latency_table(f"Latency ({warmup})", summary.infer, summary.stages)

@@ -4,9 +4,11 @@
     python -m eval.sweep --one-at-a-time +experiment=ablation
     python -m eval.sweep --resume outputs/sweeps/STAMP
 
-Lists of values multiply. A job that fails is noted and the others go on; the exit status is then 1. At the
-end the runs are set side by side, the first one being what the others are compared with: printed, and as
-`table.md` and `table.json` in the sweep's folder. `python -m eval.report FOLDER` makes a page of it.
+Lists of values multiply. Jobs that this machine cannot run are refused before the first begins; with
+`--only-runnable` they are named and left out. A job that fails is noted and the others go on; the exit status
+is then 1. At the end the runs are set side by side, the first one being what the others are compared with:
+printed, and as `table.md` and `table.json` in the sweep's folder. `python -m eval.report FOLDER` makes a page
+of it.
 
 Non-obvious behaviors:
     * A fresh process for each job: in one process later jobs would find warm caches (`python -m eval -m`).
@@ -20,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +38,9 @@ from eval.overview_table import markdown, render
 from eval.records import EPISODES_FILE, RUN_FILE, to_plain
 from eval.run_folders import SWEEP_FILE, margin_points, read_sources
 from eval.summary import report_console, say
-from eval.sweep_config import Job, read_jobs
+from eval.sweep_check import Jobs, find_reasons, refusal
+from eval.sweep_config import Job, experiments, read_jobs
+from eval.words import counted
 
 LOG_FILE = "job.log"  # beside the records: what the job printed
 TABLE_FILES = ("table.md", "table.json")
@@ -44,6 +48,9 @@ PATIENCE_S = 60  # for a job that was interrupted to write its summary
 
 RunJob = Callable[[list[str], Path], int]
 """Runs `python -m eval` with these arguments, writes what it prints to a file, returns the exit status."""
+
+FindReasons = Callable[[Jobs], Sequence[str | None]]
+"""Says of each job why this machine cannot run it, None where it can."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,14 @@ class SweepError(ValueError):
 
 
 def new_sweep(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
-    """Return the jobs of a new sweep, written into its folder.
+    """Return the jobs of a new sweep.
 
     Raises:
         SweepError: the folder holds a sweep.
     """
     if (folder / SWEEP_FILE).exists():
         raise SweepError(f"{folder} already holds a sweep; go on with it by --resume, or choose a new folder")
-    records = [JobRecord(job.folder, job.label, job.overrides) for job in jobs]
-    write_jobs(folder, records)
-    return records
+    return [JobRecord(job.folder, job.label, job.overrides) for job in jobs]
 
 
 def read_sweep(folder: Path) -> list[JobRecord]:
@@ -98,13 +103,39 @@ def write_jobs(folder: Path, records: Sequence[JobRecord]) -> None:
     _write(folder / SWEEP_FILE, _json({"jobs": [asdict(record) for record in records]}))
 
 
-def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob) -> None:
-    """Run what has not finished, in order, and note in `records` and on the disk how each ended."""
+def find_refused(
+    folder: Path, records: Sequence[JobRecord], find_reasons: FindReasons, *, only_runnable: bool
+) -> dict[str, str]:
+    """Return the jobs that have not finished and cannot run here: folder to reason.
+
+    Raises:
+        SweepError: there are some, and not `only_runnable`; or there are no others.
+    """
+    left = [record for record in records if not _has_finished(folder, record)]
+    jobs = [record.overrides for record in left]
+    reasons = find_reasons(jobs)
+    refused = {of.folder: reason for of, reason in zip(left, reasons, strict=True) if reason is not None}
+    if refused and (not only_runnable or len(refused) == len(left)):
+        raise SweepError(refusal(jobs, reasons))
+    return refused
+
+
+def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: Mapping[str, str]) -> None:
+    """Run what has not finished, in order, and note in `records` and on the disk how each ended.
+
+    Args:
+        refused: jobs to be left out: folder to reason.
+    """
     for i, record in enumerate(records):
         place = f"[{i + 1}/{len(records)}] {record.label}"
-        if is_finished(folder / record.folder) and record.status in (None, 0):
+        if _has_finished(folder, record):
             records[i] = replace(record, status=0, error=None)
             say(f"{place}: finished before")
+            continue
+        if record.folder in refused:
+            records[i] = replace(record, status=None, error=f"left out: {refused[record.folder]}")
+            write_jobs(folder, records)
+            say(f"{place}: {records[i].error}")
             continue
         log = folder / record.folder / LOG_FILE
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +192,10 @@ def run_process(arguments: list[str], log: Path) -> int:
             raise
 
 
+def _has_finished(folder: Path, record: JobRecord) -> bool:
+    return is_finished(folder / record.folder) and record.status in (None, 0)
+
+
 def _arguments(folder: Path, record: JobRecord) -> list[str]:
     run = folder / record.folder
     if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
@@ -188,8 +223,13 @@ def _write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) -> int:
-    """Run the command line; return 0 when every job finished, 1 when not, 130 when interrupted."""
+def main(
+    arguments: Sequence[str] | None = None,
+    run_job: RunJob = run_process,
+    find_reasons: FindReasons = find_reasons,
+) -> int:
+    """Run the command line; return 0 when every job that was not left out finished, 1 when not, 130 when
+    interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.sweep", description="Run each job of a sweep in a fresh process, one at a time."
     )
@@ -200,6 +240,9 @@ def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) 
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/sweeps/<time>")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with this sweep")
     parser.add_argument(
+        "--only-runnable", action="store_true", help="leave out, by name, the jobs that cannot run here"
+    )
+    parser.add_argument(
         "--margin",
         type=margin_points,
         default=MARGIN,
@@ -208,6 +251,11 @@ def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) 
     options = parser.parse_intermixed_args(arguments)
     if options.resume is not None and (options.overrides or options.out or options.one_at_a_time):
         parser.error("--resume takes the jobs of the sweep as they are; drop the other arguments")
+    if options.resume is None and not options.overrides:
+        parser.error(
+            "nothing to sweep; give lists of values, as in policy=baseline,native_fp8 denoise.steps=10,3, "
+            f"or an experiment that brings them: {', '.join(experiments())}"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
     interrupted = False
     try:
@@ -219,9 +267,12 @@ def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) 
                 "outputs", "sweeps", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S}"
             )
             records = new_sweep(folder, jobs)
-        say(f"{len(records)} jobs, one at a time; folder: {folder}")
+        refused = find_refused(folder, records, find_reasons, only_runnable=options.only_runnable)
+        write_jobs(folder, records)
+        left_out = f", {len(refused)} left out" if refused else ""
+        say(f"{counted(len(records), 'job')}, one at a time{left_out}; folder: {folder}")
         try:
-            run_jobs(folder, records, run_job)
+            run_jobs(folder, records, run_job, refused)
         except KeyboardInterrupt:
             interrupted = True
             say(f"interrupted; go on with it: python -m eval.sweep --resume {folder}")
@@ -233,9 +284,12 @@ def main(arguments: Sequence[str] | None = None, run_job: RunJob = run_process) 
             raise
         complain(error)
         return 130 if interrupted else 1
+    except KeyboardInterrupt:
+        say("interrupted while no job was running")
+        return 130
     if interrupted:
         return 130
-    return 0 if all(record.status == 0 for record in records) else 1
+    return 0 if all(record.status == 0 for record in records if record.folder not in refused) else 1
 
 
 if __name__ == "__main__":

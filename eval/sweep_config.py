@@ -8,6 +8,7 @@ import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from eval import schema
+from eval.choices import options
 from eval.command import CONF
 from eval.schema import Config, ConfigError
 
@@ -70,6 +72,15 @@ def read_jobs(arguments: Sequence[str], *, one_at_a_time: bool = False) -> list[
             _refuse(of)
         chosen = _one_at_a_time(lists) if one_at_a_time else itertools.product(*lists)
         return [_job(number, fixed, swept) for number, swept in enumerate(chosen)]
+
+
+def experiments() -> list[str]:
+    """Return what chooses each experiment that brings lists."""
+    return [
+        f"+experiment={name}"
+        for name in options("experiment")
+        if OmegaConf.select(OmegaConf.load(Path(CONF, "experiment", f"{name}.yaml")), "hydra.sweeper.params")
+    ]
 
 
 def _params(fixed: Sequence[str]) -> list[str]:

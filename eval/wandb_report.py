@@ -61,7 +61,9 @@ def build(group: str, project: str, entity: str | None) -> Any:
     return blocks.Report(
         project=project,
         title=f"Success and latency of {group}",
-        description="Latency is observation to action, batch 1, without warm-up and load.",
+        description=(
+            "Latency is observation to action, batch 1, without warm-up and what ran beside other episodes."
+        ),
         blocks=[
             blocks.H2(text="Success against latency"),
             grid(

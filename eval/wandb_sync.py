@@ -1,6 +1,7 @@
 """Upload offline runs: `python -m eval.wandb_sync RUN_OR_SWEEP... [--dry-run]` needs a W&B login.
 
-What was uploaded before is left out. A run that cannot be uploaded stops no other; the exit status is then 1.
+A folder that holds runs stands for all of them, at whatever depth. What was uploaded before is left out and
+counted. A run that cannot be uploaded stops no other; the exit status is then 1.
 """
 
 import argparse
@@ -11,8 +12,11 @@ from pathlib import Path
 
 from rich.text import Text
 
-from eval.summary import report_console
+from eval.records import EPISODES_FILE
+from eval.report_folders import find_folders
+from eval.summary import report_console, say
 from eval.tracking import TrackingError
+from eval.words import counted
 
 OFFLINE = "wandb/offline-run-*"
 UPLOADED = "*.wandb.synced"  # what `wandb sync` leaves behind
@@ -22,20 +26,28 @@ Upload = Callable[[Path], int]
 
 
 def find_offline(folders: Iterable[Path]) -> list[Path]:
-    """Return the offline runs of run folders and of the folders in them that have not been uploaded.
+    """Return the offline runs of run folders, and of those that hold runs, saying how many; uploaded or not.
 
     Raises:
-        FileNotFoundError: a folder has none, uploaded or not.
+        OSError: a folder is not there, or holds no offline run.
     """
-    found = []
+    found: list[Path] = []
     for folder in folders:
-        runs = sorted({*folder.glob(OFFLINE), *folder.glob(f"*/{OFFLINE}")})
-        if not runs:
+        runs = find_folders(folder, _is_run)
+        tracked = [run for run in runs if any(run.glob(OFFLINE))]
+        if not tracked:
             raise FileNotFoundError(
-                f"{folder} holds no offline W&B run ({OFFLINE}): it was tracked with tracking=none, or online"
+                f"{folder} holds no offline W&B run ({OFFLINE}), but {counted(len(runs), 'run')} that "
+                "tracked online or with tracking=none"
             )
-        found += [run for run in runs if not any(run.glob(UPLOADED))]
+        if runs != [folder]:
+            say(f"{folder} has {counted(len(runs), 'run')}, {len(tracked)} of them tracked offline")
+        found += [offline for run in tracked for offline in sorted(run.glob(OFFLINE))]
     return list(dict.fromkeys(found))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / EPISODES_FILE).is_file() or any(folder.glob(OFFLINE))
 
 
 def require_login() -> None:
@@ -70,7 +82,8 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     options = parser.parse_args(arguments)
     console = report_console(stderr=True)
     try:
-        runs = find_offline(options.runs)
+        found = find_offline(options.runs)
+        runs = [run for run in found if not any(run.glob(UPLOADED))]
         if runs and not options.dry_run:
             require_login()
     except (OSError, TrackingError) as error:
@@ -81,7 +94,9 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
         console.print(Text(f"{'would upload' if options.dry_run else 'uploading'} {run}"), soft_wrap=True)
         if not options.dry_run and upload(run) != 0:
             failed.append(run)
-    console.print(Text(f"{len(runs)} offline runs" if runs else "everything was uploaded before"))
+    done = "would upload" if options.dry_run else "uploaded"
+    before = f"{len(found) - len(runs)} of {counted(len(found), 'offline run')} had been uploaded before"
+    console.print(Text(f"{done} {len(runs) - len(failed)}; {before}"), soft_wrap=True)
     for run in failed:
         console.print(Text(f"error: {run} was not uploaded"), soft_wrap=True)
     return 1 if failed else 0

@@ -34,6 +34,18 @@ class PassError(RuntimeError):
     """A pass could not engage; names the stage and the pass."""
 
 
+class CannotRun(PassError):
+    """Passes cannot run on this machine.
+
+    Attributes:
+        reasons: by stage, what its pass raised.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, Exception]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
 @dataclass(frozen=True)
 class StageSource:
     """What a pass works on.
@@ -147,12 +159,16 @@ class Pass(ABC):
 
 
 def check_passes(passes: Mapping[str, Pass], device: torch.device, dtype: torch.dtype) -> None:
-    """Raise PassError for the first pass that this machine cannot run."""
+    """Raise CannotRun for all passes that this machine cannot run."""
+    reasons: dict[str, Exception] = {}
     for name, chosen in passes.items():
         try:
             chosen.check(name, device, dtype)
-        except Exception as error:
-            raise PassError(f"optim.{name}={chosen!r} cannot run here: {error}") from error
+        except Exception as error:  # noqa: BLE001  the other stages have reasons of their own; all are raised
+            reasons[name] = error
+    if reasons:
+        each = (f"optim.{name}={passes[name]!r} cannot run here: {error}" for name, error in reasons.items())
+        raise CannotRun("; ".join(each), reasons)
 
 
 def apply_passes(

@@ -83,7 +83,8 @@ def _passes(row: Row) -> Passes:
     try:
         return choose_passes(row.config)
     except ConfigError as error:
-        raise ConfigError(f"policy {row.label}: {error}") from error
+        which = "" if row.label in str(error) else f"policy {row.label}: "
+        raise ConfigError(f"{which}{error}") from error
 
 
 def _observe(config: BenchRun, folder: Path) -> tuple[list[Request], dict[str, Any]]:
@@ -92,6 +93,7 @@ def _observe(config: BenchRun, folder: Path) -> tuple[list[Request], dict[str, A
     if file is not None:
         saved = _saved(config.bench)
         return saved, {"observations": _about(saved, f"file {Path(file).name}"), "simulator": None}
+    say("starting the simulator, from which the observations come")
     stack = prepare()
     requests = _record_observations(config)
     save_requests(folder / "observations.npz", requests)
@@ -114,7 +116,7 @@ def _record_observations(config: BenchRun) -> list[Request]:
     every_task = replace(config, protocol=replace(config.protocol, num_tasks=None))
     tasks = choose_tasks(every_task)
     count = config.bench.num_observations
-    say(f"recording {count} observations of {config.suite.name}")
+    say(f"recording {count} observations of {config.suite.name}; this takes a minute or two on a CPU")
     max_steps = min(config.suite.max_steps, CAPTURE_STEPS)
     requests = collect_requests(tasks, eager_float32(config), config.seed, count, max_steps=max_steps)
     free(choose_device(config.policy.device))

@@ -68,9 +68,12 @@ def bench_setting(
     Raises:
         Refused: a policy's weights are not there, its pass does not engage or its output is not finite.
     """
-    free(choose_device(setting.rows[0].config.policy.device))
-    reference = _reference(setting.rows[0].config, requests)
+    first = setting.rows[0].config
+    free(choose_device(first.policy.device))
+    say(f"denoise steps {first.denoise.steps}, {first.policy.form} form: running eager float32, for parity")
+    reference = _reference(first, requests)
     candidates = _build(setting.rows, passes, requests, reference)
+    say(f"timing in {options.warmup} + {options.rounds} rounds")
     samples = time_policies(
         [candidate.policy for candidate in candidates], requests, options.rounds, options.warmup
     )
@@ -183,6 +186,7 @@ def _build(
         checkpoint, weight_bytes = checkpoints[key]
         _return_cache(device)
         used_before = _used(device)
+        say(f"building {row.label}")
         begin = time.perf_counter()
         try:
             eager = _shaped(config, eager_policy(config, checkpoint))

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.latency import LatencyStats, latency_stats
+from eval.markdown import markdown_table
 from eval.metrics import is_random
 from eval.summary import report_console, say
 from optim.base import STAGES
@@ -194,19 +195,23 @@ def report(record: Record) -> str:
         "p50. `of roofline` is the least time that the GPU's bandwidth and matmul rate allow, by "
         "`optim/roofline.py`, over p50.",
         "",
-        *_markdown(GLANCE, (row for setting in settings for row in glance_rows(setting)), texts=2),
+        *markdown_table(GLANCE, (row for setting in settings for row in glance_rows(setting)), texts=2),
     ]
     for setting in settings:
         reference = setting["policies"][0]["parity"]["reference"]
-        lines += ["", f"## {title(setting)}", "", *_markdown(TIMES, time_rows(setting), texts=2)]
+        lines += ["", f"## {title(setting)}", "", *markdown_table(TIMES, time_rows(setting), texts=2)]
         lines += [
             "",
             "Engagement:",
             "",
-            *_markdown(ENGAGEMENT, engagement_rows(setting), 3, last_is_text=True),
+            *markdown_table(ENGAGEMENT, engagement_rows(setting), 3, last_is_text=True),
         ]
         lines += ["", f"Parity with {reference} of the same weights, on the same observations and noise:", ""]
-        lines += [*_markdown(PARITY, parity_rows(setting)), "", *_markdown(COST, cost_rows(setting))]
+        lines += [
+            *markdown_table(PARITY, parity_rows(setting)),
+            "",
+            *markdown_table(COST, cost_rows(setting)),
+        ]
     found = problems(record)
     lines += ["", *(f"**{problem}**" for problem in found)] if found else []
     return "\n".join(lines) + "\n"
@@ -301,15 +306,6 @@ def _table(
         table.add_row(*(Text(cell) for cell in (first, *row[1:])))
         before = row[0]
     return table
-
-
-def _markdown(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1, *, last_is_text: bool = False
-) -> list[str]:
-    last = len(columns) - 1
-    rules = ["---" if i < texts or (last_is_text and i == last) else "---:" for i in range(len(columns))]
-    lines = [columns, rules, *rows]
-    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -148,7 +148,9 @@ def denoise_kernel(
                 store_hidden(out, hidden, program * 32, rows, F)
                 store_hidden(out2, hidden, program * 32 + 16, rows, F)
             arrive(counter)
-            head = refill(C_W + C_O, 2 * C_W, layer, layers, ring, head, weights, program, programs, SIZES, RING)
+            head = refill(
+                C_W + C_O, 2 * C_W, layer, layers, ring, head, weights, program, programs, SIZES, RING
+            )
             row, column = row_column(last * 16, 16)
             gates = gl.load(gate + norm + W + column, mask=inside, other=0.0)
             scales = gl.load(one_plus_scale + norm + 2 * W + column, mask=inside, other=0.0)
@@ -166,7 +168,9 @@ def denoise_kernel(
             if last < W // 16:
                 write_stream(value, x, scaled, squares, scales, row, column, rows, last, W)
             arrive(counter)
-            head = refill(3 * C_W + C_O, C_F, layer, layers, ring, head, weights, program, programs, SIZES, RING)
+            head = refill(
+                3 * C_W + C_O, C_F, layer, layers, ring, head, weights, program, programs, SIZES, RING
+            )
             arrivals += 6 * programs
             norm += 2 * W
         await_all(counter, arrivals)

@@ -125,9 +125,7 @@ def load_prefix(
 
 
 @gluon.jit
-def _load_keys(
-    keys, values, staged_values, first, count, there, D: gl.constexpr, BLOCK_KEYS: gl.constexpr
-):
+def _load_keys(keys, values, staged_values, first, count, there, D: gl.constexpr, BLOCK_KEYS: gl.constexpr):
     """A block of keys as a right operand (D, keys); its values (keys, D) go to `staged_values`."""
     operand: gl.constexpr = gl.DotOperandLayout(1, FLAT, 8)
     key = first + gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, operand))[None, :]

@@ -28,7 +28,7 @@ from eval.libero_env import Task
 from eval.observations import load_requests
 from eval.schema import Config, ConfigError, register_schema
 from eval.sim_stack import SimStackError, prepare
-from eval.summary import report_console
+from eval.summary import report_console, say
 from optim.base import STAGES, Args
 from optim.engines import signature
 from policies.base import Request
@@ -98,9 +98,12 @@ def run(cfg: DictConfig) -> None:
         assert isinstance(config, InspectRun)
         tasks = choose_tasks(replace(config, protocol=replace(config.protocol, num_tasks=None)))
         backends = {stage: backend_of(stage, getattr(config.optim, stage)) for stage in STAGES}
+        saved = _saved(config)
+        say(f"reading the weights of checkpoint {config.checkpoint.name}")
         checkpoint = load(config)
         policy = eager_policy(config, checkpoint)
-        requests = _observe(config, policy, tasks)
+        requests = _observe(config, policy, tasks, saved)
+        say(f"running {len(requests)} observations through the stages")
         examples = policy.example_inputs([[request] for request in requests])
     except (ValueError, KeyError, OSError, SimStackError, OmegaConfBaseException) as error:
         raise Refused(str(error)) from error
@@ -209,17 +212,24 @@ def total(name: str, parts: Sequence[Tokens]) -> Tokens:
     return Tokens(name, *(sum(getattr(part, of) for part in parts) for of in ("valid", "masked", "padded")))
 
 
-def _observe(config: InspectRun, policy: Pi05Policy, tasks: Sequence[Task]) -> list[Request]:
+def _saved(config: InspectRun) -> list[Request] | None:
+    """Return the observations of the named file; None where none is named."""
+    file = config.inspect.observations
+    return None if file is None else load_requests(Path(file).expanduser())
+
+
+def _observe(
+    config: InspectRun, policy: Pi05Policy, tasks: Sequence[Task], saved: Sequence[Request] | None
+) -> list[Request]:
     """Return requests that together have every shape of the suite's tasks.
 
     From a file, the first observation is asked with each task's instruction: images have one size, so that
     the prompt alone decides; where it carries the state, lengths are those of the file's states.
     """
-    file = config.inspect.observations
-    if file is None:
+    if saved is None:
+        say("starting the simulator, to look at each task")
         prepare()
         return example_requests(tasks, policy, config.seed)
-    saved = load_requests(Path(file).expanduser())
     found: dict[object, Request] = {}
     asked = saved if policy.preprocess.state is not None else saved[:1]
     for request in [*saved[:1], *(_ask(request, task) for request in asked for task in tasks)]:

@@ -5,23 +5,40 @@ import importlib.util
 import torch
 
 
+class WrongMachine(RuntimeError):
+    """The machine lacks what a backend needs; another backend is the way out.
+
+    Attributes:
+        reason: the message without the way out: the same for every stage.
+    """
+
+    def __init__(self, reason: str, way_out: str) -> None:
+        super().__init__(f"{reason}; {way_out}")
+        self.reason = reason
+
+
+def no_gpu(device: torch.device, way_out: str) -> WrongMachine:
+    """Return the error for what needs an NVIDIA GPU where the policy runs on another device."""
+    return WrongMachine(f"it needs an NVIDIA GPU, got policy.device={device}", way_out)
+
+
 def require_cuda(
     name: str, device: torch.device, capability: tuple[int, int] = (0, 0), reason: str = ""
 ) -> None:
-    """Raise RuntimeError unless the policy runs on an NVIDIA GPU of at least this compute capability.
+    """Raise WrongMachine unless the policy runs on an NVIDIA GPU of at least this compute capability.
 
     Args:
         name: of the stage.
         reason: what needs the capability.
     """
     if device.type != "cuda":
-        raise RuntimeError(f"it needs an NVIDIA GPU, got policy.device={device}; choose optim/{name}=eager")
+        raise no_gpu(device, f"choose optim/{name}=eager")
     found = torch.cuda.get_device_capability(device)
     if found < capability:
         need, have = (".".join(map(str, version)) for version in (capability, found))
-        raise RuntimeError(
-            f"{reason} needs compute capability {need}, {torch.cuda.get_device_name(device)} has {have}; "
-            f"choose another backend for optim/{name}"
+        raise WrongMachine(
+            f"{reason} needs compute capability {need}, {torch.cuda.get_device_name(device)} has {have}",
+            f"choose another backend for optim/{name}",
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from optim.engine_cache import write_whole
+from policies.listing import listing
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.stages import STAGES
 
@@ -97,12 +98,12 @@ def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str
     wanted = linears(stage)
     if missing := [linear for linear in wanted if linear not in amax]:
         raise ValueError(
-            f"amax.{name} must have every linear of the stage, got none for {_some(missing)} "
+            f"amax.{name} must have every linear of the stage, got none for {listing(missing)} "
             f"({len(missing)} of {len(wanted)})"
         )
     if unknown := [linear for linear in amax if linear not in wanted]:
         raise ValueError(
-            f"amax.{name} must have linears of the stage alone, got {_some(unknown)} ({len(unknown)} unknown)"
+            f"amax.{name} must have linears of the stage alone, got {listing(unknown)} ({len(unknown)} unknown)"
         )
     for linear, value in amax.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -175,7 +176,3 @@ def _read(file: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _way_out(checkpoint: Checkpoint) -> str:
     return f"measure them again with {calibrate_command(checkpoint)}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from policies.listing import listing
 from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -58,15 +59,14 @@ def find_weights(folder: Path) -> Path:
         return weights
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise ValueError(
-            f"{folder} has no model.safetensors, only pickles: {pickles}; "
+            f"{folder} has no model.safetensors, only pickles: {listing(pickles)}; "
             "unpickling runs code from the file, so convert them to safetensors where you trust them"
         )
     hint = "save it as one model.safetensors"
     if (folder / "params").is_dir():
         hint = "it looks like a JAX checkpoint: run openpi's examples/convert_jax_model_to_pytorch.py first"
-    raise FileNotFoundError(
-        f"no {weights}; the folder has {sorted(p.name for p in folder.iterdir())}; {hint}"
-    )
+    held = listing(sorted(path.name for path in folder.iterdir())) or "nothing in it"
+    raise FileNotFoundError(f"no {weights}; the folder has {held}; {hint}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
             "copy them from the training run or set checkpoint.norm_stats to the file"
         )
     raise ValueError(
-        f"{len(found)} norm stats match {folder / pattern}: {[str(path) for path in found]}; "
+        f"{len(found)} norm stats match {folder / pattern}: {listing(found)}; "
         "set checkpoint.norm_stats to the one of the training data"
     )
 

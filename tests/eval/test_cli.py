@@ -19,14 +19,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from eval.choices import options
 from eval.cli import main, plain
 from eval.command import CONF, Refused
-from eval.records import RUN_FILE, RunWriter
+from eval.records import RUN_FILE, EpisodeRecord, RunWriter
 from eval.run_reader import read_run
 from eval.runner import LocalRunner
 from eval.schema import register
 from policies.pi05.checkpoint import file_sha256
 from policies.pi05.norm_stats import unit_stats, write_json_stats
+from policies.pi05.stages import STAGES
 from tests.eval.fake_run import results
 from tests.eval.wandb_file import history
 
@@ -74,7 +76,15 @@ BAD_INPUT = {
         ["suite.tasks=[3"],
         "cannot read the override 'suite.tasks=[3'",
     ),
-    "sweep without -m": (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
+    "sweep without -m": (
+        ["seed=1,2"],
+        "seed must be one value, got 1,2; add -m to run them one after another",
+    ),
+    "range without -m": (["seed=range(1,3)"], "seed must be one value, got range(1,3); add -m to run them "),
+    "list without brackets": (
+        ["suite.tasks=0,3"],
+        "suite.tasks must be a list, got 0,3; write suite.tasks=[0,3]",
+    ),
     "no such device": (
         [*BASELINE, "policy.device=abacus"],
         "policy.device must be auto, cpu, cuda or cuda:N, got 'abacus'",
@@ -82,6 +92,20 @@ BAD_INPUT = {
     "backend without a slash": (
         [*BASELINE, "optim.vision=eager"],
         "optim.vision must be a backend, chosen with a slash as in optim/vision=eager, got 'eager'",
+    ),
+    "option of another backend": (
+        [*BASELINE, "optim.denoise.kernel=ring"],
+        "optim.denoise.kernel is an option of optim/denoise=fused, not of optim/denoise=eager; "
+        "add optim/denoise=fused",
+    ),
+    "option of several other backends": (
+        [*BASELINE, "optim.denoise.warmup=5"],
+        "optim.denoise.warmup is an option of optim/denoise=compile, optim/denoise=cuda_graph, "
+        "optim/denoise=fused, not of optim/denoise=eager; add one of them",
+    ),
+    "option that nobody has": (
+        [*BASELINE, "optim/denoise=fused", "optim.denoise.kernal=ring"],
+        "unknown key optim.denoise.kernal; did you mean optim.denoise.kernel?",
     ),
     "option that a backend lacks": (
         [*BASELINE, "+optim.vision.speed=11"],
@@ -124,6 +148,10 @@ BAD_INPUT = {
     "a GPU by its number with Ray": (
         ["runner=ray", "policy.device=cuda:1"],
         "policy.device must be auto, cpu or cuda with runner=ray, which hands out the GPUs, got 'cuda:1'",
+    ),
+    "resume without a folder": (
+        ["resume="],
+        "resume must be the folder of a run, got ''; give resume=FOLDER",
     ),
     "resume of nothing": (["resume=no/where"], "no/where holds no records: episodes.jsonl is missing"),
     "folder that cannot be": (["hydra.run.dir=/dev/null/run"], "[Errno 20] Not a directory: '/dev/null/run'"),
@@ -314,6 +342,56 @@ def test_a_run_whose_configuration_changed_is_not_continued(refusal: Refusal, tm
     config["suite"]["max_steps"] = 9  # as if the YAML had changed since
     (folder / RUN_FILE).write_text(json.dumps(before))
     assert refusal(f"resume={folder}") == expected.replace("was 3, is 4", "was 9, is 3")
+
+
+def test_a_finished_run_is_shown_again_and_nothing_is_loaded(
+    command_line: Callable[..., None],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    make_episode: Callable[..., EpisodeRecord],
+    run_json: dict[str, Any],
+) -> None:
+    folder = tmp_path / "earlier"
+    overrides = ["policy=baseline", "protocol=smoke", "checkpoint=random_small"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        register()
+        config = plain(compose("config", overrides))
+    with RunWriter(folder) as writer:
+        writer.add_episode(make_episode(policy="baseline"))
+        planned = {"suite": "libero_spatial", "tasks": [0], "first": 0, "count": 1, "seed": 7, "shard": None}
+        about = {"config": config, "overrides": overrides, "episodes": [planned], "finished": True}
+        writer.write_run(run_json | about)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("choose_tasks", "_tracker", "reopen", "open_runner"):
+        monkeypatch.setattr(f"eval.cli.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
+    command_line(f"resume={folder}")
+    out, err = capfd.readouterr()
+    assert err == "nothing is left to run: 1 episode finished\n"
+    assert "1 / 1" in out
+    assert out.endswith(f"records: {folder}\n")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_help_lists_what_can_be_chosen_and_explains_keys_that_exist(
+    command_line: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command_line("--help")
+    assert exit_.value.code == 0
+    said = capfd.readouterr().out
+    assert "schema" not in said
+    groups = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
+    for group in ("suite", "protocol", "policy", "checkpoint", "runner", "tracking", "+experiment"):
+        assert groups[group].startswith(", ".join(options(group.lstrip("+"))))
+    assert "_pi05" not in groups["policy"]
+    for stage in STAGES:
+        assert groups[f"optim/{stage}"] == ", ".join(options(f"optim/{stage}"))
+    keys = [word for word in groups if "=" in word]
+    assert {"denoise.steps=3", "seed=7", "resume=FOLDER"} <= set(keys)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        register()
+        compose("config", keys)  # Hydra refuses a key that is not there
 
 
 @pytest.mark.sim

@@ -1,5 +1,6 @@
 """Joining parts: every episode once, duplicates said, what does not belong together refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_duplicates_count_once_and_are_said(tmp_path: Path) -> None:
     run(tmp_path / "whole")
     run(tmp_path / "part", plan_of(shard="2/3"))
     notes = merge([tmp_path / "part", tmp_path / "whole", tmp_path / "whole"], tmp_path / "joined")
-    assert notes == ["12 episodes were in several parts and count once"]
+    assert notes == ["12 episodes in several parts, counted once"]
     joined = read_run(tmp_path / "joined")
     assert results(joined) == results(read_run(tmp_path / "whole"))
     assert notes[0] in summarise(joined).warnings
@@ -54,9 +55,32 @@ def test_duplicates_that_differ_are_named(tmp_path: Path) -> None:
     path.write_text("".join([first.replace('"success": true', '"success": false'), *rest]))
     notes = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "joined")
     assert notes[1] == (
-        "1 of them differ between the parts, the first part counts: libero_spatial-task0-episode0-seed7"
+        "1 of them with another result in a later part, the first part counts: "
+        "libero_spatial-task0-episode0-seed7"
     )
     assert results(read_run(tmp_path / "joined")) == results(read_run(tmp_path / "a"))
+
+
+def test_of_many_that_differ_a_few_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    path = tmp_path / "b" / EPISODES_FILE
+    swapped = {"true": "false", "false": "true"}
+    path.write_text(
+        re.sub(r'(?<="success": )(true|false)', lambda found: swapped[found[0]], path.read_text())
+    )
+    [_, different] = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "joined")
+    assert different.startswith("12 of them with another result")
+    assert different.count("libero_spatial-task") == 10
+    assert different.endswith(" and 2 more")
+
+
+def test_one_duplicate_is_one_episode(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(tmp_path / name, plan_of(shard="1/12"))
+    assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "joined") == [
+        "1 episode in several parts, counted once"
+    ]
 
 
 def test_an_error_that_another_part_finished_is_shown_and_not_counted(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from eval.metrics import RANDOM_WEIGHTS
-from eval.overview import Overview, headline, overview
+from eval.overview import Overview, Source, headline, overview
 from eval.overview_table import COLUMNS, markdown, notes, rows
 from eval.records import to_plain
 from eval.run_folders import read_sources
@@ -36,7 +36,7 @@ def test_speed_up_verdict_and_front_are_against_the_first_run(tmp_path: Path) ->
     assert [entry.on_front for entry in shown.entries] == [False, True, True, False]
     assert slow.speed_up == pytest.approx(2 / 3)
     lines = headline(shown)
-    assert lines[0].startswith("baseline, 10 steps: 200 of 200 episodes succeed")
+    assert lines[0].startswith("baseline, 10 steps: 200 of 200 episodes succeeded")
     assert (
         "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, 5.2 ms (4.00x)"
         in lines[1]
@@ -58,7 +58,8 @@ def test_of_two_equal_runs_both_are_on_the_front(tmp_path: Path) -> None:
         ({"run": {"config": {"shard": "1/2"}}}, "shard 1/2"),
         ({"run": {"parts": [{}, {}]}}, "2 parts joined"),
         ({"run": {"finished": False}}, "not finished"),
-        ({"errors": [3]}, "1 errors"),
+        ({"errors": [3]}, "1 error"),
+        ({"errors": [3, 4]}, "2 errors"),
     ],
 )
 def test_what_must_be_known_of_a_run_is_flagged(tmp_path: Path, changes: dict[str, Any], flag: str) -> None:
@@ -106,7 +107,7 @@ def test_labels_name_the_overrides_that_not_all_runs_share(tmp_path: Path) -> No
 
 def test_too_few_pairs_are_said(tmp_path: Path) -> None:
     shown = side_by_side(write_run(tmp_path / "a", count=20), write_run(tmp_path / "b", count=20))
-    assert headline(shown)[1].endswith("20 pairs could show 16.1 points at best, 2 points need 189")
+    assert headline(shown)[1].endswith("20 pairs could show 16.1 points at best, 2 points would take 189")
 
 
 def test_the_markdown_has_the_cells_of_the_table(tmp_path: Path) -> None:
@@ -124,13 +125,23 @@ def test_the_markdown_has_the_cells_of_the_table(tmp_path: Path) -> None:
     to_plain(shown.to_dict(), "overview")
 
 
-def test_a_folder_of_runs_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
-    for number in (10, 9, 1):
-        write_run(tmp_path / f"{number}_baseline_steps10", count=1)
-    names = [source.folder.name for source in read_sources([tmp_path, tmp_path / "9_baseline_steps10"])]
-    assert names == ["1_baseline_steps10", "9_baseline_steps10", "10_baseline_steps10"]
-
-
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no run: no episodes\.jsonl"):
         read_sources([tmp_path])
+
+
+def test_one_of_a_thing_is_singular_and_load_is_said_in_full(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", count=1)
+    shown = side_by_side(first, write_run(tmp_path / "b", count=1), margin=1.0)
+    lines = headline(shown)
+    assert lines[0].startswith("baseline, 10 steps: 1 of 1 episode succeeded")
+    assert "less than 1 point of success" in lines[1]
+    assert "1 pair could show" in lines[1]
+    text = markdown(shown, "Sweep x")
+    assert "The margin is 1 point of success." in text
+    assert "left out are warm-up inferences and those that other episodes ran beside" in text
+
+
+def test_many_runs_without_an_episode_are_named_up_to_a_few(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no episode to report on: /0: not run yet; .* and 2 more$"):
+        overview([Source(Path(f"/{i}"), None, "not run yet") for i in range(12)], 2.0)

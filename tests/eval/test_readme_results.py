@@ -52,6 +52,17 @@ def test_the_readme_is_what_the_data_give() -> None:
     assert main(["--check"]) == 0, "run make results"
 
 
+def test_what_is_up_to_date_is_said_beside_what_was_written(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([], root) == 0
+    kept = [str(README), str(PLOT), str(COMPARED / COMPARISON)]
+    assert capsys.readouterr().err.splitlines() == [f"up to date: {', '.join(kept)}"]
+    (root / PLOT).unlink()
+    assert main([], root) == 0
+    assert capsys.readouterr().err.splitlines() == [f"wrote {PLOT}", f"up to date: {kept[0]}, {kept[2]}"]
+
+
 def test_a_number_typed_into_the_readme_is_stale(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check"], root) == 0
     text = (root / README).read_text()

@@ -1,5 +1,6 @@
 """Replay on the CPU with the small random network: what is equal, what departs and where, what is refused."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from rich.console import Console
 
+from eval.compare_table import table
 from eval.recording import OBSERVATIONS_FILE, save_recording
 from eval.records import RunWriter
-from eval.replay import main
+from eval.replay import OBSERVATIONS, main
 from eval.replay_parity import euler_path
 from eval.replay_subjects import on_top
 from optim.base import CountedStage, Pass, StageMismatch, StageSource
@@ -220,6 +223,14 @@ def test_the_text_names_weights_stages_and_verdict(
     assert "PARITY: cosine 1.000000 at worst" in text
 
 
+def test_the_name_of_an_observation_stays_on_one_line() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    name = "libero_spatial-task0-episode49-seed12345"
+    cells = (name, "100", "-0.999312", "1.23e-05", "0.00123", "1.23e-05")
+    console.print(table("Observations", OBSERVATIONS, [cells]))
+    assert any(all(cell in line for cell in cells) for line in console.file.getvalue().splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "about", "reason"),
     [
@@ -238,7 +249,7 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(
     about: dict[str, Any],
     reason: str,
 ) -> None:
-    assert main([str(write_run(**about)), *arguments]) == 2
+    assert main([str(write_run(**about)), *arguments]) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     [line] = captured.err.splitlines()
@@ -248,14 +259,14 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(
 def test_runs_without_a_network_or_without_observations_are_refused(
     write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 3
     assert "run.json is missing" in capsys.readouterr().err
     folder = write_run()
     (folder / OBSERVATIONS_FILE).unlink()
-    assert main([str(folder)]) == 2
+    assert main([str(folder)]) == 3
     assert "record_observations=16" in capsys.readouterr().err
     (folder / "run.json").write_text('{"overrides": ["policy=oracle"], "policy": {}}')
-    assert main([str(folder)]) == 2
+    assert main([str(folder)]) == 3
     assert "there is no reference" in capsys.readouterr().err
 
 

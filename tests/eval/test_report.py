@@ -1,5 +1,6 @@
 """The report: what a reader finds in the page, and that a browser shows it without network or scripts."""
 
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from eval.metrics import RANDOM_WEIGHTS
-from eval.report import main
+from eval.report import find_sources, main
 from eval.report_svg import Axis, Box, Point, boxes, latency_axis, pareto, ticks
+from eval.run_folders import SWEEP_FILE
 from eval.run_reader import read_run
 from eval.video import video_name, write_video
 from tests.eval.browser import NAMES, Browser, find_browser
@@ -137,7 +139,53 @@ def test_latencies_under_load_are_labelled(tmp_path: Path) -> None:
 def test_nothing_to_report_on_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere")]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    assert line == f"error: {tmp_path / 'nowhere'} does not exist"
+    assert main([str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == (f"error: {tmp_path} holds no run, nor does any folder below it")
+
+
+def test_runs_below_dates_and_sweeps_are_found_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "2026-11-22" / "10-00_a", count=1)
+    write_run(tmp_path / "2026-11-23" / "09-00_b", count=1, policy="other")
+    jobs = [{"folder": "0_a", "error": None}, {"folder": "1_b", "error": "no GPU here"}]
+    write_run(tmp_path / "sweeps" / "s" / "0_a", count=1, policy="swept")
+    (tmp_path / "sweeps" / "s" / SWEEP_FILE).write_text(json.dumps({"jobs": jobs}))
+    text = report([tmp_path])
+    assert all(label in text for label in ("baseline, 10 steps", "other, 10 steps", "swept, 10 steps"))
+    assert "1_b: no GPU here" in text
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"{tmp_path} has 3 folders with runs: 2026-11-22/10-00_a, 2026-11-23/09-00_b, sweeps/s"
+
+
+def test_a_folder_of_runs_is_read_in_the_order_of_its_numbers_and_each_run_once(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        write_run(tmp_path / f"{number}_baseline_steps10", count=1)
+    names = [source.folder.name for source in find_sources([tmp_path, tmp_path / "9_baseline_steps10"])]
+    assert names == ["1_baseline_steps10", "9_baseline_steps10", "10_baseline_steps10"]
+
+
+def test_a_damaged_run_is_named_and_stops_the_report_only_if_it_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "x" / "a", count=1)
+    damaged = write_run(tmp_path / "x" / "b", count=1)
+    (damaged / "episodes.jsonl").write_text("no json\n")
+    assert f"{damaged}: episodes.jsonl:1: corrupt" in report([tmp_path])
+    assert f"{damaged}: no numbers: episodes.jsonl:1: corrupt" in capsys.readouterr().err
+    assert main([str(damaged)]) == 1
+    assert "episodes.jsonl:1: corrupt" in capsys.readouterr().err
+
+
+def test_one_of_a_thing_is_singular(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, count=2, errors=[1]) for name in "ab"]
+    text = report(runs, "--margin", "1")
+    assert "1 error</span>" in text
+    assert "over 1 pair;" in text
+    assert "at 1 point" in text
+    assert not re.search(r"\b1 (errors|pairs|points|steps)\b", text)
 
 
 def test_the_report_is_the_same_each_time(runs: list[Path]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from eval.bookkeeper import RunFailed
 from eval.metrics import summarise
 from eval.records import RUN_FILE, EpisodeRecord, InferenceRecord, RecordingError, RunWriter
-from eval.resume import Changed, recorded, refuse_changed, refuse_joined, reopen, repair
+from eval.resume import Changed, nothing_left, recorded, refuse_changed, refuse_joined, reopen, repair
 from eval.run_reader import read_run
 from tests.eval.fake_run import plan_of, results, run
 from tests.eval.fakes import FAULTS, STEP_S
@@ -90,6 +90,19 @@ def test_a_finished_run_has_nothing_left_and_stays_finished(tmp_path: Path) -> N
     again = run(tmp_path / "run")
     assert results(again) == results(first)
     assert (again.run["finished"], again.run["engagement"]) == (True, first.run["engagement"])
+
+
+def test_only_a_run_that_has_all_its_episodes_has_nothing_left(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    finished = run(folder)
+    about = dict(finished.run)
+    assert nothing_left(folder, about) == finished
+    assert nothing_left(folder, about | {"finished": False}) is None
+    more = {**about["episodes"][0], "count": 5}
+    assert nothing_left(folder, about | {"episodes": [more]}) is None
+    path = folder / "episodes.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])  # the last episode is lost
+    assert nothing_left(folder, about) is None
 
 
 @pytest.mark.parametrize(

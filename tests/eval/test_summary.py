@@ -71,6 +71,15 @@ def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
     assert "warning" not in text
 
 
+def test_one_of_a_thing_is_singular(make_episode: Episode, make_inference: Inference) -> None:
+    run = Run({"planned_episodes": 1}, (make_episode(inferences=1),), (make_inference(warmup=True),))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render(summarise(run)))
+    text = console.file.getvalue()
+    assert "(n = 1 episode of 1 planned)" in text
+    assert "1 warm-up inference left out" in text
+
+
 def test_the_provenance_line_names_what_was_run(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,8 +1,9 @@
 """Sweeps: which jobs a command line means, that a failed one stops no other, and how one goes on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from eval.report import main as report
 from eval.run_folders import SWEEP_FILE
 from eval.schema import ConfigError
 from eval.sweep import TABLE_FILES, main, run_process
-from eval.sweep_config import read_jobs
+from eval.sweep_check import reason_against
+from eval.sweep_config import experiments, read_jobs
 from tests.eval.written_runs import write_run
 
 
@@ -52,6 +54,16 @@ class Jobs:
 
 
 COMMAND = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10"]
+
+
+def sweep(arguments: list[str], run_job: Jobs, reasons: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Run a sweep on a machine that cannot run the policies of `reasons`."""
+
+    def find_reasons(jobs: Sequence[Sequence[str]]) -> list[str | None]:
+        policies = [next(text for text in job if text.startswith("policy=")) for job in jobs]
+        return [reasons.get(policy.removeprefix("policy=")) for policy in policies]
+
+    return main(arguments, run_job, find_reasons)
 
 
 def sweep_file(folder: Path) -> list[dict[str, Any]]:
@@ -115,7 +127,7 @@ def test_a_failed_job_stops_no_other_and_the_table_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = Jobs(broken="trt_fp8")
-    assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 1
+    assert sweep([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 1
     assert len(jobs.seen) == 3
     assert [job["status"] for job in sweep_file(tmp_path / "s")] == [0, 1, 0]
     text = (tmp_path / "s" / TABLE_FILES[0]).read_text()
@@ -129,7 +141,7 @@ def test_a_failed_job_stops_no_other_and_the_table_names_it(
 
 
 def test_a_first_job_without_numbers_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="baseline")) == 1
+    assert sweep([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="baseline")) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "The first run has no numbers (exit status 1: no GPU here); run 1 is the next that has some" in said
@@ -138,11 +150,11 @@ def test_a_first_job_without_numbers_is_said(tmp_path: Path, capsys: pytest.Capt
 
 def test_jobs_of_a_sweep_share_a_group_and_have_folders_of_their_own(tmp_path: Path) -> None:
     jobs = Jobs()
-    assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 0
+    assert sweep([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 0
     assert all("tracking.group=s" in arguments for arguments in jobs.seen)
     assert len({arguments[-1] for arguments in jobs.seen}) == 3
     named = Jobs()
-    main([*COMMAND, "tracking.group=mine", "--out", str(tmp_path / "t")], named)
+    sweep([*COMMAND, "tracking.group=mine", "--out", str(tmp_path / "t")], named)
     assert all("tracking.group=t" not in arguments for arguments in named.seen)
 
 
@@ -150,37 +162,37 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "s"
-    assert main([*COMMAND, "--out", str(folder)], Jobs(interrupted="trt_fp8")) == 130
+    assert sweep([*COMMAND, "--out", str(folder)], Jobs(interrupted="trt_fp8")) == 130
     assert f"--resume {folder}" in capsys.readouterr().err
     assert (folder / TABLE_FILES[0]).is_file()
     jobs = Jobs()
-    assert main(["--resume", str(folder)], jobs) == 0
+    assert sweep(["--resume", str(folder)], jobs) == 0
     assert [arguments[0] for arguments in jobs.seen] == [
         f"resume={folder / '1_trt_fp8_steps10'}",
         "denoise.steps=10",
     ]
     assert [job["status"] for job in sweep_file(folder)] == [0, 0, 0]
     again = Jobs()
-    assert main(["--resume", str(folder)], again) == 0
+    assert sweep(["--resume", str(folder)], again) == 0
     assert again.seen == []
 
 
 def test_a_folder_with_a_sweep_is_not_begun_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*COMMAND, "--out", str(tmp_path / "s")], Jobs()) == 0
+    assert sweep([*COMMAND, "--out", str(tmp_path / "s")], Jobs()) == 0
     jobs = Jobs()
-    assert main([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 1
+    assert sweep([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 1
     assert jobs.seen == []
     assert "already holds a sweep; go on with it by --resume" in capsys.readouterr().err
-    assert main(["--resume", str(tmp_path / "nowhere")], jobs) == 1
+    assert sweep(["--resume", str(tmp_path / "nowhere")], jobs) == 1
 
 
 def test_a_sweep_in_which_all_failed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["policy=trt_fp8", "--out", str(tmp_path / "s")], Jobs(broken="trt_fp8")) == 1
+    assert sweep(["policy=trt_fp8", "--out", str(tmp_path / "s")], Jobs(broken="trt_fp8")) == 1
     assert "no episode to report on" in capsys.readouterr().err
 
 
 def test_a_sweep_is_what_a_report_is_made_of(tmp_path: Path) -> None:
-    main([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="native_fp8"))
+    sweep([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="native_fp8"))
     assert report([str(tmp_path / "s")]) == 0
     text = (tmp_path / "s" / "report.html").read_text()
     assert "2_native_fp8_steps10: exit status 1: no GPU here" in text
@@ -193,3 +205,106 @@ def test_a_job_is_a_process_whose_words_are_kept(tmp_path: Path) -> None:
     assert "steps: 3" in log.read_text()
     assert run_process(["denoise.steps=0", f"hydra.run.dir={tmp_path / 'run'}"], log) == 1
     assert "error: denoise.steps must be >= 1, got 0" in log.read_text().splitlines()
+
+
+NO_GPU = {"trt_fp8": "trt_fp8 needs a GPU", "native_fp8": "native_fp8 needs a GPU"}
+
+
+def test_jobs_that_cannot_run_here_are_refused_before_the_first_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = Jobs()
+    steps = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10,3"]
+    assert sweep([*steps, "--out", str(tmp_path / "s")], jobs, NO_GPU) == 1
+    assert jobs.seen == []
+    assert not (tmp_path / "s").exists()
+    assert capsys.readouterr().err.splitlines() == [
+        "error: 4 of 6 jobs cannot run here | 2 jobs: trt_fp8 needs a GPU | 2 jobs: native_fp8 needs a GPU | "
+        "leave out policy=trt_fp8, policy=native_fp8, or run the 2 other jobs with --only-runnable"
+    ]
+
+
+def test_only_runnable_names_what_it_leaves_out_and_another_machine_goes_on_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, jobs = tmp_path / "s", Jobs()
+    assert sweep([*COMMAND, "--only-runnable", "--out", str(folder)], jobs, NO_GPU) == 0
+    assert [arguments[1] for arguments in jobs.seen] == ["policy=baseline"]
+    assert [(job["status"], job["error"]) for job in sweep_file(folder)] == [
+        (0, None),
+        (None, "left out: trt_fp8 needs a GPU"),
+        (None, "left out: native_fp8 needs a GPU"),
+    ]
+    text = (folder / TABLE_FILES[0]).read_text()
+    assert "1_trt_fp8_steps10: no numbers: left out: trt_fp8 needs a GPU" in text
+    assert "3 jobs, one at a time, 2 left out" in capsys.readouterr().err
+    assert sweep(["--resume", str(folder)], Jobs(), NO_GPU) == 1
+    assert "2 of 2 jobs cannot run here" in capsys.readouterr().err
+    elsewhere = Jobs()
+    assert sweep(["--resume", str(folder)], elsewhere) == 0
+    assert len(elsewhere.seen) == 2
+    assert [(job["status"], job["error"]) for job in sweep_file(folder)] == [(0, None)] * 3
+
+
+def test_with_nothing_to_run_only_runnable_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["policy=trt_fp8,native_fp8", "--only-runnable", "--out", str(tmp_path / "s")]
+    assert sweep(arguments, Jobs(), NO_GPU) == 1
+    assert "2 of 2 jobs cannot run here" in capsys.readouterr().err
+
+
+def test_the_machine_is_asked_in_a_process_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = Jobs()
+    arguments = ["policy=baseline,native_fp8", "policy.device=cpu", "--out", str(tmp_path / "s")]
+    assert main(arguments, jobs) == 1
+    assert jobs.seen == []
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: 1 of 2 jobs cannot run here | 1 job: ")
+    assert "needs an NVIDIA GPU" in line
+    assert "leave out policy=native_fp8" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["policy=oracle", "denoise.steps=3"], "policy=oracle has no checkpoint and no denoise steps"),
+        (["policy=native_fp8", "policy.device=cpu"], "needs an NVIDIA GPU"),
+        (["policy=baseline", "runner.workers=2"], "runner=local does not read runner.workers=2"),
+    ],
+)
+def test_what_a_run_would_be_refused_for_is_known_before_the_sweep(overrides: list[str], reason: str) -> None:
+    assert reason in str(reason_against(overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["policy=baseline", "denoise.steps=3"],
+        ["policy=oracle"],
+        ["policy=native_fp8", "policy.device=cpu", "runner=ray"],
+    ],
+)
+def test_nothing_speaks_against_what_can_run_here_or_where_ray_runs_it(overrides: list[str]) -> None:
+    assert reason_against(overrides) is None
+
+
+def test_a_sweep_of_nothing_says_what_it_needs_and_which_sweeps_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = Jobs()
+    for arguments in ([], ["--margin", "3"]):
+        with pytest.raises(SystemExit) as ended:
+            sweep(arguments, jobs)
+        assert ended.value.code == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "give lists of values, as in policy=baseline,native_fp8" in said
+        assert "+experiment=ablation, +experiment=denoise_sweep" in said
+    assert jobs.seen == []
+
+
+def test_the_sweeps_there_are_bring_lists() -> None:
+    assert all(len(read_jobs([name])) > 1 for name in experiments())
+    assert "+experiment=oracle_full" not in experiments()

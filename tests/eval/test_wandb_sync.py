@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.records import EPISODES_FILE
 from eval.wandb_sync import find_offline, main
 
 
@@ -18,18 +19,40 @@ def offline_run(
     return run
 
 
-def test_the_runs_of_a_sweep_are_found_and_those_uploaded_before_are_not(tmp_path: Path) -> None:
-    first, third = offline_run(tmp_path / "0_a"), offline_run(tmp_path / "2_c")
-    offline_run(tmp_path / "1_b", uploaded=True)
-    assert find_offline([tmp_path, tmp_path / "0_a"]) == [first, third]
-
-
-def test_a_folder_without_offline_runs_is_one_line(
+def test_runs_are_found_at_any_depth_and_those_uploaded_before_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path)]) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert "holds no offline W&B run" in line
+    first = offline_run(tmp_path / "2026-11-22" / "10-00_a")
+    third = offline_run(tmp_path / "sweeps" / "s" / "2_c")
+    second = offline_run(tmp_path / "sweeps" / "s" / "1_b", uploaded=True)
+    (tmp_path / "untracked").mkdir()
+    (tmp_path / "untracked" / EPISODES_FILE).touch()
+    assert find_offline([tmp_path, first.parents[1]]) == [first, second, third]
+    assert f"{tmp_path} has 4 runs, 3 of them tracked offline" in capsys.readouterr().err
+    assert main([str(tmp_path), "--dry-run"]) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"would upload {first}",
+        f"would upload {third}",
+        "would upload 2; 1 of 3 offline runs had been uploaded before",
+    ]
+
+
+def test_why_there_is_nothing_to_upload_is_said_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracked_elsewhere = tmp_path / "runs" / "a"
+    tracked_elsewhere.mkdir(parents=True)
+    (tracked_elsewhere / EPISODES_FILE).touch()
+    (tmp_path / "empty").mkdir()
+    reasons = {
+        "nowhere": "does not exist",
+        "empty": "holds no run, nor does any folder below it",
+        "runs": "holds no offline W&B run (wandb/offline-run-*), "
+        "but 1 run that tracked online or with tracking=none",
+    }
+    for name, reason in reasons.items():
+        assert main([str(tmp_path / name)]) == 1
+        assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path / name} {reason}"]
 
 
 @pytest.mark.usefixtures("home")

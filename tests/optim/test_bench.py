@@ -244,7 +244,6 @@ def test_a_value_out_of_range_is_refused_by_its_key(bad: str) -> None:
         (["hydra.run.dir=x"], "hydra.run.dir is not read by a bench; its folder is bench.output=FOLDER"),
         (["bench.observations=no.npz"], "no observations no.npz (looked at "),
         (["optim.prefix=eager"], "policy baseline: optim.prefix must be a backend, chosen with a slash"),
-        (["checkpoint=native", "checkpoint.path=no/where"], "checkpoint.path: no folder 'no/where'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -268,8 +267,34 @@ def test_a_policy_that_cannot_run_here_is_named_and_nothing_else_is_run(
     status, folder = bench("policy=baseline,native_fp8")
     out, err = capfd.readouterr()
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("error: policy native_fp8: optim.vision=Fp8(")
+    assert err.startswith("error: policy=native_fp8 cannot run here: it needs an NVIDIA GPU, ")
     assert not list(folder.iterdir())
+
+
+def test_a_checkpoint_that_is_not_there_is_one_error_and_leaves_nothing(
+    bench: Callable[..., tuple[int, Path]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, folder = bench("checkpoint=native", "checkpoint.path=no/where")
+    out, err = capfd.readouterr()
+    assert (status, out, err.count("error: ")) == (1, "", 1)
+    assert err.splitlines()[-1].startswith("error: checkpoint.path: no folder 'no/where'")
+    assert not list(folder.iterdir())
+
+
+def test_what_is_being_done_is_said_before_it_is_done(
+    bench: Callable[..., tuple[int, Path]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, folder = bench("policy=baseline", "steps=2,1", "rounds=1", "bench.warmup=0")
+    said = [line.partition(" in ")[0] for line in capfd.readouterr().err.splitlines()]
+    of_a_setting = ["building baseline", "built baseline", "timing"]
+    assert status == 0
+    assert said == [
+        "denoise steps 2, lean form: running eager float32, for parity",
+        *of_a_setting,
+        "denoise steps 1, lean form: running eager float32, for parity",
+        *of_a_setting,
+        f"record: {folder}/bench.json",
+    ]
 
 
 def test_too_few_observations_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -359,7 +384,7 @@ def test_without_a_fallback_a_miss_is_one_line(
 ) -> None:
     target = f"optim.prefix._target_={MissesEverySecond.__module__}.MissesEverySecond"
     assert bench("policy=baseline", target)[0] == 1
-    error = capfd.readouterr().err
+    *_, error = capfd.readouterr().err.splitlines()
     assert error.startswith("error: policy baseline: input 0 changed; optim.on_mismatch=fallback would")
 
 

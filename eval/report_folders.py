@@ -1,0 +1,40 @@
+"""Which folders a command line means by one that holds runs, at whatever depth."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """Return a folder, or those below it, that are wanted, as runs are; nothing below one that is.
+
+    Links are followed, but every folder is looked at once. Those beside one another come in the order of the
+    number that their names begin with, then of their names.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder, or nothing wanted in it.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; name the folder of a run, or one that holds runs")
+    found = _find(folder, wanted, set())
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no run, nor does any folder below it")
+    return found
+
+
+def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list[Path]:
+    place = folder.resolve()
+    if place in seen:
+        return []
+    seen.add(place)
+    if wanted(folder):
+        return [folder]
+    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_number)
+    return [found for path in below for found in _find(path, wanted, seen)]
+
+
+def _number(folder: Path) -> tuple[float, str]:
+    """Return what puts `10_...` behind `9_...`."""
+    number = folder.name.partition("_")[0]
+    return (int(number) if number.isdigit() else float("inf"), folder.name)

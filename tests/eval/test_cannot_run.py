@@ -1,0 +1,103 @@
+"""What cannot run on a machine is said in the words of what was chosen, all of it, with a way out."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from eval.build import choose_passes
+from eval.choices import backend_name, options, recipe
+from eval.cli import check
+from eval.command import CONF
+from eval.schema import ConfigError, register
+
+GPU = "it needs an NVIDIA GPU, got policy.device=cpu"
+
+
+def refusal(*overrides: str) -> str:
+    """Why the policy that these overrides compose cannot run on a CPU."""
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        config = check(compose("config", [*overrides, "policy.device=cpu"]))
+    with pytest.raises(ConfigError) as refused:
+        choose_passes(config)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["policy=native_fp8"],
+            f"policy=native_fp8 cannot run here: {GPU} (vision on fp8, prefix on fp8, denoise on compile); "
+            "choose policy=baseline",
+        ),
+        (
+            ["policy=full_optimized"],
+            f"policy=full_optimized cannot run here: {GPU} (vision on tensorrt_fp16, prefix on tensorrt_fp8, "
+            "denoise on cuda_graph); choose policy=baseline",
+        ),
+        (
+            ["policy=realtime"],
+            f"policy=realtime cannot run here: {GPU} (vision on fused_fp8, prefix on fused_fp8, denoise on "
+            "fused, images on cuda_graph); choose policy=baseline",
+        ),
+        (
+            ["policy=native_fp8", "optim/vision=eager"],
+            f"policy=native_fp8 cannot run here: {GPU} (prefix on fp8, denoise on compile); "
+            "choose policy=baseline",
+        ),
+        (
+            ["policy=native_fp8", "optim/vision=cuda_graph"],
+            f"policy=native_fp8 cannot run here: {GPU} (optim/vision=cuda_graph, prefix on fp8, denoise on "
+            "compile); choose policy=baseline without optim/vision=cuda_graph",
+        ),
+        (
+            ["optim/vision=fp8"],
+            f"optim/vision=fp8 cannot run here: {GPU}; choose optim/vision=eager",
+        ),
+        (
+            ["policy.images=cuda_graph"],
+            f"policy.images=cuda_graph cannot run here: {GPU}; choose policy.images=eager",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_policy_is_named_with_all_that_cannot_run_and_a_key_where_it_was_set(
+    overrides: list[str], expected: str
+) -> None:
+    assert refusal(*overrides) == expected
+
+
+def test_reasons_that_differ_are_each_said_with_their_own_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.build.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert refusal("policy=native_fp8", "policy.precision=float32") == (
+        "policy=native_fp8 cannot run here: it needs policy.precision=bfloat16, got float32; "
+        "set policy.precision=bfloat16 (vision on fp8, prefix on fp8); or choose policy=baseline"
+    )
+
+
+def test_every_policys_recipe_is_that_of_its_composition() -> None:
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        for policy in options("policy"):
+            config = check(compose("config", [f"policy={policy}"]))
+            composed = {
+                stage: backend_name(stage, chosen)
+                for stage in ("vision", "prefix", "denoise")
+                if (chosen := getattr(config.optim, stage)) is not None
+            }
+            own = recipe(policy)
+            assert {stage: name for stage, name in own.items() if stage != "images"} == composed, policy
+            assert own.get("images", "eager") == config.policy.images
+    assert recipe("one that was named on the command line") == {}
+
+
+def test_a_backend_keeps_its_name_when_an_option_of_it_is_set() -> None:
+    fp16 = {"_target_": "optim.tensorrt.TensorRT", "precision": "fp16", "cuda_graph": False}
+    assert backend_name("vision", fp16) == "tensorrt_fp16"
+    assert backend_name("vision", fp16 | {"precision": "bf16"}) == "tensorrt_bf16"
+    assert backend_name("vision", {"_target_": "toy.Toy"}) == "toy.Toy"
