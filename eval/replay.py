@@ -6,7 +6,8 @@ run. Overrides are those of `python -m eval`, on top of the run's; `policy=` als
 
 The exit status is 0 when the actions of every observation have a cosine of at least the tolerance with the
 reference's and every backend served its calls; 1 when not; 3 when they cannot be compared, with one line on
-stderr that says why; 2 for a wrong command line. Unlike success, parity means something with random weights too.
+stderr that says why; 2 for a wrong command line. Unlike success, parity means something with random weights
+too.
 
 Non-obvious behaviors:
     The policy is given the run's precision unless `policy.precision` is among the overrides.

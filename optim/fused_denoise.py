@@ -154,7 +154,7 @@ class Fused(Pass):
         warmup: runs before the capture, in which Triton compiles.
         weights: bf16, or fp8: half the bytes, rounded with a scale for each output; activations stay bf16. On
             an H200 it was no faster (docs/results).
-        kernel: phases; or ring, whose weights arrive while programs wait: up to 16 rows, bf16.
+        kernel: ring, whose weights arrive while programs wait: up to 16 rows, bf16; or phases.
 
     Raises:
         ValueError: an option out of range.
@@ -162,7 +162,7 @@ class Fused(Pass):
 
     warmup: int = 3
     weights: str = "bf16"
-    kernel: str = "phases"
+    kernel: str = "ring"
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)

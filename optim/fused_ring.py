@@ -28,8 +28,9 @@ ROWS, WARPS = 16, 8
 RUN = 32  # of K that lie together in shared memory
 COLUMNS = 32  # of a tile of qkv, and of each of two tiles of gate and up
 LEAST_SIZE = 256  # of an inner dimension: 8 warps, 32 each
-SCRATCH_BYTES = 16 * 1024  # of shared memory, for sums over warps
-FEWEST_PLACES, MOST_PLACES = 2, 5
+SUMS_BYTES = 16 * 1024  # of shared memory, for sums over warps
+OTHER_BYTES = 1024  # that the compiler wants
+MOST_PLACES = 6
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Cut:
         width, attention, mlp: what each warp takes of the inner dimensions at a time.
         programs: that the largest weight has tiles for.
         place_bytes: of the ring.
+        fewest_places: that the ring needs: a phase reads all its slots before their places are filled again.
     """
 
     width: int
@@ -47,6 +49,7 @@ class Cut:
     mlp: int
     programs: int
     place_bytes: int
+    fewest_places: int
 
 
 def cut(sizes: Sizes) -> Cut:
@@ -79,12 +82,15 @@ def cut(sizes: Sizes) -> Cut:
         mlp,
         programs=max(qkv_tiles, sizes.width // X_COLUMNS, sizes.mlp_dim // COLUMNS),
         place_bytes=2 * WARPS * max(width * COLUMNS, wide * X_COLUMNS, mlp * X_COLUMNS),
+        fewest_places=max(
+            2 * sizes.width // (WARPS * width), attention // (WARPS * wide), sizes.mlp_dim // (WARPS * mlp)
+        ),
     )
 
 
 def places(sizes: Sizes, shared_bytes: int) -> int:
-    """Return how many places the ring has in a processor's shared memory; see FEWEST_PLACES."""
-    free = shared_bytes - 2 * BLOCK_KEYS * sizes.head_dim - SCRATCH_BYTES
+    """Return how many places the ring has in a processor's shared memory."""
+    free = shared_bytes - max(2 * BLOCK_KEYS * sizes.head_dim, SUMS_BYTES) - OTHER_BYTES
     return min(MOST_PLACES, free // cut(sizes).place_bytes)
 
 
@@ -100,10 +106,10 @@ def require_ring(sizes: Sizes, rows: int, available: int, shared_bytes: int) -> 
         raise ValueError(f"batch * horizon must be <= {ROWS} for kernel=ring, got {rows}; {way_out}")
     if (needed := cut(sizes).programs) > available:
         raise ValueError(f"kernel=ring needs {needed} processors, this GPU has {available}; {way_out}")
-    if (found := places(sizes, shared_bytes)) < FEWEST_PLACES:
+    fewest = cut(sizes).fewest_places
+    if (found := places(sizes, shared_bytes)) < fewest:
         raise ValueError(
-            f"kernel=ring needs {FEWEST_PLACES} tiles in shared memory, {shared_bytes} bytes hold {found}; "
-            f"{way_out}"
+            f"kernel=ring needs {fewest} tiles in shared memory, {shared_bytes} bytes hold {found}; {way_out}"
         )
 
 
@@ -127,9 +133,10 @@ def arrange(weights: Weights, sizes: Sizes) -> Weights:
 def slots(weight_LCK: Tensor, columns: int, tiles: int, inner: int) -> Tensor:
     """Return a weight in the order of the ring's slots, of the same shape.
 
-    A program has `tiles` tiles of so many columns; a slot is WARPS * inner of K of one of them, tiles in turn.
-    In a slot, a warp's part of K comes after the other, in it column after column; where inner is 64 or
-    more, neighbouring runs of 32 of K change places in odd columns (`STAGED` of `optim.fused_ring_weights`).
+    A program has `tiles` tiles of so many columns; a slot is WARPS * inner of K of one of them, tiles in
+    turn. In a slot, a warp's part of K comes after the other, in it column after column; where inner is 64
+    or more, neighbouring runs of 32 of K change places in odd columns (`STAGED` of
+    `optim.fused_ring_weights`).
     """
     parts = weight_LCK.unflatten(2, (-1, WARPS, inner)).unflatten(1, (-1, tiles, columns))
     slots = parts.permute(0, 1, 4, 2, 5, 3, 6).contiguous()  # layer, program, chunk, tile, warp, column, K

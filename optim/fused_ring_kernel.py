@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from optim.fused_ring_phases import (
+    STAGED_VALUES,
     attend,
     embed,
     euler,
@@ -71,9 +72,6 @@ def denoise_kernel(
     gate_up_rows = gl.where(program < 2 * F // 64, rows, 0)
     my_rows = gl.where(last < W // 16, rows, 0)
     ring = gl.allocate_shared_memory(gl.bfloat16, [RING, PLACE // 64, 64], PLACES)
-    staged_values = gl.allocate_shared_memory(
-        gl.bfloat16, [BLOCK_KEYS, D], gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
-    )
     head = 0
     arrivals = programs
     for slot in gl.static_range(RING):
@@ -104,6 +102,7 @@ def denoise_kernel(
             head = refill(0, C_W, layer, layers, ring, head, weights, program, programs, SIZES, RING)
             layer_keys = prefix_keys + at * batch * prefix * D
             layer_values = prefix_values + at * batch * prefix * D
+            staged_values = gl.allocate_shared_memory(gl.bfloat16, [BLOCK_KEYS, D], STAGED_VALUES)
             k = load_prefix(
                 layer_keys, layer_values, staged_values, program, prefix, splits, prefix_splits, row_blocks,
                 batch, D, BLOCK_KEYS,

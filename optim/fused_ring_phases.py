@@ -10,6 +10,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from optim.fused_ring_weights import LINE, ROWS, row_column, summed_layout
 
 FLAT = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [1, 8], [16, 8]))
+STAGED_VALUES = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))
 HALF = gl.constexpr(gl.BlockedLayout([1, 1], [2, 16], [8, 1], [1, 0]))
 
 

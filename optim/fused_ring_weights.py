@@ -12,6 +12,8 @@ W width of the expert, K inner dimension of a weight, N columns of a tile, XD wi
 of the MLP; 8 warps, each with a part of every step of K.
 """
 
+import math
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
@@ -34,11 +36,9 @@ LINE = gl.constexpr(gl.BlockedLayout([1], [32], [8], [0]))
 
 
 @gluon.constexpr_function
-def _size(shape):
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+def _tiled(place, shape):
+    """As many tiles of a shape as a place holds."""
+    return [place // math.prod(shape), *shape]
 
 
 @gluon.jit
@@ -88,9 +88,8 @@ def prefetch(base, first, end, COUNT: gl.constexpr):
 def _place(ring, position, RING: gl.constexpr, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
     """The beginning of a place of the ring, `position` of them after the first, in a shape."""
     PLACE: gl.constexpr = ring.shape[1] * ring.shape[2]
-    COUNT: gl.constexpr = _size(SHAPE)
     wrapped = gl.where(position < RING, position, position - RING)
-    return ring.index(wrapped)._reinterpret(gl.bfloat16, [PLACE // COUNT] + SHAPE, LAYOUT).index(0)
+    return ring.index(wrapped)._reinterpret(gl.bfloat16, _tiled(PLACE, SHAPE), LAYOUT).index(0)
 
 
 @gluon.jit
@@ -161,9 +160,9 @@ def refill(
 @gluon.jit
 def load_left(a, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
     """All rows of a as left operands, one for each slot or pair of slots."""
-    left = (_left_operand(a, 0, rows, K, BLOCK_K),)
-    for i in gl.static_range(1, K // (WARPS * BLOCK_K)):
-        left = left + (_left_operand(a, i * WARPS * BLOCK_K, rows, K, BLOCK_K),)
+    left = ()
+    for i in gl.static_range(K // (WARPS * BLOCK_K)):
+        left += (_left_operand(a, i * WARPS * BLOCK_K, rows, K, BLOCK_K),)  # type: ignore[assignment]
     return left
 
 
@@ -214,7 +213,7 @@ def row_column(first, N: gl.constexpr):
 def multiply(
     left, ring, head, BLOCK_K: gl.constexpr, N: gl.constexpr, PAIR: gl.constexpr, RING: gl.constexpr
 ):
-    """What `load_left` gave times the tile, or the PAIR of tiles, of the ring's oldest slots; for `sum_warps`.
+    """What `load_left` gave times the tile, or the PAIR of tiles, of the oldest slots; for `sum_warps`.
 
     Returns:
         Both products, of which the second is zero without a PAIR.

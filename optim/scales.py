@@ -103,7 +103,8 @@ def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str
         )
     if unknown := [linear for linear in amax if linear not in wanted]:
         raise ValueError(
-            f"amax.{name} must have linears of the stage alone, got {listing(unknown)} ({len(unknown)} unknown)"
+            f"amax.{name} must have linears of the stage alone, got {listing(unknown)} "
+            f"({len(unknown)} unknown)"
         )
     for linear, value in amax.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,5 +1,7 @@
 """The kernel's plain reference is the denoise stage; sizes that it does not take are refused."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from optim import fused_denoise
 from optim.base import StageSource
 from optim.fused_denoise import Fused, FusedDenoise, sizes_of
 from optim.fused_denoise_ops import Sizes, denoise_reference, pack_qkv
-from optim.fused_ring import cut, places, require_ring
+from optim.fused_ring import cut, places, require_ring, slots
 from optim.parity import stage_parity
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_SMALL, GemmaDims
@@ -112,7 +114,7 @@ H200_PROCESSORS, H200_SHARED = 132, 232_448
 
 def test_the_ring_has_as_many_places_as_shared_memory_holds() -> None:
     assert cut(FULL).place_bytes == 32 * 1024
-    assert [places(FULL, shared) for shared in (101_376, 166_912, H200_SHARED)] == [1, 3, 5]
+    assert [places(FULL, shared) for shared in (101_376, 166_912, H200_SHARED)] == [2, 4, 6]
     require_ring(FULL, 10, H200_PROCESSORS, H200_SHARED)
 
 
@@ -121,7 +123,7 @@ def test_the_ring_has_as_many_places_as_shared_memory_holds() -> None:
     [
         (FULL, 50, H200_PROCESSORS, H200_SHARED, r"batch \* horizon must be <= 16 for kernel=ring, got 50"),
         (FULL, 10, 108, 166_912, "kernel=ring needs 128 processors, this GPU has 108"),
-        (FULL, 10, 142, 101_376, "needs 2 tiles in shared memory, 101376 bytes hold 1"),
+        (FULL, 10, 142, 101_376, "needs 4 tiles in shared memory, 101376 bytes hold 2"),
         (Sizes(64, 4, 16, 128), 10, H200_PROCESSORS, H200_SHARED, "must be >= 256 for kernel=ring, got 64"),
         (
             Sizes(256, 16, 16, 512),
@@ -139,6 +141,20 @@ def test_where_the_ring_cannot_run_is_said_with_a_way_out(
         require_ring(sizes, rows, processors, shared)
 
 
+@pytest.mark.parametrize(("columns", "tiles", "inner"), [(32, 1, 64), (16, 1, 128), (32, 2, 64), (16, 1, 32)])
+def test_slots_have_each_weight_where_the_kernel_reads_it(columns: int, tiles: int, inner: int) -> None:
+    size = 2 * 8 * inner
+    weight_LCK = torch.arange(2 * 4 * columns * size).view(2, 4 * columns, size)
+    found = slots(weight_LCK, columns, tiles, inner).view(2, -1, 2, tiles, 8, columns, inner)
+    for layer, column, k in itertools.product(range(2), range(0, 4 * columns, 5), range(0, size, 7)):
+        program, tile, of_tile = column // (tiles * columns), column // columns % tiles, column % columns
+        chunk, warp, of_warp = k // (8 * inner), k // inner % 8, k % inner
+        if inner >= 64 and column % 2:
+            of_warp ^= 32
+        place = (layer, program, chunk, tile, warp, of_tile, of_warp)
+        assert found[place] == weight_LCK[layer, column, k], place
+
+
 def test_the_ring_takes_one_request_at_a_time() -> None:
-    assert Fused().serves_batches
+    assert Fused(kernel="phases").serves_batches
     assert not Fused(kernel="ring").serves_batches

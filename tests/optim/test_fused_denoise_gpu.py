@@ -1,6 +1,7 @@
 """The denoise kernel against its plain reference, phase by phase, and the stage against eager, on a GPU."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from optim import fused_denoise
 from optim.base import StageMismatch
-from optim.fused_denoise import Fused, FusedDenoise
-from optim.fused_denoise_ops import Scratch, denoise_reference
+from optim.fused_denoise import Fused, FusedDenoise, expert_layers, pack
+from optim.fused_denoise_ops import Scratch, Weights, denoise_reference
 from optim.parity import compare, stage_parity
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
@@ -52,11 +53,11 @@ def test_each_phase_meets_its_reference(
     """One layer and one step, so that what each phase leaves is still there."""
     left: list[Scratch] = []
 
-    def run(*args: object) -> Scratch:
-        for function in (kernel, denoise_reference):
-            actions = args[0].clone()  # type: ignore[attr-defined]
-            left.append(function(actions, *args[1:]))  # type: ignore[arg-type]
-            left_actions.append(actions)
+    def run(actions: Tensor, heads: Any, modulations: Any, arranged: Weights, *others: Any) -> Scratch:
+        dense = pack(expert_layers(stage), weights)
+        for function, its in ((kernel, arranged), (denoise_reference, dense)):
+            left_actions.append(actions.clone())
+            left.append(function(left_actions[-1], heads, modulations, its, *others))
         return left[-1]
 
     left_actions: list[Tensor] = []
@@ -84,7 +85,7 @@ def test_fused_stage_meets_eager_on_fresh_inputs_and_refuses_another_length(
     form: str, horizon: int, weights: str, bound: float
 ) -> None:
     checkpoint = random_checkpoint("cuda", torch.bfloat16, horizon=horizon)
-    stage = Fused(weights=weights)(sources(checkpoint, [random_request(0)], form)["denoise"])
+    stage = Fused(weights=weights, kernel="phases")(sources(checkpoint, [random_request(0)], form)["denoise"])
     fresh = sources(checkpoint, [random_request(5), random_request(6)], form)["denoise"]
     with torch.no_grad():
         for args in fresh.examples:
