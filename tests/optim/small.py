@@ -1,4 +1,4 @@
-"""The small random network, and inputs of its stages with random images."""
+"""The small random network and the checkpoint that ships, and inputs of stages with random images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,9 @@ from optim.eager import eager_stages
 from policies.base import EpisodeKey, Observation, Request
 from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from policies.pi05.policy import Pi05Policy
+from policies.reference.tokenizer import TOKENIZER_PATH
+
+SHIPPED = TOKENIZER_PATH.parent
 
 
 def random_checkpoint(device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any) -> Checkpoint:
@@ -26,6 +29,21 @@ def random_checkpoint(device: str = "cpu", dtype: torch.dtype = torch.float32, *
         "denoise_steps": 3,
     }
     return load_checkpoint(CheckpointConfig(**(options | changes)), device, dtype)
+
+
+def reference_checkpoint(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Load the checkpoint that ships."""
+    config = CheckpointConfig(
+        name="reference",
+        layout="native",
+        path=str(SHIPPED),
+        norm_mode="quantile",
+        state_in_prompt=False,
+        horizon=10,
+        replan_steps=5,
+        denoise_steps=10,
+    )
+    return load_checkpoint(config, device, dtype)
 
 
 def random_request(seed: int, instruction: str = "pick up the black bowl") -> Request:

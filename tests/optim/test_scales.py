@@ -19,11 +19,9 @@ from optim.scales import (
     load_scales,
     write_scales,
 )
-from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
-from policies.reference.tokenizer import TOKENIZER_PATH
-from tests.optim.small import random_checkpoint
+from policies.pi05.checkpoint import Checkpoint
+from tests.optim.small import SHIPPED, random_checkpoint, reference_checkpoint
 
-SHIPPED = TOKENIZER_PATH.parent
 COMMAND = "python -m optim.calibrate checkpoint=random_small"
 Edit = Callable[[dict[str, Any]], object]
 
@@ -35,18 +33,7 @@ def small() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def reference() -> Checkpoint:
-    return load_checkpoint(
-        CheckpointConfig(
-            name="reference",
-            layout="native",
-            path=str(SHIPPED),
-            norm_mode="quantile",
-            state_in_prompt=False,
-            horizon=10,
-            replan_steps=5,
-            denoise_steps=10,
-        )
-    )
+    return reference_checkpoint()
 
 
 @pytest.fixture(autouse=True)
