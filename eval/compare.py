@@ -2,8 +2,8 @@
 
 Episodes are paired by suite, task, number and seed. The exit status is 0 when NEW is shown to lose less than
 the margin, in percentage points of success, and every backend of both runs served all of its calls; 1 when
-not; 2 when the command line is wrong; 3 when the runs cannot be compared, with one line on stderr that says
-why.
+not; 2 when the runs cannot be compared, with one line on stderr that says why; 64 when the command line is
+wrong.
 
 Non-obvious behaviors:
     * All limits must lie above the margin: Newcombe's, for episodes drawn from these tasks; the one for tasks
@@ -15,10 +15,12 @@ Non-obvious behaviors:
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.arguments import ArgumentParser
 from eval.comparable import NotComparable
 from eval.compare_table import markdown, render
 from eval.comparison import compare
@@ -27,20 +29,20 @@ from eval.run_reader import Run, read_run
 from eval.summary import report_console, say
 
 MARGIN = 2.0  # percentage points; 189 episodes can show it
-NOT_COMPARABLE = 3  # exit status; argparse takes 2 for a wrong command line
+NOT_COMPARABLE = 2  # exit status
 STATUSES = (
     "exit status: 0 when NEW is non-inferior and all backends served every call, 1 when not, "
-    f"2 when the command line is wrong, {NOT_COMPARABLE} when the runs cannot be read or compared"
+    f"{NOT_COMPARABLE} when the runs cannot be read or compared, {os.EX_USAGE} when the command line is wrong"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the comparison; return 0, 1 or 3 as the module says.
+    """Print the comparison; return 0, 1 or 2 as the module says.
 
     Raises:
-        SystemExit: with status 2, the command line is wrong.
+        SystemExit: with status 64, the command line is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m eval.compare", description="Compare two runs, episode by episode.", epilog=STATUSES
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="folder of the run to compare with")

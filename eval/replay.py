@@ -5,8 +5,8 @@ they came with, and is compared with the run's own configuration in eager PyTorc
 run. Overrides are those of `python -m eval`, on top of the run's; `policy=` also replaces the run's backends.
 
 The exit status is 0 when the actions of every observation have a cosine of at least the tolerance with the
-reference's and every backend served its calls; 1 when not; 3 when they cannot be compared, with one line on
-stderr that says why; 2 for a wrong command line. Unlike success, parity means something with random weights
+reference's and every backend served its calls; 1 when not; 2 when they cannot be compared, with one line on
+stderr that says why; 64 for a wrong command line. Unlike success, parity means something with random weights
 too.
 
 Non-obvious behaviors:
@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from eval.arguments import ArgumentParser
 from eval.command import complain
 from eval.comparable import NotComparable
 from eval.compare_table import table
@@ -49,8 +50,8 @@ OBSERVATIONS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the parity; return 0, 1 or 3 as the module says."""
-    parser = argparse.ArgumentParser(
+    """Print the parity; return 0, 1 or 2 as the module says."""
+    parser = ArgumentParser(
         prog="python -m eval.replay", description="Run another policy on a run's recorded observations."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with recorded observations")
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subjects = build(run, options.overrides, kept)
     except (NotComparable, ValueError, KeyError, OSError, HydraException, OmegaConfBaseException) as error:
         complain(error)
-        return 3
+        return 2
     try:
         result = replay(subjects, kept, options.tolerance)
     except (ParityError, StageMismatch, FloatingPointError) as error:

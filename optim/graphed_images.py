@@ -32,7 +32,7 @@ class GraphedImages:
     """
 
     def __init__(self, examples: Iterable[NDArray[np.uint8]], size: int, device: torch.device) -> None:
-        self._buffers: dict[tuple[int, ...], tuple[Tensor, Captured]] = {}
+        self._buffers: dict[tuple[int, ...], tuple[NDArray[np.uint8], Captured]] = {}
         for frames_BNHWC in examples:
             if frames_BNHWC.shape not in self._buffers:
                 self._buffers[frames_BNHWC.shape] = _capture(frames_BNHWC, size, device)
@@ -53,15 +53,17 @@ class GraphedImages:
                 f"{sorted(self._buffers)}; use policy.images=eager"
             )
         host, captured = self._buffers[frames_BNHWC.shape]
-        host.copy_(torch.from_numpy(frames_BNHWC))
+        np.copyto(host, frames_BNHWC)  # torch would wake a pool of threads for it
         images: Tensor = captured()
         return images
 
 
-def _capture(frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device) -> tuple[Tensor, Captured]:
+def _capture(
+    frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device
+) -> tuple[NDArray[np.uint8], Captured]:
     host = torch.from_numpy(frames_BNHWC).clone().pin_memory()
 
     def load() -> Tensor:
         return prepare_images(host.to(device, non_blocking=True), size)
 
-    return host, capture(load, ())
+    return host.numpy(), capture(load, ())

@@ -203,7 +203,7 @@ def main() -> int:
         results = compare(options.folder, find_device(options.device, "--device"))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 3
+        return 2
     sys.stdout.write("\n".join(_lines(results, options.rtol)) + "\n")
     return 0 if all(result.max_rel <= options.rtol for result in results) else 1
 

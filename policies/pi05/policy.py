@@ -157,8 +157,9 @@ class Pi05Policy:
     def _run(self, requests: Sequence[Request], timer: StageTimer) -> tuple[Tensor, StageArgs]:
         if not requests:
             raise ValueError("infer needs at least one request, got none")
+        noise_BHA = self._noise(requests)  # its copy waits for the device, which is idle now
         inputs = self.preprocess([request.observation for request in requests], self.form)
-        return run_stages(self.stages, inputs, self._noise(requests), timer)
+        return run_stages(self.stages, inputs, noise_BHA, timer)
 
     def _noise(self, requests: Sequence[Request]) -> Tensor:
         size = (self.dims.action_horizon, self.dims.action_dim)

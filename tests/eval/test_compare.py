@@ -73,7 +73,7 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([*map(str, arguments)]) == 3
+    assert main([*map(str, arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     [line] = captured.err.splitlines()
@@ -323,7 +323,7 @@ def test_folders_without_records_or_with_damaged_ones_are_refused(
 def test_a_margin_that_means_nothing_is_refused(margin: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["base", "new", f"--margin={margin}"])
-    assert stop.value.code == 2
+    assert stop.value.code == 64
     assert "--margin" in capsys.readouterr().err
 
 
@@ -332,12 +332,12 @@ def test_a_wrong_command_line_and_runs_that_cannot_be_compared_have_statuses_of_
 ) -> None:
     with pytest.raises(SystemExit) as wrong:
         main(["base"])
-    assert (wrong.value.code, main([str(tmp_path), str(tmp_path)])) == (2, 3)
+    assert (wrong.value.code, main([str(tmp_path), str(tmp_path)])) == (64, 2)
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 when the command line is wrong, 3 when the runs cannot be read or compared" in said
+    assert "2 when the runs cannot be read or compared, 64 when the command line is wrong" in said
 
 
 def test_what_differs_besides_the_policy_is_warned_of(

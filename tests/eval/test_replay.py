@@ -249,7 +249,7 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(
     about: dict[str, Any],
     reason: str,
 ) -> None:
-    assert main([str(write_run(**about)), *arguments]) == 3
+    assert main([str(write_run(**about)), *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     [line] = captured.err.splitlines()
@@ -259,14 +259,14 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(
 def test_runs_without_a_network_or_without_observations_are_refused(
     write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 3
+    assert main([str(tmp_path / "nowhere")]) == 2
     assert "run.json is missing" in capsys.readouterr().err
     folder = write_run()
     (folder / OBSERVATIONS_FILE).unlink()
-    assert main([str(folder)]) == 3
+    assert main([str(folder)]) == 2
     assert "record_observations=16" in capsys.readouterr().err
     (folder / "run.json").write_text('{"overrides": ["policy=oracle"], "policy": {}}')
-    assert main([str(folder)]) == 3
+    assert main([str(folder)]) == 2
     assert "there is no reference" in capsys.readouterr().err
 
 

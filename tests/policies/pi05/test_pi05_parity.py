@@ -69,7 +69,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def refuse(*arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, arguments)])
-        assert main() == 3
+        assert main() == 2
         out, err = capsys.readouterr()
         assert out == ""
         (line,) = err.splitlines()
