@@ -22,7 +22,6 @@ from eval.run_reader import Run, read_run
 from eval.summary import render, report_console, say
 from eval.words import counted
 from policies.base import EpisodeKey
-from policies.listing import listing
 
 Attempt = tuple[EpisodeRecord, Sequence[InferenceRecord]]
 
@@ -100,7 +99,7 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
     if joined.different:
         notes.append(
             f"{len(joined.different)} of them with another result in a later part, the first part counts: "
-            f"{listing(joined.different)}"
+            f"{', '.join(map(str, joined.different))}"
         )
     with RunWriter(out) as writer:
         for episode, inferences in joined.attempts:

@@ -103,6 +103,8 @@ def _other_backends(stage: str, option: str, chosen: DictConfig) -> str | None:
     having = [f"optim/{stage}={name}" for name, options in backends(stage).items() if option in options]
     if not having:
         return None
-    now = f"optim/{stage}={backend_name(stage, chosen)}"
+    now = (
+        f"optim/{stage}={backend_name(stage, chosen)}" if "_target_" in chosen else "a policy without stages"
+    )
     add = f"add {having[0]}" if len(having) == 1 else "add one of them"
     return f"optim.{stage}.{option} is an option of {', '.join(having)}, not of {now}; {add}"

@@ -37,4 +37,4 @@ def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list
 def _number(folder: Path) -> tuple[float, str]:
     """Return what puts `10_...` behind `9_...`."""
     number = folder.name.partition("_")[0]
-    return (int(number) if number.isdigit() else float("inf"), folder.name)
+    return (int(number) if number.isdecimal() else float("inf"), folder.name)

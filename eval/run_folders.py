@@ -31,7 +31,8 @@ def read_sources(folders: Iterable[Path]) -> list[Source]:
 
     Raises:
         FileNotFoundError: a folder holds neither records nor a sweep.
-        ValueError: records are damaged.
+        ValueError: records of a run are damaged (in a sweep, its job is a source without a run), or a sweep's
+            list of jobs is.
     """
     found: dict[Path, Source] = {}
     for folder in folders:
@@ -44,12 +45,21 @@ def _of_folder(folder: Path) -> list[Source]:
     if (folder / EPISODES_FILE).is_file():
         return [Source(folder, read_run(folder))]
     if (folder / SWEEP_FILE).is_file():
-        jobs: list[dict[str, Any]] = json.loads((folder / SWEEP_FILE).read_bytes())["jobs"]
-        return [_of_job(folder / job["folder"], job.get("error")) for job in jobs]
+        return [_of_job(folder / job["folder"], job.get("error")) for job in _jobs(folder / SWEEP_FILE)]
     raise FileNotFoundError(f"{folder} holds no run: no {EPISODES_FILE} and no {SWEEP_FILE} in it")
 
 
+def _jobs(file: Path) -> list[dict[str, Any]]:
+    content = json.loads(file.read_bytes())
+    if not isinstance(content, dict) or not isinstance(content.get("jobs"), list):
+        raise ValueError(f"{file} has no list `jobs`; name the folders of its runs instead")
+    return content["jobs"]
+
+
 def _of_job(folder: Path, error: str | None) -> Source:
-    if (folder / EPISODES_FILE).is_file():
+    if not (folder / EPISODES_FILE).is_file():
+        return Source(folder, None, error or "not run yet")
+    try:
         return Source(folder, read_run(folder), error)
-    return Source(folder, None, error or "not run yet")
+    except (OSError, ValueError) as damage:
+        return Source(folder, None, str(damage).removeprefix(str(folder)).lstrip("/ "))

@@ -133,7 +133,7 @@ def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: M
             say(f"{place}: finished before")
             continue
         if record.folder in refused:
-            records[i] = replace(record, status=None, error=f"left out: {refused[record.folder]}")
+            records[i] = replace(record, error=f"left out: {refused[record.folder]}")
             write_jobs(folder, records)
             say(f"{place}: {records[i].error}")
             continue

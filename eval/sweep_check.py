@@ -1,4 +1,4 @@
-"""Which jobs of a sweep this machine cannot run, and why: known before the first begins.
+"""Which jobs of a sweep this machine cannot run, as far as that is known before anything is loaded.
 
 Non-obvious behaviors:
     A process of its own asks: what has asked CUDA may keep a context on the GPU that the jobs are timed on.
@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 from hydra.errors import HydraException
@@ -25,11 +26,18 @@ Jobs = Sequence[Sequence[str]]
 
 
 def find_reasons(jobs: Jobs) -> list[str | None]:
-    """Return for each job why it cannot run here; None where nothing speaks against it."""
+    """Return for each job why it cannot run here; None where nothing speaks against it.
+
+    Raises:
+        ValueError: the process that asks ended.
+    """
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:
-        return list(pool.map(reason_against, jobs))
+        try:
+            return list(pool.map(reason_against, jobs))
+        except BrokenProcessPool as error:
+            raise ValueError(f"cannot find out what this machine can run: {error}") from error
 
 
 def reason_against(overrides: Sequence[str]) -> str | None:

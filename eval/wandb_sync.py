@@ -10,11 +10,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from rich.text import Text
-
 from eval.records import EPISODES_FILE
 from eval.report_folders import find_folders
-from eval.summary import report_console, say
+from eval.summary import say
 from eval.tracking import TrackingError
 from eval.words import counted
 
@@ -80,25 +78,24 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     )
     parser.add_argument("--dry-run", action="store_true", help="name what would be uploaded; needs no login")
     options = parser.parse_args(arguments)
-    console = report_console(stderr=True)
     try:
         found = find_offline(options.runs)
         runs = [run for run in found if not any(run.glob(UPLOADED))]
         if runs and not options.dry_run:
             require_login()
     except (OSError, TrackingError) as error:
-        console.print(Text(f"error: {error}"), soft_wrap=True)
+        say(f"error: {error}")
         return 1
     failed = []
     for run in runs:
-        console.print(Text(f"{'would upload' if options.dry_run else 'uploading'} {run}"), soft_wrap=True)
+        say(f"{'would upload' if options.dry_run else 'uploading'} {run}")
         if not options.dry_run and upload(run) != 0:
             failed.append(run)
     done = "would upload" if options.dry_run else "uploaded"
     before = f"{len(found) - len(runs)} of {counted(len(found), 'offline run')} had been uploaded before"
-    console.print(Text(f"{done} {len(runs) - len(failed)}; {before}"), soft_wrap=True)
+    say(f"{done} {len(runs) - len(failed)}; {before}")
     for run in failed:
-        console.print(Text(f"error: {run} was not uploaded"), soft_wrap=True)
+        say(f"error: {run} was not uploaded")
     return 1 if failed else 0
 
 

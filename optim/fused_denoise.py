@@ -52,7 +52,7 @@ class FusedDenoise:
         ValueError: sizes that the kernel does not take.
     """
 
-    def __init__(self, stage: Denoise, *, weights: str = "bf16", kernel: str = "phases") -> None:
+    def __init__(self, stage: Denoise, *, weights: str = "bf16", kernel: str) -> None:
         self._stage = stage
         self._denoise = KERNELS[kernel]
         self._sizes = sizes_of(stage)

@@ -228,10 +228,11 @@ def denoise(
 
     from optim.fused_denoise_kernels import denoise_kernel
 
-    split = splits(prefix.keys_LB1PD.shape[3]) + splits(actions_BHA.shape[1])
-    blocks = sizes.blocks(actions_BHA.shape[0] * actions_BHA.shape[1])
+    batch, horizon, _ = actions_BHA.shape
+    scratch = new_scratch(sizes, prefix, batch, horizon)
+    blocks = sizes.blocks(batch * horizon)
     pointers = [pointer for weight in vars(weights).values() for pointer in weight.pointers()]
-    return launch(
+    launch(
         denoise_kernel,
         actions_BHA,
         heads,
@@ -239,12 +240,14 @@ def denoise(
         pointers,
         prefix,
         sizes,
+        scratch,
         **blocks,
-        SPLITS=triton.next_power_of_2(split),
+        SPLITS=triton.next_power_of_2(scratch.lse_BSR.shape[1]),
         SCALED=weights.qkv.scale_LC is not None,
         num_stages=1,
         num_warps=blocks["SPLIT"],
     )
+    return scratch
 
 
 def launch(
@@ -255,9 +258,10 @@ def launch(
     weights: Iterable[Tensor],
     prefix: Prefix,
     sizes: Sizes,
+    scratch: Scratch,
     **options: int,
-) -> Scratch:
-    """Launch a persistent kernel, one program for each processor, and return its scratch memory.
+) -> None:
+    """Launch a persistent kernel, one program for each processor.
 
     Args:
         weights: in the kernel's order.
@@ -266,9 +270,7 @@ def launch(
     batch, horizon, action_dim = actions_BHA.shape
     layers, _, _, tokens, _ = prefix.keys_LB1PD.shape
     steps = modulations.out_shift_EA.shape[0]
-    scratch = new_scratch(sizes, prefix, batch, horizon)
     prefix_splits = splits(tokens)
-    split = prefix_splits + splits(horizon)
     kernel[(programs(actions_BHA.device),)](
         actions_BHA,
         *vars(heads).values(),
@@ -285,7 +287,7 @@ def launch(
         batch,
         horizon,
         tokens,
-        split,
+        scratch.lse_BSR.shape[1],
         prefix_splits,
         -1.0 / steps,
         NORM_EPS,
@@ -300,7 +302,6 @@ def launch(
         launch_cooperative_grid=actions_BHA.is_cuda,  # all programs are resident, or the launch fails
         **options,
     )
-    return scratch
 
 
 @functools.cache

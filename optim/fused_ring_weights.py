@@ -1,9 +1,10 @@
 """Weights in a ring of shared memory that goes on across the phases of `optim.fused_ring_kernel`.
 
 A program's weights come in a fixed order, one slot after the other: its columns of qkv, of the output
-projection, of gate and up, of down, then the next layer's. As soon as a slot is consumed, the one RING places
-later is fetched to its place, so a processor reads while it attends, merges and waits. Every program goes
-through all slots; one without a tile of a weight fetches nothing into its slots.
+projection, of gate and up, of down, then the next layer's. When a phase has read its slots and its program
+has arrived at the barrier, those RING slots later are fetched to their places, so a processor reads while it
+waits, attends and merges. Every program goes through all slots; one without a tile of a weight fetches
+nothing into its slots.
 
 Operands of the matrix instructions are read 16 bytes at a time: with a width of 8, each instruction takes
 other values of K than the usual ones, but the same ones from both sides.
@@ -18,12 +19,15 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
+from optim import fused_ring as host
 from optim.fused_sync import ARRIVE, AWAIT, PREFETCH
 
 barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # before and since Triton 3.7
 
-ROWS = gl.constexpr(16)
-WARPS = gl.constexpr(8)
+if (host.COLUMNS, host.X_COLUMNS, host.RUN) != (32, 16, 32):
+    raise RuntimeError("the kernels' tiles are 32 and 16 columns, of runs of 32; change both")
+ROWS = gl.constexpr(host.ROWS)
+WARPS = gl.constexpr(host.WARPS)
 MMA = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [8, 1, 1], [1, 16, 8]))
 LEFT = gl.constexpr(gl.DotOperandLayout(0, MMA.value, 8))
 RIGHT = gl.constexpr(gl.DotOperandLayout(1, MMA.value, 8))

@@ -98,6 +98,11 @@ BAD_INPUT = {
         "optim.denoise.kernel is an option of optim/denoise=fused, not of optim/denoise=eager; "
         "add optim/denoise=fused",
     ),
+    "option of a backend without backends": (
+        ["policy=oracle", "optim.denoise.kernel=ring"],
+        "optim.denoise.kernel is an option of optim/denoise=fused, not of a policy without stages; "
+        "add optim/denoise=fused",
+    ),
     "option of several other backends": (
         [*BASELINE, "optim.denoise.warmup=5"],
         "optim.denoise.warmup is an option of optim/denoise=compile, optim/denoise=cuda_graph, "

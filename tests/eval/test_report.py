@@ -179,6 +179,23 @@ def test_a_damaged_run_is_named_and_stops_the_report_only_if_it_was_asked_for(
     assert "episodes.jsonl:1: corrupt" in capsys.readouterr().err
 
 
+def test_a_damaged_job_of_a_sweep_is_named_beside_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [{"folder": name} for name in ("0_a", "1_b", "2_c")]
+    for job in jobs:
+        write_run(tmp_path / job["folder"], count=1)
+    (tmp_path / "1_b" / "episodes.jsonl").write_text("no json\n")
+    (tmp_path / SWEEP_FILE).write_text(json.dumps({"jobs": jobs}))
+    sources = find_sources([tmp_path])
+    assert [source.run is not None for source in sources] == [True, False, True]
+    assert sources[1].reason is not None
+    assert "episodes.jsonl:1: corrupt" in sources[1].reason
+    (tmp_path / SWEEP_FILE).write_text("{}")
+    assert main([str(tmp_path)]) == 1
+    assert f"{SWEEP_FILE} has no list `jobs`" in capsys.readouterr().err
+
+
 def test_one_of_a_thing_is_singular(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, count=2, errors=[1]) for name in "ab"]
     text = report(runs, "--margin", "1")

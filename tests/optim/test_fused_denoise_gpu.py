@@ -15,12 +15,13 @@ from optim.parity import compare, stage_parity
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
 from policies.reference.sizes import DIMS as REFERENCE
-from tests.optim.small import random_checkpoint, random_request, sources
+from tests.optim.small import random_checkpoint, random_request, reference_checkpoint, sources
 
 pytestmark = pytest.mark.gpu
 
 BOUND = 0.01  # bfloat16 inputs, float32 sums
 PREFIX = 75  # no multiple of a block of keys
+LONG_PREFIX = 968  # more tiles of attention than processors, with 16 rows
 
 
 def shallow(dims: Pi05Dims, depth: int, steps: int) -> Denoise:
@@ -34,17 +35,19 @@ def shallow(dims: Pi05Dims, depth: int, steps: int) -> Denoise:
     return stage
 
 
-def draw(seed: int, stage: Denoise, batch: int, horizon: int, *, masked: bool) -> tuple[Tensor | None, ...]:
+def draw(
+    seed: int, stage: Denoise, batch: int, horizon: int, *, masked: bool, prefix: int = PREFIX
+) -> tuple[Tensor | None, ...]:
     g = torch.Generator("cuda").manual_seed(seed)
     noise = torch.randn(batch, horizon, 32, device="cuda", generator=g)
-    shape = (len(stage.layers), batch, 1, PREFIX, stage.head_dim)
+    shape = (len(stage.layers), batch, 1, prefix, stage.head_dim)
     keys, values = (torch.randn(shape, device="cuda", generator=g).bfloat16() for _ in range(2))
-    mask = torch.rand(batch, PREFIX, device="cuda", generator=g) < 0.7 if masked else None
+    mask = torch.rand(batch, prefix, device="cuda", generator=g) < 0.7 if masked else None
     return noise, keys, values, mask
 
 
 @pytest.mark.parametrize("dims", [PI05_FULL, REFERENCE, PI05_SMALL], ids=["full", "reference", "small"])
-@pytest.mark.parametrize(("batch", "horizon"), [(1, 10), (1, 50), (3, 10), (8, 10)])
+@pytest.mark.parametrize(("batch", "horizon"), [(1, 10), (1, 16), (2, 8), (1, 50), (3, 10), (8, 10)])
 @pytest.mark.parametrize("weights", ["bf16", "fp8"])
 @pytest.mark.parametrize("name", ["phases", "ring"])
 def test_each_phase_meets_its_reference(
@@ -67,8 +70,8 @@ def test_each_phase_meets_its_reference(
     monkeypatch.setitem(fused_denoise.KERNELS, name, run)
     stage = shallow(dims, 1, 1)
     fused = FusedDenoise(stage, weights=weights, kernel=name)
-    for seed, masked in ((0, False), (1, True)):
-        fused(*draw(seed, stage, batch, horizon, masked=masked))  # type: ignore[arg-type]
+    for seed, masked, prefix in ((0, False, PREFIX), (1, True, PREFIX), (2, True, LONG_PREFIX)):
+        fused(*draw(seed, stage, batch, horizon, masked=masked, prefix=prefix))  # type: ignore[arg-type]
         ours, reference = left[-2:]
         for what in (
             "queries_BXHD", "keys_B1HD", "values_B1HD", "attended_MC", "hidden_MF", "x_MW", "scaled_MW",
@@ -95,6 +98,17 @@ def test_fused_stage_meets_eager_on_fresh_inputs_and_refuses_another_length(
     assert values is not None
     with pytest.raises(StageMismatch, match="denoise input 1"):
         stage(noise, keys[:, :, :, 1:], values[:, :, :, 1:], mask)
+
+
+@pytest.mark.parametrize("form", ["lean", "full"])
+def test_the_default_stage_meets_eager_on_fresh_inputs(form: str) -> None:
+    checkpoint = reference_checkpoint("cuda", torch.bfloat16)
+    stage = Fused()(sources(checkpoint, [random_request(0)], form)["denoise"])
+    assert stage.details["kernel"] == "ring"
+    fresh = sources(checkpoint, [random_request(5), random_request(6)], form)["denoise"]
+    with torch.no_grad():
+        for args in fresh.examples:
+            assert stage_parity(stage(*args), fresh.stage(*args)).rel_error < 2 * BOUND
 
 
 @pytest.mark.parametrize("dims", [PI05_FULL, REFERENCE], ids=["full", "reference"])
