@@ -255,9 +255,15 @@ class RayRunner:
                 )
             else:
                 self._fail(key, worker, WorkerDied(exit_detail(error)), books)
+            self._replace(worker)
         else:
             self._schedule.learn(key, result.record.wall_s)
             self._keep(result, books)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Give a worker another process: what Ray is starting anew refuses episodes until it is there."""
+        ray.kill(worker.handle, no_restart=True)
+        worker.handle = self._start_worker(worker.number, self.simulator).handle
 
     def _keep(self, result: Result, books: Bookkeeper) -> None:
         if result.served_by:
@@ -283,12 +289,12 @@ class RayRunner:
         books.add_episode(record, retry=retry, cause=error)
 
     def _kill_overdue(self) -> None:
-        """Kill workers that hang; Ray starts them anew, and their answers say that they died."""
+        """Kill workers that hang; their answers say that they died."""
         now_s = time.monotonic()
         for worker in self._running.values():
             if not worker.overdue and now_s - worker.since_s > self.options.episode_timeout_s:
                 worker.overdue = True
-                ray.kill(worker.handle, no_restart=False)
+                ray.kill(worker.handle, no_restart=True)
 
 
 def _reach(address: str) -> None:
