@@ -290,7 +290,7 @@ def announcement(plan: Plan, about: Mapping[str, Any], folder: Path) -> str:
     """Return what a user wants to know before the first episode is over."""
     tasks, shard = len(plan.tasks), plan.episodes.shard
     parts = [
-        f"{plan.num_episodes} episodes of {plan.tasks[0].suite} "
+        f"{counted(plan.num_episodes, 'episode')} of {plan.tasks[0].suite} "
         + (
             f"(shard {shard} of {tasks} tasks x {plan.episodes.count})"
             if shard

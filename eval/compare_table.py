@@ -11,6 +11,7 @@ from eval.comparison import Comparison, Side
 from eval.markdown import markdown_table
 from eval.metrics import SuccessRate
 from eval.paired import Interval
+from eval.words import counted
 from policies.listing import listing
 
 PLOT_WIDTH = 61
@@ -106,7 +107,8 @@ def conclusion(result: Comparison) -> list[str]:
         lines = [f"NOT SHOWN: NEW may lose {margin} points of success or more{worse} ({span})"]
         if result.counts.n < result.episodes_needed:
             lines.append(
-                f"{result.counts.n} pairs could show {result.smallest_margin * 100:.1f} points at best; "
+                f"{counted(result.counts.n, 'pair')} could show {result.smallest_margin * 100:.1f} points at "
+                "best; "
                 f"{margin} points need at least {result.episodes_needed}, all of them successes"
             )
     if not result.engaged:
@@ -224,7 +226,7 @@ def _commit(side: Side) -> str:
 def _left_out(result: Comparison) -> str:
     out = result.left_out
     found = (
-        f"{out.base_alone} episodes of BASE alone" if out.base_alone else None,
+        f"{counted(out.base_alone, 'episode')} of BASE alone" if out.base_alone else None,
         f"{out.new_alone} of NEW alone" if out.new_alone else None,
         f"{out.raised} that raised" if out.raised else None,
     )
@@ -237,7 +239,7 @@ def _sentences(result: Comparison) -> Iterator[str]:
     could = "no difference" if smallest is None else f"no difference below {smallest * 100:.1f} points"
     yield (
         f"NEW lost {result.counts.lost} and won {result.counts.won} of {n} episodes: exact McNemar "
-        f"P = {result.mcnemar_p:.3g} ({n} pairs could show {could})"
+        f"P = {result.mcnemar_p:.3g} ({counted(n, 'pair')} could show {could})"
     )
     if result.more_steps is not None:
         interval = result.more_steps_by_task
