@@ -411,6 +411,8 @@ def test_a_ray_run_ends_cleanly_at_ctrl_c_and_the_local_runner_goes_on(tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job, as these tests may be, ignores ctrl-C and hands that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     episodes = folder / "episodes.jsonl"
     while process.poll() is None and not (episodes.exists() and episodes.stat().st_size):
