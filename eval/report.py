@@ -16,7 +16,7 @@ from eval.overview import Overview, Source, overview
 from eval.records import EPISODES_FILE
 from eval.report_folders import find_folders
 from eval.report_page import page
-from eval.run_folders import SWEEP_FILE, margin_points, read_sources
+from eval.run_folders import SWEEP_FILE, margin_points, read_sources, without_run
 from eval.summary import report_console, say
 from eval.words import counted
 from policies.listing import listing
@@ -70,7 +70,7 @@ def find_sources(folders: Iterable[Path]) -> list[Source]:
     for folder in folders:
         inside = find_folders(folder, _is_run_or_sweep)
         if inside == [folder]:
-            sources = read_sources(inside)
+            sources = read_sources(folder)
         else:
             names = listing(path.relative_to(folder) for path in inside)
             say(f"{folder} has {counted(len(inside), 'folder')} with runs: {names}")
@@ -82,11 +82,11 @@ def find_sources(folders: Iterable[Path]) -> list[Source]:
 
 def _readable(folder: Path) -> list[Source]:
     try:
-        return read_sources([folder])
+        return read_sources(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).removeprefix(str(folder)).lstrip("/ ")
-        say(f"{folder}: no numbers: {reason}")
-        return [Source(folder, None, reason)]
+        source = without_run(folder, error)
+        say(f"{folder}: no numbers: {source.reason}")
+        return [source]
 
 
 def _is_run_or_sweep(folder: Path) -> bool:

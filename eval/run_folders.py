@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,24 @@ def margin_points(text: str) -> float:
     return value
 
 
-def read_sources(folders: Iterable[Path]) -> list[Source]:
-    """Return the runs of all folders, each once, in their order; a sweep's in the order of its jobs.
+def read_sources(folder: Path) -> list[Source]:
+    """Return the run of a folder, or those of a sweep in the order of its jobs.
 
     Raises:
-        FileNotFoundError: a folder holds neither records nor a sweep.
+        FileNotFoundError: the folder holds neither records nor a sweep.
         ValueError: records of a run are damaged (in a sweep, its job is a source without a run), or a sweep's
             list of jobs is.
     """
-    found: dict[Path, Source] = {}
-    for folder in folders:
-        for source in _of_folder(folder):
-            found.setdefault(source.folder.resolve(), source)
-    return list(found.values())
-
-
-def _of_folder(folder: Path) -> list[Source]:
     if (folder / EPISODES_FILE).is_file():
         return [Source(folder, read_run(folder))]
     if (folder / SWEEP_FILE).is_file():
         return [_of_job(folder / job["folder"], job.get("error")) for job in _jobs(folder / SWEEP_FILE)]
     raise FileNotFoundError(f"{folder} holds no run: no {EPISODES_FILE} and no {SWEEP_FILE} in it")
+
+
+def without_run(folder: Path, error: Exception) -> Source:
+    """Return what stands for a run that cannot be read; the reason does not name the folder again."""
+    return Source(folder, None, str(error).removeprefix(str(folder)).lstrip("/ "))
 
 
 def _jobs(file: Path) -> list[dict[str, Any]]:
@@ -62,4 +58,4 @@ def _of_job(folder: Path, error: str | None) -> Source:
     try:
         return Source(folder, read_run(folder), error)
     except (OSError, ValueError) as damage:
-        return Source(folder, None, str(damage).removeprefix(str(folder)).lstrip("/ "))
+        return without_run(folder, damage)

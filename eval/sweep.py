@@ -161,7 +161,7 @@ def write_tables(folder: Path, margin: float) -> None:
     Raises:
         ValueError: no job recorded an episode.
     """
-    shown = overview(read_sources([folder]), margin)
+    shown = overview(read_sources(folder), margin)
     _write(folder / TABLE_FILES[0], markdown(shown, f"Sweep {folder.name}"))
     _write(folder / TABLE_FILES[1], _json(shown.to_dict()))
     report_console().print(render(shown))

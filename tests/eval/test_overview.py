@@ -19,7 +19,7 @@ def _no_power_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def side_by_side(*folders: Path, margin: float = 2.0) -> Overview:
-    return overview(read_sources(folders), margin)
+    return overview([source for folder in folders for source in read_sources(folder)], margin)
 
 
 def test_speed_up_verdict_and_front_are_against_the_first_run(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_markdown_has_the_cells_of_the_table(tmp_path: Path) -> None:
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no run: no episodes\.jsonl"):
-        read_sources([tmp_path])
+        read_sources(tmp_path)
 
 
 def test_one_of_a_thing_is_singular_and_load_is_said_in_full(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The small random network and the checkpoint that ships, and inputs of stages with random images."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,14 @@ def random_checkpoint(device: str = "cpu", dtype: torch.dtype = torch.float32, *
     return load_checkpoint(CheckpointConfig(**(options | changes)), device, dtype)
 
 
-def reference_checkpoint(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Load the checkpoint that ships."""
+def reference_checkpoint(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, folder: Path = SHIPPED
+) -> Checkpoint:
+    """Load the checkpoint that ships, or another of its kind."""
     config = CheckpointConfig(
         name="reference",
         layout="native",
-        path=str(SHIPPED),
+        path=str(folder),
         norm_mode="quantile",
         state_in_prompt=False,
         horizon=10,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
 from policies.pi05.prompt import PromptTokenizer
 from policies.reference import saving as saving_module
 from policies.reference import train as train_module
@@ -17,6 +16,7 @@ from policies.reference.demos import Demo, save_demo
 from policies.reference.sizes import DIMS
 from policies.reference.tokenizer import TOKENIZER_PATH
 from policies.reference.train import Learner, Recipe, fresh_stages, learning_rate, train
+from tests.optim.small import reference_checkpoint
 
 CPU = torch.device("cpu")
 INSTRUCTIONS = ["do this", "do that, please"]
@@ -163,17 +163,7 @@ def test_training_goes_on_where_it_stopped_and_leaves_a_checkpoint(
     assert second["step"] > first["step"] > 0
     assert second["elapsed_s"] > first["elapsed_s"]
     assert (out / "norm_stats.json").read_bytes() == stats
-    config = CheckpointConfig(
-        name="trained",
-        layout="native",
-        path=str(out),
-        norm_mode="quantile",
-        state_in_prompt=False,
-        horizon=10,
-        replan_steps=5,
-        denoise_steps=10,
-    )
-    checkpoint = load_checkpoint(config)
+    checkpoint = reference_checkpoint(folder=out)
     for stage, module in checkpoint.stages.items():
         for name, parameter in module.state_dict().items():
             expected = second["ema"][f"{stage}.{name}"].to(torch.bfloat16).float()
