@@ -33,7 +33,7 @@ from optim.fused_denoise_ops import (
 from optim.fused_ring import arrange, denoise_ring
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.rope import half_table
+from optim.rope import ConsecutivePlaces, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
 
 WEIGHTS = ("bf16", "fp8")
@@ -56,6 +56,7 @@ class FusedDenoise:
         self._stage = stage
         self._denoise = KERNELS[kernel]
         self._sizes = sizes_of(stage)
+        self._places = ConsecutivePlaces(self._sizes.head_dim)
         self._weights = pack(expert_layers(stage), weights)
         out = stage.action_out_proj
         self._heads = Heads(stage.action_in_proj.weight, stage.action_in_proj.bias, out.weight)
@@ -70,8 +71,12 @@ class FusedDenoise:
         self, noise_BHA: Tensor, keys_LB1PD: Tensor, values_LB1PD: Tensor, prefix_mask_BP: Tensor | None
     ) -> Tensor:
         """Return actions_BHA as `Denoise.forward` does; keys and values are contiguous."""
-        rope, bias = self._stage.suffix_geometry(noise_BHA, keys_LB1PD, prefix_mask_BP)
-        cos, sin = (half_table(table, noise_BHA.shape[0], self._sizes.head_dim) for table in rope)
+        (batch, horizon, _), tokens, bias = noise_BHA.shape, keys_LB1PD.shape[3], None
+        if prefix_mask_BP is None:
+            cos, sin = self._places(tokens, horizon, batch, noise_BHA.device)
+        else:
+            rope, bias = self._stage.suffix_geometry(noise_BHA, keys_LB1PD, prefix_mask_BP)
+            cos, sin = half_tables(rope, batch)
         actions_BHA = noise_BHA.clone(memory_format=torch.contiguous_format)
         prefix = Prefix(keys_LB1PD, values_LB1PD, cos, sin, bias)
         self._denoise(actions_BHA, self._heads, self._modulations, self._weights, prefix, self._sizes)

@@ -1,9 +1,9 @@
 """Vision and prefix in FP8 on cuBLAS's matmuls with fused Triton kernels between them.
 
 What `optim.fp8` leaves to torch.compile is written out here: residual, norm and quantisation are one kernel,
-so are activation and quantisation; RoPE writes keys and values where the cache has them; the prefix's
-attention reads the keys once for all query heads and gives FP8 to the projection that follows. Building
-takes seconds, not a compilation.
+so are activation and quantisation; RoPE writes keys and values where the cache has them; attention gives FP8
+to the projection that follows, and the prefix's reads the keys once for all query heads. Building takes
+seconds, not a compilation.
 
 B batch, N cameras, Q tokens of one image, S rows, P prefix tokens, W width, L layers, G KV heads, X query
 heads, D head dimension.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optim.base import CountedStage, Pass, StageSource
@@ -21,12 +20,14 @@ from optim.cuda_graph import capture_each
 from optim.engines import serve
 from optim.fp8 import FP8_CAPABILITY, with_fp8_linears
 from optim.fused_attention import HEAD_DIMS
-from optim.fused_rows import Norm, add_norm, flash, geglu, gelu, layer_norm, quantise_rows, rope_split
+from optim.fused_flash import flash, image_attention
+from optim.fused_patches import embed_patches
+from optim.fused_rows import Norm, add_norm, geglu, gelu, layer_norm, rope_split
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.rope import half_table
+from optim.rope import ConsecutivePlaces, half_tables
 from policies.pi05.layers import NORM_EPS, RMSNorm
-from policies.pi05.prefix import Prefix
+from policies.pi05.prefix import Prefix, prefix_mask
 from policies.pi05.vision import Vision
 
 
@@ -49,6 +50,7 @@ class FusedPrefix:
         self._layers: list[Any] = list(stage.layers)
         self._norms = [rms_norm(layer.input_layernorm) for layer in self._layers]
         self._mlp_norms = [rms_norm(layer.post_attention_layernorm) for layer in self._layers[:-1]]
+        self._places = ConsecutivePlaces(stage.head_dim)
 
     def __call__(
         self,
@@ -59,11 +61,14 @@ class FusedPrefix:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what `Prefix.forward` does."""
         stage = self._stage
-        x_BPW, tables, bias, mask_BP = stage.prepare(
-            image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT
-        )
+        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
+        if mask_BP is None:
+            x_BPW, bias = stage.embed(image_tokens_BQW, tokens_BT), None
+            cos, sin = self._places(0, x_BPW.shape[1], x_BPW.shape[0], x_BPW.device)
+        else:
+            x_BPW, tables, bias, _ = stage.prepare(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
+            cos, sin = half_tables(tables, x_BPW.shape[0])
         (batch, tokens, _), dim, dtype = x_BPW.shape, stage.head_dim, x_BPW.dtype
-        cos, sin = (half_table(table, batch, dim) for table in tables)
         x_SW = x_BPW.flatten(0, 1).contiguous()
         kv_heads = self._layers[-1].self_attn.kv_proj.weight.shape[0] // (2 * dim)
         keys = x_SW.new_empty((len(self._layers), batch, kv_heads, tokens, dim))
@@ -104,17 +109,16 @@ class FusedVision:
     def __call__(self, images_BNCHW: Tensor) -> Tensor:
         """Return what `Vision.forward` does."""
         stage = self._stage
-        x = stage.embeddings(images_BNCHW.flatten(0, 1)).to(stage.projector.weight.dtype)
-        (images, tokens, width), dtype = x.shape, x.dtype
-        x_SW = x.flatten(0, 1).contiguous()
+        dtype = stage.projector.weight.dtype
+        x = embed_patches(stage.embeddings, images_BNCHW.flatten(0, 1), dtype)
+        images, tokens, _ = x.shape
+        x_SW = x.flatten(0, 1)
         delta = None
         for layer, (norm1, norm2) in zip(self._layers, self._norms, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
             rows8 = add_norm(x_SW, delta, norm1, attention.qkv_proj.inverse_input_scale)
-            qkv = attention.qkv_proj.matmul(rows8, dtype).view(images, tokens, 3, -1, attention.head_dim)
-            attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-            attended_SW = attended.transpose(1, 2).reshape(-1, width)
-            rows8 = quantise_rows(attended_SW, attention.out_proj.inverse_input_scale)
+            qkv = attention.qkv_proj.matmul(rows8, dtype)
+            rows8 = image_attention(qkv, images, attention.head_dim, attention.out_proj.inverse_input_scale)
             delta = attention.out_proj.matmul(rows8, dtype)
             rows8 = add_norm(x_SW, delta, norm2, mlp.fc1.inverse_input_scale)
             rows8 = gelu(mlp.fc1.matmul(rows8, dtype), mlp.fc2.inverse_input_scale)

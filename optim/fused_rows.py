@@ -1,11 +1,11 @@
 """Row-wise steps between FP8 matmuls, each in one Triton kernel with its plain reference beside it.
 
 S rows (tokens of the batch), W width, F MLP width, B batch, P tokens of one prefix, X query heads, G KV
-heads, D head dimension. What a kernel returns for the next matmul is e4m3, scaled by the `inverse_scale` of
-that matmul's input.
+heads, D head dimension. Attention is in `optim.fused_flash`. What a kernel returns for the next matmul is
+e4m3, scaled by the `inverse_scale` of that matmul's input.
 
 Floors on an H200 (4.27 TB/s) for the prefix at full size, 535 tokens: GEGLU reads 35 MB and writes 9 MB,
-10.3 us; norms move 5.5 MB, 1.3 us; attention needs 2.3 GFLOP, 3.3 us at 710 TFLOP/s.
+10.3 us; norms move 5.5 MB, 1.3 us.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optim.fp8 import FP8, quantise
-from policies.pi05.layers import attend, rms_normalise
+from policies.pi05.layers import rms_normalise
 
 BLOCK_COLUMNS = 2048  # of a row, for the kernels that need not see it whole
-FLASH_ROWS, FLASH_KEYS, FLASH_STAGES = 64, 32, 3
+NORM_WARPS = 8
+ROPE_ROWS, ROPE_WARPS = 16, 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def add_norm(x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: T
         BLOCK=triton.next_power_of_2(width),
         HAS_DELTA=delta_SW is not None,
         IS_LAYER_NORM=norm.bias_W is not None,
-        num_warps=4,
+        num_warps=NORM_WARPS,
     )
     return rows8
 
@@ -92,13 +93,6 @@ def geglu_reference(gate_up_S2F: Tensor, inverse_scale: Tensor) -> Tensor:
     return quantise(F.gelu(gate, approximate="tanh") * up, inverse_scale)
 
 
-def quantise_rows(x_SW: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return the rows in FP8; the reference is `optim.fp8.quantise`."""
-    from optim.fused_rows_kernels import quantise_kernel
-
-    return _by_blocks(quantise_kernel, x_SW, x_SW.shape[1], inverse_scale)
-
-
 def rope_split(
     qkv_SN: Tensor,
     rope: tuple[Tensor, Tensor],
@@ -112,21 +106,25 @@ def rope_split(
         rope: float32 cos and sin, each (S, D / 2).
         queries_BXPD: None if the rows have no queries.
     """
+    import triton
+
     from optim.fused_rows_kernels import rope_split_kernel
 
     _, kv_heads, tokens, dim = keys_BGPD.shape
     heads = 0 if queries_BXPD is None else queries_BXPD.shape[1]
-    rope_split_kernel[(qkv_SN.shape[0], heads + 2 * kv_heads)](
+    rope_split_kernel[(triton.cdiv(qkv_SN.shape[0], ROPE_ROWS), heads + 2 * kv_heads)](
         qkv_SN,
         *rope,
         keys_BGPD if queries_BXPD is None else queries_BXPD,
         keys_BGPD,
         values_BGPD,
+        qkv_SN.shape[0],
         tokens,
         X=heads,
         G=kv_heads,
         D=dim,
-        num_warps=1,
+        BLOCK_ROWS=ROPE_ROWS,
+        num_warps=ROPE_WARPS,
     )
 
 
@@ -141,55 +139,6 @@ def rope_split_reference(
     first, second = turned.chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned[:, :heads], turned[:, heads:], values
-
-
-def flash(
-    queries_BXPD: Tensor,
-    keys_BGPD: Tensor,
-    values_BGPD: Tensor,
-    bias_B1PP: Tensor | None,
-    inverse_scale: Tensor,
-) -> Tensor:
-    """Return attention over all tokens in FP8, as rows (S, X * D)."""
-    import triton
-
-    from optim.fused_rows_kernels import flash_kernel
-
-    batch, heads, tokens, dim = queries_BXPD.shape
-    kv_heads = keys_BGPD.shape[1]
-    rows8 = queries_BXPD.new_empty((batch * tokens, heads * dim), dtype=FP8)
-    flash_kernel[(triton.cdiv(heads // kv_heads * tokens, FLASH_ROWS), batch * kv_heads)](
-        queries_BXPD,
-        keys_BGPD,
-        values_BGPD,
-        queries_BXPD if bias_B1PP is None else bias_B1PP,
-        inverse_scale,
-        rows8,
-        dim**-0.5,
-        tokens,
-        X=heads,
-        G=kv_heads,
-        D=dim,
-        HAS_BIAS=bias_B1PP is not None,
-        BLOCK_ROWS=FLASH_ROWS,
-        BLOCK_KEYS=FLASH_KEYS,
-        num_warps=4,
-        num_stages=FLASH_STAGES,
-    )
-    return rows8
-
-
-def flash_reference(
-    queries_BXPD: Tensor,
-    keys_BGPD: Tensor,
-    values_BGPD: Tensor,
-    bias_B1PP: Tensor | None,
-    inverse_scale: Tensor,
-) -> Tensor:
-    """Return what `flash` does."""
-    bias = None if bias_B1PP is None else bias_B1PP.float()
-    attended = attend(queries_BXPD.float(), keys_BGPD.float(), values_BGPD.float(), bias)
-    return quantise(attended.transpose(1, 2).flatten(2).flatten(0, 1), inverse_scale)
 
 
 def layer_norm(module: nn.LayerNorm) -> Norm:

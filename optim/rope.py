@@ -1,9 +1,38 @@
 """Tables of RoPE as the Triton kernels read them."""
 
+import torch
 from torch import Tensor
 
+from policies.pi05.layers import rope_tables
 
-def half_table(table: Tensor, batch: int, dim: int) -> Tensor:
-    """Return a table whose halves are equal as rows of all tokens of a batch, (B T, D / 2), contiguous."""
-    tokens = table.shape[-2]
-    return table[..., : dim // 2].expand(batch, 1, tokens, dim // 2).reshape(-1, dim // 2).contiguous()
+Tables = tuple[Tensor, Tensor]
+
+
+def half_tables(tables: Tables, batch: int) -> Tables:
+    """Return cos and sin, whose halves are equal, as rows of all tokens of a batch, (B T, D / 2)."""
+    cos, sin = (_half(table, batch) for table in tables)
+    return cos, sin
+
+
+class ConsecutivePlaces:
+    """Tables of places that follow one another, computed once for each run of them.
+
+    A graph that is captured after the first call reads tables instead of computing them.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        self._head_dim = head_dim
+        self._known: dict[tuple[int, int, int, torch.device], Tables] = {}
+
+    def __call__(self, first: int, count: int, batch: int, device: torch.device) -> Tables:
+        """Return cos and sin of places first to first + count - 1, each (B count, D / 2)."""
+        key = (first, count, batch, device)
+        if key not in self._known:
+            places_1P = torch.arange(first, first + count, device=device)[None]
+            self._known[key] = half_tables(rope_tables(places_1P, self._head_dim), batch)
+        return self._known[key]
+
+
+def _half(table: Tensor, batch: int) -> Tensor:
+    tokens, half = table.shape[-2], table.shape[-1] // 2
+    return table[..., :half].expand(batch, 1, tokens, half).reshape(-1, half).contiguous()

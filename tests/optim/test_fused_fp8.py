@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optim import fused_fp8, fused_rows
+from optim import fused_flash, fused_fp8, fused_patches, fused_rows
 from optim.base import StageSource
-from optim.fp8 import quantise, with_fp8_linears
+from optim.fp8 import with_fp8_linears
 from optim.fused_fp8 import FusedFp8, fused_stage
 from optim.parity import stage_parity
 from tests.optim.small import random_checkpoint, random_request, sources
@@ -32,10 +32,11 @@ def use_references(monkeypatch: pytest.MonkeyPatch) -> None:
     references: dict[str, Any] = {
         "add_norm": add_norm,
         "rope_split": rope_split,
-        "flash": fused_rows.flash_reference,
+        "embed_patches": fused_patches.embed_patches_reference,
+        "flash": fused_flash.flash_reference,
+        "image_attention": fused_flash.image_attention_reference,
         "gelu": fused_rows.gelu_reference,
         "geglu": fused_rows.geglu_reference,
-        "quantise_rows": quantise,
     }
     for name, function in references.items():
         monkeypatch.setattr(fused_fp8, name, function)

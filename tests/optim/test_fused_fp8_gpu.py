@@ -5,23 +5,24 @@ import torch
 from torch import Tensor
 
 from optim.base import StageMismatch
-from optim.fp8 import FP8, quantise
+from optim.fp8 import FP8
+from optim.fused_flash import flash, flash_reference, image_attention, image_attention_reference
 from optim.fused_fp8 import FusedFp8
+from optim.fused_patches import embed_patches, embed_patches_reference
 from optim.fused_rows import (
     Norm,
     add_norm,
     add_norm_reference,
-    flash,
-    flash_reference,
     geglu,
     geglu_reference,
     gelu,
     gelu_reference,
-    quantise_rows,
     rope_split,
     rope_split_reference,
 )
 from optim.parity import compare, stage_parity
+from policies.pi05.dims import PI05_FULL
+from policies.pi05.vision import PatchEmbeddings
 from tests.optim.small import random_checkpoint, random_request, sources
 
 pytestmark = pytest.mark.gpu
@@ -54,11 +55,12 @@ def test_row_kernels_meet_their_references(rows: int, width: int, scale: float) 
     x = draw(5, rows, width)
     assert close(gelu(x, inverse_scale), gelu_reference(x, inverse_scale))
     assert close(geglu(x, inverse_scale), geglu_reference(x, inverse_scale))
-    assert torch.equal(quantise_rows(x, inverse_scale).float(), quantise(x, inverse_scale).float())
 
 
 # batch, query heads, KV heads, tokens, head dimension
-@pytest.mark.parametrize("shape", [(1, 8, 1, 535, 256), (2, 4, 1, 65, 64), (1, 4, 2, 968, 32)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 1, 535, 256), (2, 4, 1, 65, 64), (1, 4, 2, 968, 32), (1, 2, 1, 20, 16)]
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked: bool) -> None:
     batch, heads, kv_heads, tokens, dim = shape
@@ -85,6 +87,27 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
     assert ours.dtype == FP8
     expected8 = flash_reference(queries, keys, values, bias, inverse_scale)
     assert compare(ours.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
+
+
+# images, tokens, heads, head dimension
+@pytest.mark.parametrize("shape", [(2, 256, 16, 72), (3, 100, 4, 16), (1, 37, 2, 128)])
+def test_attention_within_images_meets_its_reference(shape: tuple[int, ...]) -> None:
+    images, tokens, heads, dim = shape
+    qkv, inverse_scale = draw(0, images * tokens, 3 * heads * dim), torch.tensor(100.0, device="cuda")
+    ours = image_attention(qkv, images, dim, inverse_scale)
+    expected8 = image_attention_reference(qkv, images, dim, inverse_scale)
+    assert ours.dtype == FP8
+    assert compare(ours.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_patch_embedding_is_as_exact_as_float32(images: int) -> None:
+    module = PatchEmbeddings(PI05_FULL).cuda()
+    pixels = draw(0, images, 3, 224, 224, dtype=torch.float32).clamp(-1.0, 1.0)
+    with torch.no_grad():
+        ours = embed_patches(module, pixels, torch.float32)
+        assert compare(ours, embed_patches_reference(module, pixels, torch.float32)).rel_error < 2e-6
+        assert torch.equal(embed_patches(module, pixels, torch.bfloat16), ours.bfloat16())
 
 
 @pytest.mark.parametrize("name", ["vision", "prefix"])
