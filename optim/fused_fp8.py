@@ -105,6 +105,7 @@ class FusedVision:
         self._norms = [
             (layer_norm(layer.layer_norm1), layer_norm(layer.layer_norm2)) for layer in self._layers
         ]
+        self._last_norm = layer_norm(stage.post_layernorm)
 
     def __call__(self, images_BNCHW: Tensor) -> Tensor:
         """Return what `Vision.forward` does."""
@@ -123,8 +124,7 @@ class FusedVision:
             rows8 = add_norm(x_SW, delta, norm2, mlp.fc1.inverse_input_scale)
             rows8 = gelu(mlp.fc1.matmul(rows8, dtype), mlp.fc2.inverse_input_scale)
             delta = mlp.fc2.matmul(rows8, dtype)
-        x_SW = x_SW if delta is None else x_SW + delta
-        tokens_SD = stage.projector(stage.post_layernorm(x_SW))
+        tokens_SD = stage.projector(add_norm(x_SW, delta, self._last_norm, None))
         return tokens_SD.unflatten(0, (images, tokens)).unflatten(0, images_BNCHW.shape[:2]).flatten(1, 2)
 
 

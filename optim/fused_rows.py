@@ -31,33 +31,34 @@ class Norm:
     eps: float
 
 
-def add_norm(x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: Tensor) -> Tensor:
-    """Add `delta_SW` to `x_SW`, in place, and return the norm of the sum in FP8."""
+def add_norm(x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: Tensor | None) -> Tensor:
+    """Add `delta_SW` to `x_SW`, in place, and return the norm of the sum, in FP8 where there is a scale."""
     import triton
 
     from optim.fused_rows_kernels import add_norm_kernel
 
     rows, width = x_SW.shape
-    rows8 = torch.empty_like(x_SW, dtype=FP8)
+    normed_SW = torch.empty_like(x_SW, dtype=x_SW.dtype if inverse_scale is None else FP8)
     add_norm_kernel[(rows,)](
         x_SW,
         x_SW if delta_SW is None else delta_SW,
         norm.weight_W,
         norm.weight_W if norm.bias_W is None else norm.bias_W,
-        inverse_scale,
-        rows8,
+        norm.weight_W if inverse_scale is None else inverse_scale,
+        normed_SW,
         norm.eps,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         HAS_DELTA=delta_SW is not None,
+        IS_FP8=inverse_scale is not None,
         IS_LAYER_NORM=norm.bias_W is not None,
         num_warps=NORM_WARPS,
     )
-    return rows8
+    return normed_SW
 
 
 def add_norm_reference(
-    x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: Tensor
+    x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return what `add_norm` leaves in `x_SW`, and what it returns."""
     total = x_SW if delta_SW is None else x_SW + delta_SW
@@ -65,7 +66,7 @@ def add_norm_reference(
         normed = rms_normalise(total) * norm.weight_W
     else:
         normed = F.layer_norm(total.float(), norm.weight_W.shape, norm.weight_W, norm.bias_W, norm.eps)
-    return total, quantise(normed, inverse_scale)
+    return total, normed.to(x_SW.dtype) if inverse_scale is None else quantise(normed, inverse_scale)
 
 
 def gelu(x_SF: Tensor, inverse_scale: Tensor) -> Tensor:

@@ -21,14 +21,15 @@ def add_norm_kernel(
     weight,
     bias,
     inverse_scale,
-    rows8,
+    out,
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_DELTA: tl.constexpr,
+    IS_FP8: tl.constexpr,
     IS_LAYER_NORM: tl.constexpr,
 ):
-    """x += delta, in place; rows8 = norm(x) * weight (+ bias), in FP8."""
+    """x += delta, in place; out = norm(x) * weight (+ bias)."""
     at = tl.program_id(0) * WIDTH + tl.arange(0, BLOCK)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -43,7 +44,10 @@ def add_norm_kernel(
     normed *= tl.load(weight + column, mask=inside, other=0.0)
     if IS_LAYER_NORM:
         normed += tl.load(bias + column, mask=inside, other=0.0)
-    store_fp8(rows8 + at, normed, inverse_scale, inside)
+    if IS_FP8:
+        store_fp8(out + at, normed, inverse_scale, inside)
+    else:
+        tl.store(out + at, normed.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from tests.optim.small import random_checkpoint, random_request, sources
 def use_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the fused stages run on the kernels' references."""
 
-    def add_norm(x: Tensor, delta: Tensor | None, norm: Any, inverse_scale: Tensor) -> Tensor:
+    def add_norm(x: Tensor, delta: Tensor | None, norm: Any, inverse_scale: Tensor | None) -> Tensor:
         total, rows8 = fused_rows.add_norm_reference(x, delta, norm, inverse_scale)
         x.copy_(total)
         return rows8
