@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -125,10 +124,7 @@ def optimise(
     except PassError as error:
         raise ConfigError(str(error)) from error
     if graphed:
-        frames = [
-            np.stack([policy.preprocess.frames(request.observation) for request in batch])
-            for batch in batches
-        ]
+        frames = [[policy.preprocess.frames(request.observation) for request in batch] for batch in batches]
         images = GraphedImages(frames, policy.dims.image_size, policy.device)
         policy.preprocess = replace(policy.preprocess, load_images=images)
     return policy

@@ -37,14 +37,15 @@ def flash(
     split_keys = triton.cdiv(tokens, FLASH_SPLITS * FLASH_KEYS) * FLASH_KEYS
     splits = triton.cdiv(tokens, split_keys)  # none is empty
     partial = queries_BXPD.new_empty((splits, groups, rows, dim))
-    lse = queries_BXPD.new_empty((splits, groups, rows), dtype=torch.float32)
+    tops, totals = queries_BXPD.new_empty((2, splits, groups, rows), dtype=torch.float32)
     flash_kernel[(triton.cdiv(rows, FLASH_ROWS), groups, splits)](
         queries_BXPD,
         keys_BGPD,
         values_BGPD,
         queries_BXPD if bias_B1PP is None else bias_B1PP,
         partial,
-        lse,
+        tops,
+        totals,
         dim**-0.5,
         tokens,
         split_keys,
@@ -60,7 +61,8 @@ def flash(
     rows8 = queries_BXPD.new_empty((batch * tokens, heads * dim), dtype=FP8)
     merge_kernel[(triton.cdiv(rows, MERGE_ROWS), groups)](
         partial,
-        lse,
+        tops,
+        totals,
         inverse_scale,
         rows8,
         tokens,

@@ -24,7 +24,8 @@ def flash_kernel(
     values,
     bias,
     partial,
-    lse,
+    tops,
+    totals,
     scale,
     tokens,
     split_keys,
@@ -35,7 +36,7 @@ def flash_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """Attention of all tokens to one part of them, to partial (splits, groups, rows, D) and lse.
+    """Attention of all tokens to one part of them, to partial (splits, groups, rows, D).
 
     The query heads of one KV head are further rows of it, so its keys are read once for all of them.
     """
@@ -64,13 +65,15 @@ def flash_kernel(
     at = (split * tl.num_programs(1) + group) * rows + row
     to = partial + at[:, None] * D + dim[None, :]
     tl.store(to, (out / total[:, None]).to(partial.dtype.element_ty), mask=is_row[:, None])
-    tl.store(lse + at, top + tl.log(total), mask=is_row)
+    tl.store(tops + at, top, mask=is_row)
+    tl.store(totals + at, total, mask=is_row)
 
 
 @triton.jit
 def merge_kernel(
     partial,
-    lse,
+    tops,
+    totals,
     inverse_scale,
     rows8,
     tokens,
@@ -88,12 +91,13 @@ def merge_kernel(
     dim = tl.arange(0, D)
     top = tl.full((BLOCK_ROWS,), float("-inf"), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
-        top = tl.maximum(top, tl.load(lse + (split * groups + group) * rows + row, mask=is_row, other=0.0))
+        top = tl.maximum(top, tl.load(tops + (split * groups + group) * rows + row, mask=is_row, other=0.0))
     total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     out = tl.zeros((BLOCK_ROWS, D), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
         at = (split * groups + group) * rows + row
-        share = tl.exp(tl.load(lse + at, mask=is_row, other=0.0) - top)
+        share = tl.exp(tl.load(tops + at, mask=is_row, other=0.0) - top)
+        share *= tl.load(totals + at, mask=is_row, other=1.0)
         part = tl.load(partial + at[:, None] * D + dim[None, :], mask=is_row[:, None], other=0.0)
         out += part.to(tl.float32) * share[:, None]
         total += share

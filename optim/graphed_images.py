@@ -12,14 +12,14 @@ from torch import Tensor
 
 from optim.base import StageMismatch
 from optim.cuda_graph import Captured, capture
-from policies.pi05.preprocess import load_images, prepare_images
+from policies.pi05.preprocess import Frames, load_images, prepare_images
 
 
 class GraphedImages:
     """`policies.pi05.preprocess.load_images` with a page-locked buffer and a CUDA graph for each shape.
 
     Args:
-        examples: frames_BNHWC of every shape that will come.
+        examples: frames of every shape that will come.
         size: of the network's images.
         device: the GPU.
 
@@ -31,37 +31,41 @@ class GraphedImages:
         inference has ended: the next call overwrites both.
     """
 
-    def __init__(self, examples: Iterable[NDArray[np.uint8]], size: int, device: torch.device) -> None:
+    def __init__(self, examples: Iterable[Frames], size: int, device: torch.device) -> None:
         self._buffers: dict[tuple[int, ...], tuple[NDArray[np.uint8], Captured]] = {}
-        for frames_BNHWC in examples:
-            if frames_BNHWC.shape not in self._buffers:
-                self._buffers[frames_BNHWC.shape] = _capture(frames_BNHWC, size, device)
-            if not torch.equal(self(frames_BNHWC, size, device), load_images(frames_BNHWC, size, device)):
+        for frames in examples:
+            if _shape(frames) not in self._buffers:
+                self._buffers[_shape(frames)] = _capture(_shape(frames), size, device)
+            if not torch.equal(self(frames, size, device), load_images(frames, size, device)):
                 raise RuntimeError(
                     "policy.images=cuda_graph gives other images than eager; use policy.images=eager"
                 )
 
-    def __call__(self, frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
+    def __call__(self, frames: Frames, size: int, device: torch.device) -> Tensor:
         """Return images_BNCHW, float32 in [-1, 1], on the device; size and device are those of the capture.
 
         Raises:
             StageMismatch: frames of a shape that was not among the examples.
         """
-        if frames_BNHWC.shape not in self._buffers:
+        shape = _shape(frames)
+        if shape not in self._buffers:
             raise StageMismatch(
-                f"frames are {frames_BNHWC.shape}, policy.images=cuda_graph was captured for "
+                f"frames are {shape}, policy.images=cuda_graph was captured for "
                 f"{sorted(self._buffers)}; use policy.images=eager"
             )
-        host, captured = self._buffers[frames_BNHWC.shape]
-        np.copyto(host, frames_BNHWC)  # torch would wake a pool of threads for it
+        host_BNHWC, captured = self._buffers[shape]
+        for host_NHWC, row in zip(host_BNHWC, frames, strict=True):
+            np.stack(row, out=host_NHWC)  # torch would wake a pool of threads for it
         images: Tensor = captured()
         return images
 
 
-def _capture(
-    frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device
-) -> tuple[NDArray[np.uint8], Captured]:
-    host = torch.from_numpy(frames_BNHWC).clone().pin_memory()
+def _shape(frames: Frames) -> tuple[int, ...]:
+    return len(frames), len(frames[0]), *frames[0][0].shape
+
+
+def _capture(shape: tuple[int, ...], size: int, device: torch.device) -> tuple[NDArray[np.uint8], Captured]:
+    host = torch.zeros(shape, dtype=torch.uint8).pin_memory()
 
     def load() -> Tensor:
         return prepare_images(host.to(device, non_blocking=True), size)

@@ -157,27 +157,50 @@ class Pi05Policy:
     def _run(self, requests: Sequence[Request], timer: StageTimer) -> tuple[Tensor, StageArgs]:
         if not requests:
             raise ValueError("infer needs at least one request, got none")
-        noise_BHA = self._noise(requests)  # its copy waits for the device, which is idle now
         inputs = self.preprocess([request.observation for request in requests], self.form)
-        return run_stages(self.stages, inputs, noise_BHA, timer)
+        cache, args = fill_cache(self.stages, inputs, timer)
+        noise_BHA = self._noise(requests)  # drawn while a GPU is busy with what came before
+        return denoise(self.stages, noise_BHA, cache, timer, args)
 
     def _noise(self, requests: Sequence[Request]) -> Tensor:
         size = (self.dims.action_horizon, self.dims.action_dim)
-        noise_BHA = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
-        return torch.from_numpy(noise_BHA).to(self.device)
+        drawn = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
+        noise_BHA = torch.from_numpy(drawn)
+        if self.device.type == "cuda":
+            noise_BHA = noise_BHA.pin_memory()  # from other memory the copy would wait for the GPU
+        return noise_BHA.to(self.device, non_blocking=True)
 
 
 def run_stages(
     stages: Mapping[str, Any], inputs: ModelInputs, noise_BHA: Tensor, timer: StageTimer
 ) -> tuple[Tensor, StageArgs]:
     """Return actions_BHA, still normalised and on the device, and the arguments that each stage got."""
+    cache, args = fill_cache(stages, inputs, timer)
+    return denoise(stages, noise_BHA, cache, timer, args)
+
+
+def fill_cache(
+    stages: Mapping[str, Any], inputs: ModelInputs, timer: StageTimer
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], StageArgs]:
+    """Run vision and prefix; return keys_LBGPD, values_LBGPD and prefix_mask_BP, and what the two got."""
     args: StageArgs = {"vision": (inputs.images_BNCHW,)}
     with timer("vision"):
         image_tokens_BQD = stages["vision"](*args["vision"])
     args["prefix"] = (image_tokens_BQD, inputs.image_mask_BN, inputs.tokens_BT, inputs.token_mask_BT)
     with timer("prefix"):
-        keys_LBGPD, values_LBGPD, prefix_mask_BP = stages["prefix"](*args["prefix"])
-    args["denoise"] = (noise_BHA, keys_LBGPD, values_LBGPD, prefix_mask_BP)
+        cache = stages["prefix"](*args["prefix"])
+    return cache, args
+
+
+def denoise(
+    stages: Mapping[str, Any],
+    noise_BHA: Tensor,
+    cache: tuple[Tensor, Tensor, Tensor | None],
+    timer: StageTimer,
+    args: StageArgs,
+) -> tuple[Tensor, StageArgs]:
+    """Run denoise on what `fill_cache` returned; return actions_BHA and the arguments that each stage got."""
+    of_denoise = (noise_BHA, *cache)
     with timer("denoise"):
-        actions_BHA = stages["denoise"](*args["denoise"])
-    return actions_BHA, args
+        actions_BHA = stages["denoise"](*of_denoise)
+    return actions_BHA, {**args, "denoise": of_denoise}

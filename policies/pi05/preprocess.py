@@ -22,7 +22,9 @@ from policies.pi05.norm_stats import STATE_DIM, Normalizer
 from policies.pi05.prompt import PromptTokenizer
 
 FORMS = ("lean", "full")
-LoadImages = Callable[[NDArray[np.uint8], int, torch.device], Tensor]
+Frames = Sequence[Sequence[NDArray[np.uint8]]]
+"""Of a batch: for each observation its images (H, W, C), all of one size."""
+LoadImages = Callable[[Frames, int, torch.device], Tensor]
 # which image of an observation feeds which slot (openpi policies/libero_policy.py)
 CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_eye_in_hand_image"}
 
@@ -49,9 +51,9 @@ def prepare_images(frames_BNHWC: Tensor, size: int) -> Tensor:
     return normalise_pixels(resize_with_pad(frames_BNHWC, size))
 
 
-def load_images(frames_BNHWC: NDArray[np.uint8], size: int, device: torch.device) -> Tensor:
+def load_images(frames: Frames, size: int, device: torch.device) -> Tensor:
     """Return images_BNCHW on `device`; the frames are on the host."""
-    return prepare_images(torch.from_numpy(frames_BNHWC).to(device), size)
+    return prepare_images(torch.from_numpy(np.stack([np.stack(row) for row in frames])).to(device), size)
 
 
 def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
@@ -130,7 +132,7 @@ class Preprocess:
             raise ValueError(
                 f"images of one batch must have one size, got {sorted(shapes)}; render them alike"
             )
-        images_BNCHW = self.load_images(np.stack(rows), self.dims.image_size, self.device)
+        images_BNCHW = self.load_images(rows, self.dims.image_size, self.device)
         prompts = [self.prompt(observation) for observation in observations]
         return assemble(images_BNCHW, prompts, self.dims, form, self.prompt_multiple)
 
