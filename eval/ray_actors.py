@@ -5,6 +5,7 @@ Both are plain classes here; `eval.ray_runner` makes actors of them.
 
 import asyncio
 import os
+import socket
 import tempfile
 import time
 import uuid
@@ -254,12 +255,9 @@ class EpisodeWorker:
 
     Args:
         environ: variables that choose the GL backend.
-        expected: what the first worker simulates with; None for that one.
     """
 
-    def __init__(
-        self, environ: Mapping[str, str], setup: Setup, expected: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, environ: Mapping[str, str], setup: Setup) -> None:
         os.environ.update(environ)
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
@@ -267,26 +265,44 @@ class EpisodeWorker:
         self._failure: Exception | None = None
         try:
             self._simulator = setup()
-            if expected is not None:
-                refuse_changed("this worker", {"simulator": expected}, {"simulator": self._simulator})
         except Exception as error:  # noqa: BLE001  said when asked, as in PolicyHost
             self._failure = error
 
-    def simulator(self) -> Mapping[str, Any]:
-        """Return what `setup` said, or raise what it raised."""
+    def simulator(self, expected: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return what `setup` said, or raise what it raised.
+
+        Args:
+            expected: what the first worker simulates with.
+
+        Raises:
+            Changed: this one does not.
+        """
         if self._failure is not None:
             raise self._failure
+        if expected is not None:
+            what = f"a worker on {socket.gethostname()}"
+            refuse_changed(what, {"simulator": expected}, {"simulator": self._simulator})
         return self._simulator
 
-    def roll(self, plan: Plan, host: Any, facts: PolicyFacts, key: EpisodeKey, under_load: bool) -> Result:
+    def roll(
+        self,
+        plan: Plan,
+        host: Any,
+        facts: PolicyFacts,
+        key: EpisodeKey,
+        under_load: bool,
+        simulator: Mapping[str, Any],
+    ) -> Result:
         """Roll one episode.
+
+        Args:
+            simulator: what the first worker simulates with.
 
         Raises:
             CutOff: the policy's process died; the episode has no outcome.
             SimStackError, Changed: this machine cannot simulate, or not as the first worker's does.
         """
-        if self._failure is not None:
-            raise self._failure
+        self.simulator(simulator)
         if self._roller is None:
             self._policy = RemotePolicy(host, facts)
             self._roller = EpisodeRoller(plan, self._policy)

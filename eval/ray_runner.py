@@ -10,11 +10,13 @@ Non-obvious behaviors:
       of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
     * A policy whose backend serves no batches is asked one request at a time whatever `runner.max_batch` is;
       a warning and run.json (`runner.one_at_a_time`) name the backend.
-    * Before all others, `runner.quiet_episodes` episodes run alone: theirs are the latencies of one robot.
+    * Before all others, when every process is ready, `runner.quiet_episodes` episodes run alone: theirs are
+      the latencies of one robot.
 """
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -35,8 +37,8 @@ from eval.bookkeeper import Bookkeeper
 from eval.engagement import Engagement, join
 from eval.episode import episode_record
 from eval.libero_env import Task
-from eval.plan import Plan
-from eval.ray_actors import EpisodeWorker, MakePolicy, PolicyHost, Result, Setup, exit_detail
+from eval.plan import Plan, Shard
+from eval.ray_actors import EpisodeWorker, MakePolicy, PolicyFacts, PolicyHost, Result, Setup, exit_detail
 from eval.rollout import Rollout
 from eval.runner import RunnerError
 from eval.schedule import Schedule
@@ -74,10 +76,12 @@ class _Worker:
 
 def start_ray(config: Config, tasks: Sequence[Task]) -> "RayRunner":
     """Return the runner for a configuration; errors are those of `RayRunner`."""
+    shards = Shard.parse(config.shard).count if config.shard else 1
     return RayRunner(
         config.runner,
         partial(build_served_policy, config, [task.task_id for task in tasks]),
         prepare,
+        most_episodes=math.ceil(len(tasks) * config.protocol.episodes / shards),
         wants_gpu=config.policy.kind != "oracle" and config.policy.device != "cpu",
     )
 
@@ -88,30 +92,40 @@ class RayRunner:
     Args:
         make_policy: builds the policy, in a process of its own.
         setup: prepares a worker's process.
+        most_episodes: how many `run` may be given; there are no more workers than that, nor than
+            `runner.workers`.
         wants_gpu: whether the policy runs on a GPU where there is one.
 
     Raises:
-        RunnerError: Ray cannot be started or reached, or the cluster is too small.
-        Exception: what building the policy or preparing a worker raised.
+        RunnerError: Ray cannot be started or reached, the cluster is too small, or a worker's process died.
+        Changed: the workers do not all simulate with the same.
+        Exception: what building a policy or preparing a worker raised.
     """
 
     def __init__(
-        self, options: RunnerConfig, make_policy: MakePolicy, setup: Setup, *, wants_gpu: bool
+        self,
+        options: RunnerConfig,
+        make_policy: MakePolicy,
+        setup: Setup,
+        *,
+        most_episodes: int,
+        wants_gpu: bool,
     ) -> None:
         self.options = options
         self._make_policy = make_policy
         self._setup = setup
         self._engaged: dict[str, Engagement] = {}  # by the process that reported it
-        self._workers: list[_Worker] = []
         self._running: dict[Any, _Worker] = {}
         self._attempts: Counter[EpisodeKey] = Counter()
         self._connect()
         try:
             self._hosts = [self._start_host(wants_gpu) for _ in range(options.policies)]
-            self._workers.append(self._start_worker(0, expected=None))
-            self._facts = self._first(self._hosts[0].facts.remote())
+            count = min(options.workers, most_episodes)
+            self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
+            self._facts: PolicyFacts = self._first([host.facts.remote() for host in self._hosts])[0]
             self.about: Mapping[str, Any] = self._facts.about
-            self.simulator: Mapping[str, Any] = self._first(self._workers[0].handle.simulator.remote())
+            self.simulator: Mapping[str, Any] = self._simulators()[0]
+            self._simulators(expected=self.simulator)
             self.facts: Mapping[str, Any] = self._describe()
             if self._facts.one_at_a_time is not None:
                 log.warning(
@@ -193,15 +207,17 @@ class RayRunner:
             threads=torch.get_num_threads(),
         )
 
-    def _start_worker(self, number: int, expected: Mapping[str, Any] | None) -> _Worker:
+    def _start_worker(self) -> Any:
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
-        actor = ray.remote(num_cpus=1, max_restarts=-1)(EpisodeWorker)
-        return _Worker(number, actor.remote(environ, self._setup, expected))
+        return ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
 
-    def _first(self, answer: Any) -> Any:
-        """Return the first answer of a process, or raise what it raised there."""
+    def _simulators(self, expected: Mapping[str, Any] | None = None) -> list[Mapping[str, Any]]:
+        return self._first([worker.handle.simulator.remote(expected) for worker in self._workers])
+
+    def _first(self, answers: Sequence[Any]) -> list[Any]:
+        """Return the first answers of processes, or raise what one of them raised."""
         try:
-            return ray.get(answer)
+            return list(ray.get(answers))
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
@@ -219,14 +235,11 @@ class RayRunner:
         }
 
     def _assign(self, books: Bookkeeper, *, quiet: bool) -> None:
-        """Give idle workers something to do, starting more of them where that helps."""
-        most = 1 if quiet else self.options.workers
-        while self._schedule and len(self._running) < most:
-            idle = [worker for worker in self._workers if worker.key is None]
-            if not idle:
-                self._workers.append(self._start_worker(len(self._workers), self.simulator))
-                continue
-            self._begin(idle[0], books, under_load=most > 1)
+        """Give idle workers something to do; to the first alone where it is to be quiet."""
+        workers = self._workers[:1] if quiet else self._workers
+        for worker in workers:
+            if self._schedule and worker.key is None:
+                self._begin(worker, books, under_load=len(workers) > 1)
 
     def _begin(self, worker: _Worker, books: Bookkeeper, *, under_load: bool) -> None:
         key = self._schedule.next(worker.number)
@@ -235,7 +248,7 @@ class RayRunner:
         [task] = [task for task in self._plan.tasks if task.task_id == key.task_id]
         books.start_episode(key, task.language)
         host = self._hosts[worker.number % len(self._hosts)]
-        answer = worker.handle.roll.remote(self._plan_ref, host, self._facts, key, under_load)
+        answer = worker.handle.roll.remote(self._plan_ref, host, self._facts, key, under_load, self.simulator)
         self._running[answer] = worker
 
     def _settle(self, answer: Any, books: Bookkeeper) -> None:
@@ -261,9 +274,9 @@ class RayRunner:
             self._keep(result, books)
 
     def _replace(self, worker: _Worker) -> None:
-        """Give a worker another process: what Ray is starting anew refuses episodes until it is there."""
+        """Give a worker another process; the lost one may be alive where nobody reaches it."""
         ray.kill(worker.handle, no_restart=True)
-        worker.handle = self._start_worker(worker.number, self.simulator).handle
+        worker.handle = self._start_worker()
 
     def _keep(self, result: Result, books: Bookkeeper) -> None:
         if result.served_by:

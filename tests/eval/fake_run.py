@@ -44,13 +44,19 @@ def plan_of(order: Sequence[int] = range(NUM_TASKS), shard: str | None = None, *
     return Plan(tasks=[every[i] for i in order], episodes=episodes, **(options | changes))
 
 
-def start(runner: str = "local", **options: Any) -> Runner:
+def start(runner: str = "local", most_episodes: int = NUM_TASKS * NUM_EPISODES, **options: Any) -> Runner:
     """A runner of the fakes."""
     if runner == "local":
         return LocalRunner(ArithmeticPolicy(), SIMULATOR)
     from eval.ray_runner import RayRunner
 
-    return RayRunner(RunnerConfig("ray", **options), make_policy, use_fakes, wants_gpu=False)
+    return RayRunner(
+        RunnerConfig("ray", **options),
+        make_policy,
+        use_fakes,
+        most_episodes=most_episodes,
+        wants_gpu=False,
+    )
 
 
 def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options: Any) -> Run:
@@ -65,7 +71,7 @@ def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options
         "provenance": PROVENANCE,
         "overrides": [],
     }
-    with fakes_in_use(), closing(start(runner, **options)) as started:
+    with fakes_in_use(), closing(start(runner, plan.num_episodes, **options)) as started:
         info["runner"] = started.facts
         earlier = reopen(folder) if (folder / EPISODES_FILE).exists() else None
         if earlier is not None:

@@ -20,22 +20,27 @@ import psutil
 import pytest
 import ray
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from eval import ray_runner
 from eval.batching import Batching
 from eval.bookkeeper import RunFailed
+from eval.cli import check
+from eval.command import CONF
 from eval.metrics import summarise
-from eval.ray_actors import EpisodeWorker, PolicyHost, is_device_lost
+from eval.ray_actors import PolicyHost, is_device_lost
 from eval.ray_runner import RayRunner
 from eval.resume import Changed
 from eval.rollout import CutOff, ServedChunk
 from eval.run_reader import read_run
 from eval.runner import RunnerError
-from eval.schema import RunnerConfig
+from eval.schema import RunnerConfig, register
 from eval.sim_stack import SimStackError
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run, start
-from tests.eval.fakes import FAULTS, ArithmeticPolicy, make_policy, use_fakes
+from tests.eval.fakes import FAULTS, ArithmeticPolicy, make_policy, tasks, use_fakes
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +121,7 @@ def test_a_policy_that_cannot_be_built_says_why() -> None:
         raise ValueError("checkpoint.path: no folder")
 
     with pytest.raises(ValueError, match=r"^checkpoint\.path: no folder$"):
-        RayRunner(RunnerConfig("ray", workers=1), broken, use_fakes, wants_gpu=False)
+        RayRunner(RunnerConfig("ray", workers=1), broken, use_fakes, most_episodes=1, wants_gpu=False)
     assert not ray.is_initialized()
 
 
@@ -125,13 +130,91 @@ def test_a_machine_that_cannot_simulate_says_why() -> None:
         raise SimStackError("no GL: libEGL was not found")
 
     with pytest.raises(SimStackError, match=r"^no GL: libEGL was not found$"):
-        RayRunner(RunnerConfig("ray", workers=1), make_policy, broken, wants_gpu=False)
+        RayRunner(RunnerConfig("ray", workers=1), make_policy, broken, most_episodes=1, wants_gpu=False)
 
 
-def test_a_worker_that_simulates_otherwise_than_the_first_is_not_used() -> None:
-    worker = EpisodeWorker({}, lambda: {"gl": "osmesa", "mujoco": "3.2.3"}, {"gl": "egl", "mujoco": "3.2.3"})
-    with pytest.raises(Changed, match=r"^this worker has another .*: simulator gl was 'egl', is 'osmesa'$"):
-        worker.simulator()
+def test_a_worker_that_dies_at_its_start_says_why() -> None:
+    def broken() -> Any:
+        os._exit(3)
+
+    with pytest.raises(RunnerError, match=r"^a process of the runner did not start: SYSTEM_ERROR"):
+        RayRunner(RunnerConfig("ray", workers=1), make_policy, broken, most_episodes=1, wants_gpu=False)
+
+
+def unlike_the_first(folder: Path) -> Callable[[], dict[str, Any]]:
+    """A setup that says `egl` in the first process that calls it, `osmesa` in all others."""
+
+    def setup() -> dict[str, Any]:
+        try:
+            (folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            return use_fakes() | {"gl": "osmesa"}
+        return use_fakes() | {"gl": "egl"}
+
+    return setup
+
+
+def test_a_worker_that_simulates_otherwise_than_the_first_is_refused_at_the_start(tmp_path: Path) -> None:
+    setup = unlike_the_first(tmp_path)
+    changed = r"^a worker on .* has another .*: simulator gl was '(egl', is 'osmesa|osmesa', is 'egl)'$"
+    with pytest.raises(Changed, match=changed):
+        RayRunner(RunnerConfig("ray", workers=2), make_policy, setup, most_episodes=2, wants_gpu=False)
+
+
+def test_a_new_process_that_simulates_otherwise_than_the_one_that_died_rolls_nothing(
+    tmp_path: Path, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_run, "use_fakes", unlike_the_first(tmp_path))
+    faults("kill-0-1")
+    changed = r"Changed: a worker on .*: simulator gl was 'egl', is 'osmesa'$"
+    with pytest.raises(RunFailed, match=changed):
+        run(tmp_path / "ray", plan_of(shard="2/12", max_errors=1), "ray", workers=1, retries=1)
+    found = read_run(tmp_path / "ray")
+    assert [error.error_type for error in [*found.superseded, *found.episodes]] == ["WorkerDied", "Changed"]
+
+
+def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_each_episode_is_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_first_inference = tmp_path / "at_first_inference"
+
+    class Marking(ArithmeticPolicy):
+        def provenance(self) -> dict[str, Any]:
+            (tmp_path / f"policy-{os.getpid()}").touch()
+            return super().provenance()
+
+        def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+            with contextlib.suppress(FileExistsError), at_first_inference.open("x") as file:
+                file.write(json.dumps(started()))
+            return super().infer(requests)
+
+    def setup() -> dict[str, Any]:
+        (tmp_path / f"worker-{os.getpid()}").touch()
+        return use_fakes()
+
+    def started() -> dict[str, int]:
+        return {kind: len(list(tmp_path.glob(f"{kind}-*"))) for kind in ("policy", "worker")}
+
+    monkeypatch.setattr(fake_run, "make_policy", lambda: (Marking(), Batching()))
+    monkeypatch.setattr(fake_run, "use_fakes", setup)
+    found = run(tmp_path / "ray", plan_of(shard="1/4"), "ray", workers=4, policies=2)
+    assert len(found.episodes) == 3
+    assert json.loads(at_first_inference.read_text()) == {"policy": 2, "worker": 3}
+    assert started() == {"policy": 2, "worker": 3}
+
+
+@pytest.mark.parametrize(("shard", "most"), [("null", 6), ("2/4", 2)])
+def test_as_many_episodes_are_expected_as_protocol_and_shard_have(
+    monkeypatch: pytest.MonkeyPatch, shard: str, most: int
+) -> None:
+    handed_in: dict[str, Any] = {}
+    monkeypatch.setattr(ray_runner, "RayRunner", lambda *_, **options: handed_in.update(options))
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        config = check(compose("config", ["runner=ray", "protocol.episodes=2", f"shard={shard}"]))
+    ray_runner.start_ray(config, tasks(3))
+    assert handed_in["most_episodes"] == most
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
