@@ -52,7 +52,7 @@ format: install  ## ruff, rewriting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: install  ## README's results, their plot and comparison, from docs/results/data
+results: install  ## README's results, their plots, comparisons and pages, from docs/results/data
 	$(BIN)/python -m eval.readme_results
 
 constraints: install  ## write what is installed to constraints.txt

@@ -1,7 +1,9 @@
 """Results of the README: `python -m eval.readme_results [--check]` writes them from `docs/results/data`.
 
-It writes the part of README.md between two markers, the plot, and the comparison beside its runs. With
-`--check` nothing is written, and the exit status is 1 when one of them is not what the data give.
+It writes the part of README.md between two markers, a plot for each bench, comparisons beside their runs, and
+a page for each folder whose runs have inferences. With `--check` nothing is written, and the exit status is 1
+when one of them is not what the data give. It is 1 either way when there is one that no data give: none is
+ever deleted.
 """
 
 import argparse
@@ -9,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.command import complain
-from eval.compare import MARGIN
-from eval.compare_table import markdown
-from eval.comparison import compare
-from eval.readme_results_bench import Bench, read_bench
+from eval.metrics import is_random
+from eval.readme_results_bench import Bench, read_benches
 from eval.readme_results_data import DATA, REPORTS
-from eval.readme_results_plot import description, latency_svg
-from eval.readme_results_success import Outcome, read_outcomes, read_parts
+from eval.readme_results_plot import description, latency_svg, plot_of
+from eval.readme_results_runs import comparisons, pages
+from eval.readme_results_success import Outcome, read_outcomes
 from eval.readme_results_tables import infer_sentences, latency_table, success_table
 from eval.summary import say
 from policies.listing import listing
@@ -23,9 +24,7 @@ from policies.listing import listing
 README = Path("README.md")
 BEGIN = "<!-- results: begin, written by make results -->"
 END = "<!-- results: end -->"
-PLOT = REPORTS / "latency_by_stage.svg"
-COMPARED = DATA / "2026-11-23_optimised_stages_h200"
-BASE, NEW, COMPARISON = "runs/baseline_10", "runs/native_fp8_10", "compare_native_fp8.md"
+GENERATED = (f"{REPORTS}/*.svg", f"{REPORTS}/*.html", f"{DATA}/*/compare_*.md")
 
 
 def files(root: Path) -> dict[Path, str]:
@@ -34,33 +33,43 @@ def files(root: Path) -> dict[Path, str]:
     Raises:
         OSError, ValueError: the data are not as they must be, or the README has no place for them.
     """
-    outcomes, bench = read_outcomes(root), read_bench(root)
-    folder = root / COMPARED
+    outcomes, benches = read_outcomes(root), read_benches(root)
     return {
-        root / README: replace_part(root / README, part(outcomes, bench)),
-        root / PLOT: latency_svg(bench),
-        folder / COMPARISON: markdown(compare(read_parts(folder / BASE), read_parts(folder / NEW), MARGIN)),
+        root / README: replace_part(root / README, part(outcomes, benches)),
+        **{root / plot_of(bench): latency_svg(bench) for bench in benches},
+        **comparisons(root),
+        **pages(root),
     }
 
 
-def part(outcomes: Sequence[Outcome], bench: Bench) -> str:
-    """Return the README's part: success with trained weights, and apart from it latency at full size."""
+def part(outcomes: Sequence[Outcome], benches: Sequence[Bench]) -> str:
+    """Return the README's part: success with trained weights, and apart from it latency, bench by bench."""
     lines = [
         "Success with trained weights. A row without records was read off its report.",
         "",
         *success_table(outcomes),
         "",
         *infer_sentences(outcomes),
-        "",
-        f"Latency, **{bench.weights_label}**: not of the weights whose success is above. "
+    ]
+    for bench in benches:
+        lines += ["", *_latency(bench)]
+    return "\n".join(lines)
+
+
+def _latency(bench: Bench) -> list[str]:
+    [first, *_] = bench.timings.values()
+    weights = f"weights `{bench.weights_label}`"
+    if is_random(bench.weights_label):
+        weights = f"**{bench.weights_label}**: not of the weights whose success is above"
+    return [
+        f"Latency of {', '.join(timing.policy for timing in first)}, {weights}. "
         f"{bench.device}, batch 1, medians of {bench.rounds} rounds; {bench.shape}. "
         f"Every backend served every call ([report]({bench.report})).",
         "",
-        f"![{description(bench)}]({PLOT.as_posix()})",
+        f"![{description(bench)}]({plot_of(bench).as_posix()})",
         "",
         *latency_table(bench),
     ]
-    return "\n".join(lines)
 
 
 def replace_part(path: Path, text: str) -> str:
@@ -91,6 +100,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path(__file__).par
     try:
         given = files(root)
         stale = {path: text for path, text in given.items() if not _holds(path, text)}
+        strange = [path for of in GENERATED for path in sorted(root.glob(of)) if path not in given]
         if not options.check:
             for path, text in stale.items():
                 path.write_text(text, encoding="utf-8")
@@ -102,9 +112,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path(__file__).par
             say(f"error: {name} is not what the data give; run make results")
         else:
             say(f"wrote {name}")
+    for path in strange:
+        say(f"error: {path.relative_to(root)} is of no data; remove it")
     if kept := [path.relative_to(root) for path in given if path not in stale]:
         say(f"up to date: {listing(kept)}")
-    return 1 if options.check and stale else 0
+    return 1 if strange or (options.check and stale) else 0
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Committed latencies: medians of the bench that was recorded last.
+"""Committed latencies: medians of each bench.
 
 Of its settings those count that have the shape of the first: the same policies, form, images and prompts.
 """
@@ -34,11 +34,13 @@ class Bench:
     """Policies of one shape, side by side.
 
     Attributes:
+        name: of the folder that holds it.
         shape: form, images, tokens and horizon, in words.
         engines: policy to the TensorRT that it ran on.
         timings: denoise steps to policies, both in the order of the record.
     """
 
+    name: str
     report: str
     device: str
     weights_label: str
@@ -48,30 +50,30 @@ class Bench:
     timings: Mapping[int, tuple[Timing, ...]]
 
 
-def read_bench(root: Path) -> Bench:
-    """Return the bench that was recorded last.
+def read_benches(root: Path) -> list[Bench]:
+    """Return every bench, the last recorded first.
 
     Raises:
         ValueError: naming file and key, where there is none, it is malformed, or a call missed its engine.
     """
-    found = []
+    found: list[tuple[datetime, Bench]] = []
     for path in sorted((root / DATA).glob("*/bench.json")):
         record = read_json(path)
         with naming(path):
-            found.append((datetime.fromisoformat(record["provenance"]["time"]), path, record))
+            time = datetime.fromisoformat(record["provenance"]["time"])
+            found.append((time, _bench(record, path.parent.name, report_of(root, path.parent))))
     if not found:
         raise ValueError(f"{root / DATA} holds no */bench.json; add what optim.bench recorded")
-    _, path, record = max(found, key=lambda item: item[0])
-    with naming(path):
-        return _bench(record, report_of(root, path.parent))
+    return [bench for _, bench in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
-def _bench(record: Mapping[str, Any], report: str) -> Bench:
+def _bench(record: Mapping[str, Any], name: str, report: str) -> Bench:
     if missed := problems(record):
         raise ValueError(missed[0])
     first = record["settings"][0]
     gpu = record["provenance"]["gpu"]
     return Bench(
+        name=name,
         report=report,
         device=record["provenance"]["cpu"]["model"] if gpu is None else gpu["name"],
         weights_label=first["policies"][0]["facts"]["weights_label"],

@@ -4,7 +4,8 @@ A folder below `docs/results/data` has the name of its report, `docs/results/<na
 
     bench.json                       what `optim.bench` recorded
     runs/NAME/.../run.json           one run, or parts of one (other tasks or episodes), each in a folder of
-    runs/NAME/.../episodes.jsonl     its own; their inferences may be left out
+    runs/NAME/.../episodes.jsonl     its own
+    runs/NAME/inferences.jsonl       may be left out; a run of parts has none
     reported.json                    figures whose records were not kept, each with a quote of its report
 """
 
@@ -38,6 +39,16 @@ def report_of(root: Path, folder: Path) -> str:
     if not (root / report).is_file():
         raise ValueError(f"{folder} has no report; write {report}")
     return report.as_posix()
+
+
+def data_folders(root: Path) -> list[Path]:
+    """Return the folders of data, by name."""
+    return [path for path in sorted((root / DATA).iterdir()) if path.is_dir()]
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folders of a data folder's runs, by name."""
+    return [path for path in sorted(folder.glob("runs/*")) if path.is_dir()]
 
 
 @contextmanager

@@ -1,13 +1,16 @@
-"""The README's plot: a bar for each policy and number of denoise steps, its stages from left to right.
+"""A plot for each bench: a bar for each policy and number of denoise steps, its stages from left to right.
 
 Non-obvious behaviors:
     The picture stands alone, without a page's style sheet, and paints its own background: GitHub's theme need
     not be the system's, which is what `prefers-color-scheme` asks.
 """
 
+from pathlib import Path
+
 from markupsafe import Markup
 
 from eval.readme_results_bench import Bench, Timing
+from eval.readme_results_data import REPORTS
 from eval.report_svg import Axis, line, rect, text_at, ticks
 from optim.base import STAGES
 from optim.bench_table import HOST_TO_HOST
@@ -28,6 +31,11 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", s
 .s0, .s1, .s2, .s3 { stroke: var(--paper); stroke-width: 1 }
 .s0 { fill: #0072b2 } .s1 { fill: #e69f00 } .s2 { fill: #009e73 } .s3 { fill: var(--rest) }
 """
+
+
+def plot_of(bench: Bench) -> Path:
+    """Return the plot's place, from the repository's root."""
+    return REPORTS / f"{bench.name}_latency.svg"
 
 
 def latency_svg(bench: Bench) -> str:

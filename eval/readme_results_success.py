@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.engagement import join
 from eval.metrics import summarise
-from eval.readme_results_data import DATA, naming, read_json, report_of
+from eval.readme_results_data import DATA, data_folders, naming, read_json, report_of, run_folders
 from eval.records import EPISODES_FILE, RUN_FILE, EpisodeRecord
 from eval.resume import FREE, WHICH_EPISODES, refuse_changed
 from eval.run_reader import Run
@@ -58,9 +58,8 @@ def read_outcomes(root: Path) -> list[Outcome]:
     Raises:
         ValueError: naming file and key, where something is missing, malformed, or means nothing.
     """
-    data = root / DATA
-    found = [_recorded(root, folder) for folder in sorted(data.glob("*/runs/*")) if folder.is_dir()]
-    for path in sorted(data.glob("*/reported.json")):
+    found = [_recorded(root, run) for folder in data_folders(root) for run in run_folders(folder)]
+    for path in sorted((root / DATA).glob("*/reported.json")):
         found += _reported(root, path)
     return sorted(
         found,

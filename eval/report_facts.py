@@ -11,6 +11,7 @@ from eval.metrics import SuccessRate
 from eval.overview import Entry, Overview
 from eval.records import EpisodeRecord
 from eval.report_frames import Frames
+from eval.words import counted
 
 FindFrames = Callable[[Path, EpisodeRecord], Frames]
 
@@ -198,4 +199,5 @@ def _gpu(gpu: Mapping[str, Any] | None) -> str:
 def _cpu(cpu: Mapping[str, Any]) -> str:
     if not cpu:
         return UNKNOWN
-    return f"{cpu.get('model')}, {cpu.get('cores')} cores, {cpu.get('torch_threads')} torch threads"
+    cores, threads = (cpu.get(name, UNKNOWN) for name in ("cores", "torch_threads"))
+    return f"{cpu.get('model')}, {counted(cores, 'core')}, {counted(threads, 'torch thread')}"

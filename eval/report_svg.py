@@ -111,7 +111,7 @@ def pareto(points: Sequence[Point], device: str) -> Markup:
         ]
         if p.on_front:
             inside.append(_circle(at, y.at(p.rate), 9.5, "ring"))
-        inside.append(text_at(at, top - 10 - 12 * level, str(p.number), "number", anchor="middle"))
+        inside.append(text_at(at, top - 13 - 12 * level, str(p.number), "number", anchor="middle"))
         parts.append(_group(p.style, name, inside))
     said = "; ".join(f"{p.label} {p.rate:.1%} at {p.ms:.2f} ms" for p in points)
     return _svg(height, f"Success against latency on {device}", said, parts)

@@ -12,23 +12,59 @@ from typing import Any
 import pytest
 
 from eval.metrics import RANDOM_WEIGHTS
-from eval.readme_results import BEGIN, COMPARED, COMPARISON, END, PLOT, README, main
-from eval.readme_results_data import DATA
+from eval.readme_results import BEGIN, END, README, main
+from eval.readme_results_data import DATA, REPORTS
+from eval.report import main as report
 
 ROOT = Path(__file__).parents[2]
+COMPARED = DATA / "2026-11-23_optimised_stages_h200"
 BENCH = COMPARED / "bench.json"
+PLOT = REPORTS / f"{COMPARED.name}_latency.svg"
+COMPARISON = COMPARED / "compare_native_fp8_10.md"
+TIMED = DATA / "2026-11-23_libero_spatial_500"
+PAGE = REPORTS / f"{TIMED.name}.html"
+LATER = DATA / "2099-01-01_later"
 RUN = COMPARED / "runs" / "native_fp8_10" / "t3"
 REPORTED = DATA / "2026-11-23_reported_figures" / "reported.json"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A copy of what the results are made of and written to."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    """A copy of what the results are made of and written to, but for inferences and their page."""
+    shutil.copytree(
+        ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("inferences.jsonl", "*.html")
+    )
     for name in (README, Path("policies", "reference", "README.md")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture
+def timed(root: Path) -> Path:
+    """The same with inferences."""
+    shutil.copytree(ROOT / TIMED, root / TIMED, dirs_exist_ok=True)
+    assert main([], root) == 0
+    return root
+
+
+@pytest.fixture
+def two_benches(root: Path) -> Path:
+    """The same with a bench of other policies, recorded last."""
+
+    def other(bench: Any) -> None:
+        bench["provenance"]["time"] = "2099-01-01T00:00:00+00:00"
+        for setting in bench["settings"]:
+            baseline, _, realtime, native = setting["policies"]
+            realtime["label"] = "realtime"
+            setting["policies"] = [baseline, native, realtime]
+
+    (root / LATER).mkdir()
+    shutil.copy(root / BENCH, root / LATER)
+    change(root / LATER / "bench.json", other)
+    (root / REPORTS / f"{LATER.name}.md").write_text("# Later\n")
+    assert main([], root) == 0
+    return root
 
 
 def change(path: Path, edit: Callable[[Any], None]) -> None:
@@ -57,11 +93,13 @@ def test_what_is_up_to_date_is_said_beside_what_was_written(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([], root) == 0
-    kept = [str(README), str(PLOT), str(COMPARED / COMPARISON)]
-    assert capsys.readouterr().err.splitlines() == [f"up to date: {', '.join(kept)}"]
+    [line] = capsys.readouterr().err.splitlines()
+    kept = line.removeprefix("up to date: ").split(", ")
+    assert {str(README), str(PLOT), str(COMPARISON)} <= set(kept)
     (root / PLOT).unlink()
     assert main([], root) == 0
-    assert capsys.readouterr().err.splitlines() == [f"wrote {PLOT}", f"up to date: {kept[0]}, {kept[2]}"]
+    others = ", ".join(name for name in kept if name != str(PLOT))
+    assert capsys.readouterr().err.splitlines() == [f"wrote {PLOT}", f"up to date: {others}"]
 
 
 def test_a_number_typed_into_the_readme_is_stale(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +113,7 @@ def test_a_number_typed_into_the_readme_is_stale(root: Path, capsys: pytest.Capt
 
 
 def test_a_stale_plot_and_a_missing_comparison_fail_the_check(root: Path) -> None:
-    for path in (PLOT, COMPARED / COMPARISON):
+    for path in (PLOT, COMPARISON):
         (root / path).unlink()
         assert main(["--check"], root) == 1
         assert not (root / path).exists()
@@ -89,10 +127,10 @@ def test_a_failed_episode_changes_the_table_and_the_comparison(root: Path) -> No
     [row] = [
         line
         for line in (root / README).read_text().splitlines()
-        if line.startswith("| native_fp8 | 10 | reference")
+        if line.startswith("| native_fp8 | 10 | reference | libero_spatial, full |")
     ]
     assert "| 99 / 100 (94.6 to 99.8 %) |" in row
-    assert "NEW lost 1 and won 0 of 100 episodes" in (root / COMPARED / COMPARISON).read_text()
+    assert "NEW lost 1 and won 0 of 100 episodes" in (root / COMPARISON).read_text()
 
 
 def test_an_episode_that_raised_is_shown_apart(root: Path) -> None:
@@ -122,9 +160,12 @@ def test_a_changed_latency_changes_table_and_plot(root: Path) -> None:
 def test_latency_and_success_are_kept_apart() -> None:
     text = (ROOT / README).read_text()
     part = text[text.index(BEGIN) : text.index(END)]
-    success, latency = part.split("\nLatency, ")
-    assert latency.startswith(f"**{RANDOM_WEIGHTS} (full)**")
-    assert "Wilson" not in latency
+    success, *latencies = part.split("\nLatency of ")
+    assert latencies
+    for latency in latencies:
+        sentence = latency.partition(". ")[0]
+        assert (f"**{RANDOM_WEIGHTS} (" in sentence) is ("not of the weights whose success" in sentence)
+        assert "Wilson" not in latency
     assert "host to host, 10 steps" not in success
     assert RANDOM_WEIGHTS in (ROOT / PLOT).read_text()
 
@@ -226,18 +267,158 @@ def test_data_without_a_report_are_an_error(root: Path, capsys: pytest.CaptureFi
 
 
 def test_without_a_bench_the_folder_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / BENCH).unlink()
+    for path in (root / DATA).glob("*/bench.json"):
+        path.unlink()
     assert f"{root / DATA} holds no */bench.json" in error_of(root, capsys)
 
 
-def test_of_two_benches_the_last_is_shown(root: Path) -> None:
-    later = root / DATA / "2026-11-24_later"
-    later.mkdir()
-    (root / "docs/results/2026-11-24_later.md").write_text("# Later\n")
-    shutil.copy(root / BENCH, later / "bench.json")
-    change(later / "bench.json", lambda of: of["provenance"].update(time="2026-11-24T00:00:00+00:00"))
+def test_every_bench_is_shown_the_last_recorded_first(two_benches: Path) -> None:
+    parts = (two_benches / README).read_text().partition(END)[0].split("\nLatency of ")[1:]
+    benches = sorted(
+        (two_benches / DATA).glob("*/bench.json"),
+        key=lambda path: json.loads(path.read_text())["provenance"]["time"],
+        reverse=True,
+    )
+    assert benches[0].parent.name == LATER.name
+    assert len(parts) == len(benches) >= 2
+    for text, bench in zip(parts, benches, strict=True):
+        labels = [of["label"] for of in json.loads(bench.read_text())["settings"][0]["policies"]]
+        folder = bench.parent.name
+        assert text.startswith(f"{', '.join(labels)}, **")
+        assert f"([report](docs/results/{folder}.md))" in text
+        assert f"](docs/results/{folder}_latency.svg)" in text
+        assert re.findall(r"^\| (\w+).* \|$", text, re.MULTILINE) == ["policy", *labels]
+        picture = (two_benches / REPORTS / f"{folder}_latency.svg").read_text()
+        assert [label for label in ("trt_fp8", "realtime") if label in picture] == [
+            label for label in ("trt_fp8", "realtime") if label in labels
+        ]
+
+
+def test_a_missed_call_is_an_error_in_any_bench(
+    two_benches: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def miss(bench: Any) -> None:
+        bench["settings"][0]["policies"][1]["engagement"]["prefix"].update(misses=1)
+
+    for path in (BENCH, LATER / "bench.json"):
+        text = (two_benches / path).read_text()
+        change(two_benches / path, miss)
+        assert f"{two_benches / path}: " in error_of(two_benches, capsys)
+        (two_benches / path).write_text(text)
+
+
+def test_trained_weights_of_a_bench_are_not_said_to_be_others(root: Path) -> None:
+    def trained(bench: Any) -> None:
+        for setting in bench["settings"]:
+            for policy in setting["policies"]:
+                policy["facts"]["weights_label"] = "some/weights"
+
+    change(root / BENCH, trained)
     assert main([], root) == 0
-    assert "call ([report](docs/results/2026-11-24_later.md))" in (root / README).read_text()
+    [sentence] = [
+        line
+        for line in (root / README).read_text().splitlines()
+        if f"({REPORTS}/{COMPARED.name}.md))." in line
+    ]
+    assert ", weights `some/weights`. " in sentence
+    assert "not of the weights" not in sentence
+
+
+def test_what_no_data_give_fails_and_is_not_deleted(
+    two_benches: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = REPORTS / f"{LATER.name}_latency.svg"
+    (two_benches / LATER / "bench.json").unlink()
+    others = (REPORTS / "old.html", COMPARED / "compare_old_10.md")
+    for path in others:
+        (two_benches / path).touch()
+    capsys.readouterr()
+    for arguments in ([], ["--check"]):
+        assert main(arguments, two_benches) == 1
+        error = capsys.readouterr().err
+        for path in (plot, *others):
+            assert f"error: {path} is of no data; remove it" in error
+            assert (two_benches / path).exists()
+    for path in (plot, *others):
+        (two_benches / path).unlink()
+    assert main(["--check"], two_benches) == 0
+
+
+def test_each_run_with_the_denoise_steps_of_the_base_is_compared_with_it(root: Path) -> None:
+    def compared() -> list[str]:
+        return sorted(path.name for path in (root / COMPARED).glob("compare_*"))
+
+    policies = ("full_optimized", "native_fp8", "trt_fp8")
+    assert compared() == [f"compare_{name}_10.md" for name in policies]
+    for name in policies:
+        assert (
+            (root / COMPARED / f"compare_{name}_10.md").read_text().startswith(f"# {name} against baseline")
+        )
+    runs = root / COMPARED / "runs"
+    (runs / "native_fp8_3").rename(runs / "third_10")
+    (runs / "native_fp8_10").rename(runs / "tenth")
+    (root / COMPARISON).unlink()
+    assert main([], root) == 0
+    assert compared() == ["compare_full_optimized_10.md", "compare_tenth.md", "compare_trt_fp8_10.md"]
+
+
+def test_without_a_base_nothing_is_compared(root: Path) -> None:
+    shutil.rmtree(root / COMPARED / "runs" / "baseline_10")
+    for path in (root / COMPARED).glob("compare_*"):
+        path.unlink()
+    assert main([], root) == 0
+    assert not [*(root / COMPARED).glob("compare_*")]
+
+
+def test_a_run_that_cannot_be_compared_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (root / RUN.parent).glob("*/run.json"):
+        change(path, lambda of: of["config"]["suite"].update(max_steps=300))
+    assert f"{root / RUN.parent}: suite.max_steps of the two runs must be the same" in error_of(root, capsys)
+
+
+def test_a_comparison_is_of_success_alone(timed: Path) -> None:
+    found = list((timed / TIMED).glob("compare_*"))
+    assert found
+    for path in found:
+        assert "of 500 episodes" in path.read_text()
+        assert "p50" not in path.read_text()
+
+
+def test_the_page_is_what_the_report_makes_of_the_runs_the_base_first(
+    timed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(timed / TIMED / "runs" / "native_fp8_10", timed / TIMED / "runs" / "a_10")
+    assert main([], timed) == 0
+    names = sorted(path.name for path in (timed / TIMED / "runs").iterdir())
+    assert names[0] == "a_10"
+    names.sort(key=lambda name: name != "baseline_10")
+    monkeypatch.chdir(timed)
+    runs = [str(TIMED / "runs" / name) for name in names]
+    assert report([*runs, "--out", "again.html", "--title", TIMED.name]) == 0
+    text = (timed / PAGE).read_text()
+    assert text == Path("again.html").read_text()
+    assert len(text) < 1_000_000
+    assert str(timed) not in text
+    assert str(ROOT) not in text
+    assert "1 torch threads" not in text
+
+
+def test_runs_without_inferences_have_no_page(timed: Path) -> None:
+    assert (timed / PAGE).exists()
+    assert not (timed / REPORTS / f"{COMPARED.name}.html").exists()
+
+
+def test_a_changed_inference_makes_the_page_stale(timed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"], timed) == 0
+    path = timed / TIMED / "runs" / "baseline_10" / "inferences.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [of | {"infer_ms": of["infer_ms"] + 100} for of in lines]
+    path.write_text("".join(json.dumps(of) + "\n" for of in changed))
+    capsys.readouterr()
+    assert main(["--check"], timed) == 1
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")] == [
+        f"error: {PAGE} is not what the data give; run make results"
+    ]
 
 
 def test_a_run_of_the_oracle_has_no_denoise_steps(root: Path) -> None:
@@ -252,3 +433,4 @@ def test_a_run_of_the_oracle_has_no_denoise_steps(root: Path) -> None:
     assert main([], root) == 0
     cells = "libero_spatial, full | 10 / 10 (72.2 to 100.0 %) | Intel(R) Xeon(R) Processor, egl |"
     assert f"| oracle | - | none | {cells}" in (root / README).read_text()
+    assert not (root / COMPARED / "compare_oracle.md").exists()
