@@ -42,8 +42,20 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def timed(root: Path) -> Path:
-    """The same with inferences."""
-    shutil.copytree(ROOT / TIMED, root / TIMED, dirs_exist_ok=True)
+    """The same with inferences, made up, in one folder."""
+    for run in (root / TIMED / "runs").iterdir():
+        engagement = json.loads((run / "run.json").read_text())["engagement"]
+        served = {
+            "stage_ms": dict.fromkeys(engagement, 2.0),
+            "backends": {stage: of["backend"] for stage, of in engagement.items()},
+            "warmup": False,
+        }
+        with (run / "inferences.jsonl").open("w") as file:
+            for line in (run / "episodes.jsonl").read_text().splitlines():
+                episode = json.loads(line)
+                key = {name: episode[name] for name in ("suite", "task_id", "episode", "seed")}
+                for call in range(episode["inferences"]):
+                    file.write(json.dumps({**key, "call": call, "infer_ms": 7.0 + call % 3, **served}) + "\n")
     assert main([], root) == 0
     return root
 
