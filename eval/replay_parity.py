@@ -30,7 +30,6 @@ from policies.base import ACTION_DIM, Request
 from policies.pi05.denoise import Denoise
 from policies.pi05.policy import Pi05Policy, StageArgs, run_stages
 from policies.pi05.timing import StageTimer
-from policies.seeding import action_noise
 
 OF_THE_POLICY_DTYPE = {
     "vision": (),
@@ -215,9 +214,9 @@ def _replay_one(subjects: Subjects, request: Request, recorded_HJ: NDArray[np.fl
 
 def _infer(policy: Pi05Policy, request: Request) -> _Inference:
     inputs = policy.preprocess([request.observation], policy.form)
-    noise_HA = action_noise(request.episode, request.call, policy.dims.action_horizon, policy.dims.action_dim)
-    noise_BHA = torch.from_numpy(noise_HA)[None].to(policy.device)
-    actions_BHA, args = run_stages(policy.stages, inputs, noise_BHA, StageTimer(policy.device))
+    actions_BHA, args = run_stages(
+        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
+    )
     actions_HA = actions_BHA[0].float().cpu()
     # engines overwrite their buffers in the next call
     kept = {name: tuple(x if x is None else x.clone() for x in of) for name, of in args.items()}

@@ -32,7 +32,6 @@ from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy, run_stages
 from policies.pi05.timing import StageTimer
-from policies.seeding import action_noise
 
 SHORT_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -111,10 +110,8 @@ def time_policies(
 def act(policy: Pi05Policy, request: Request) -> Actions:
     """Return what the network gives, float32 (horizon, action_dim), and the actions made of it."""
     inputs = policy.preprocess([request.observation], policy.form)
-    size = (policy.dims.action_horizon, policy.dims.action_dim)
-    noise_HA = torch.from_numpy(action_noise(request.episode, request.call, *size))
     actions_BHA, _ = run_stages(
-        policy.stages, inputs, noise_HA[None].to(policy.device), StageTimer(policy.device)
+        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
     )
     normalised_BHA = actions_BHA.float().cpu()
     return normalised_BHA[0], policy.postprocess(normalised_BHA.numpy())[0]

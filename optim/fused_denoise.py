@@ -33,7 +33,7 @@ from optim.fused_denoise_ops import (
 from optim.fused_ring import arrange, denoise_ring
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.rope import ConsecutivePlaces, half_tables
+from optim.rope import ConsecutivePositions, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
 
 WEIGHTS = ("bf16", "fp8")
@@ -56,7 +56,7 @@ class FusedDenoise:
         self._stage = stage
         self._denoise = KERNELS[kernel]
         self._sizes = sizes_of(stage)
-        self._places = ConsecutivePlaces(self._sizes.head_dim)
+        self._positions = ConsecutivePositions(self._sizes.head_dim)
         self._weights = pack(expert_layers(stage), weights)
         out = stage.action_out_proj
         self._heads = Heads(stage.action_in_proj.weight, stage.action_in_proj.bias, out.weight)
@@ -73,7 +73,7 @@ class FusedDenoise:
         """Return actions_BHA as `Denoise.forward` does; keys and values are contiguous."""
         (batch, horizon, _), tokens, bias = noise_BHA.shape, keys_LB1PD.shape[3], None
         if prefix_mask_BP is None:
-            cos, sin = self._places(tokens, horizon, batch, noise_BHA.device)
+            cos, sin = self._positions(tokens, horizon, batch, noise_BHA.device)
         else:
             rope, bias = self._stage.suffix_geometry(noise_BHA, keys_LB1PD, prefix_mask_BP)
             cos, sin = half_tables(rope, batch)

@@ -1,10 +1,11 @@
 """Attention of vision and prefix between FP8 matmuls, in Triton, with plain references beside it.
 
-B batch, I images, P tokens of one prefix or image, S rows (tokens of the batch), X query heads, G KV heads,
-D head dimension. What is returned is e4m3, scaled by the `inverse_scale` of the output projection.
+B batch, P tokens of one prefix or image, S rows (tokens of the batch), N columns of queries, keys and values,
+X query heads, G KV heads, D head dimension. Inputs are contiguous. What is returned is e4m3, scaled by the
+`inverse_scale` of the output projection.
 
 Floors on an H200 (710 TFLOP/s) at full size: the prefix's attention needs 2.3 GFLOP, 3.3 us; that of two
-images 0.6 GFLOP, 0.9 us.
+images 0.6 GFLOP, 0.9 us. What the kernels reach, and blocks that were slower, are in docs/results.
 """
 
 import torch
@@ -14,7 +15,7 @@ from optim.fp8 import FP8, quantise
 from policies.pi05.layers import attend
 
 FLASH_ROWS, FLASH_KEYS, FLASH_STAGES = 64, 32, 2
-FLASH_SPLITS = 3  # of the keys: 68 blocks of rows would leave half of 132 processors idle
+FLASH_SPLITS = 3  # of the keys: 67 blocks of rows would leave half of 132 processors idle
 MERGE_ROWS = 4
 IMAGE_ROWS, IMAGE_KEYS, IMAGE_STAGES = 64, 64, 3
 
@@ -26,7 +27,11 @@ def flash(
     bias_B1PP: Tensor | None,
     inverse_scale: Tensor,
 ) -> Tensor:
-    """Return attention over all tokens in FP8, as rows (S, X * D)."""
+    """Return attention over all tokens in FP8, as rows (S, X * D).
+
+    Args:
+        bias_B1PP: finite (`policies.pi05.layers.MASKED` hides a key), for each query and key.
+    """
     import triton
 
     from optim.fused_flash_kernels import flash_kernel, merge_kernel

@@ -38,6 +38,7 @@ def flash_kernel(
 ):
     """Attention of all tokens to one part of them, to partial (splits, groups, rows, D).
 
+    Each row's maximum score and denominator go to tops and totals (splits, groups, rows).
     The query heads of one KV head are further rows of it, so its keys are read once for all of them.
     """
     group, split = tl.program_id(1), tl.program_id(2)
@@ -83,7 +84,7 @@ def merge_kernel(
     SPLITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """Weigh the parts of `flash_kernel` by their denominators, to FP8 rows (batch, tokens, X, D)."""
+    """Weigh the parts of `flash_kernel` by maxima and denominators, to FP8 rows (batch, tokens, X, D)."""
     group, groups = tl.program_id(1), tl.num_programs(1)
     rows = X // G * tokens
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

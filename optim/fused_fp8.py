@@ -25,9 +25,9 @@ from optim.fused_patches import embed_patches
 from optim.fused_rows import Norm, add_norm, geglu, gelu, layer_norm, rope_split
 from optim.parity import TOLERANCE
 from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.rope import ConsecutivePlaces, half_tables
+from optim.rope import ConsecutivePositions, half_tables
 from policies.pi05.layers import NORM_EPS, RMSNorm
-from policies.pi05.prefix import Prefix, prefix_mask
+from policies.pi05.prefix import Prefix
 from policies.pi05.vision import Vision
 
 
@@ -50,7 +50,7 @@ class FusedPrefix:
         self._layers: list[Any] = list(stage.layers)
         self._norms = [rms_norm(layer.input_layernorm) for layer in self._layers]
         self._mlp_norms = [rms_norm(layer.post_attention_layernorm) for layer in self._layers[:-1]]
-        self._places = ConsecutivePlaces(stage.head_dim)
+        self._positions = ConsecutivePositions(stage.head_dim)
 
     def __call__(
         self,
@@ -61,12 +61,13 @@ class FusedPrefix:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what `Prefix.forward` does."""
         stage = self._stage
-        mask_BP = prefix_mask(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
-        if mask_BP is None:
-            x_BPW, bias = stage.embed(image_tokens_BQW, tokens_BT), None
-            cos, sin = self._places(0, x_BPW.shape[1], x_BPW.shape[0], x_BPW.device)
+        if image_mask_BN is None and token_mask_BT is None:
+            x_BPW, bias, mask_BP = stage.embed(image_tokens_BQW, tokens_BT), None, None
+            cos, sin = self._positions(0, x_BPW.shape[1], x_BPW.shape[0], x_BPW.device)
         else:
-            x_BPW, tables, bias, _ = stage.prepare(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
+            x_BPW, tables, bias, mask_BP = stage.prepare(
+                image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT
+            )
             cos, sin = half_tables(tables, x_BPW.shape[0])
         (batch, tokens, _), dim, dtype = x_BPW.shape, stage.head_dim, x_BPW.dtype
         x_SW = x_BPW.flatten(0, 1).contiguous()

@@ -9,6 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def store_fp8(to, value, inverse_scale, mask):
+    """Store value * inverse_scale, saturated, in FP8."""
     scaled = value * tl.load(inverse_scale)
     clamped = tl.minimum(tl.maximum(scaled, -448.0), 448.0)
     tl.store(to, clamped.to(to.dtype.element_ty), mask=mask)

@@ -14,10 +14,12 @@ def half_tables(tables: Tables, batch: int) -> Tables:
     return cos, sin
 
 
-class ConsecutivePlaces:
-    """Tables of places that follow one another, computed once for each run of them.
+class ConsecutivePositions:
+    """Tables of positions that follow one another, computed at the first call for them and kept.
 
-    A graph that is captured after the first call reads tables instead of computing them.
+    Non-obvious behaviors:
+        A graph that is captured after such a call (a warm-up) reads tables instead of computing them. The
+        first call must not be captured: the tables would lie in memory that the graph reuses.
     """
 
     def __init__(self, head_dim: int) -> None:
@@ -25,11 +27,11 @@ class ConsecutivePlaces:
         self._known: dict[tuple[int, int, int, torch.device], Tables] = {}
 
     def __call__(self, first: int, count: int, batch: int, device: torch.device) -> Tables:
-        """Return cos and sin of places first to first + count - 1, each (B count, D / 2)."""
+        """Return cos and sin of positions first to first + count - 1, each (B count, D / 2)."""
         key = (first, count, batch, device)
         if key not in self._known:
-            places_1P = torch.arange(first, first + count, device=device)[None]
-            self._known[key] = half_tables(rope_tables(places_1P, self._head_dim), batch)
+            positions_1P = torch.arange(first, first + count, device=device)[None]
+            self._known[key] = half_tables(rope_tables(positions_1P, self._head_dim), batch)
         return self._known[key]
 
 

@@ -78,7 +78,7 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
         ours: dict[str, Tensor] = {}
         for steps in steps_recorded:
             run = {**stages, "denoise": denoise.with_steps(steps)}
-            ours[f"out.actions_{steps}"], args = run_stages(run, inputs, noise, StageTimer(device))
+            ours[f"out.actions_{steps}"], args = run_stages(run, inputs, lambda: noise, StageTimer(device))
         image_tokens, _, tokens, _ = args["prefix"]
         _, keys, values, mask = args["denoise"]
         assert image_tokens is not None

@@ -3,7 +3,7 @@
 B batch, H horizon, A padded action dims.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -127,6 +127,15 @@ class Pi05Policy:
         runs = [self._run(requests, StageTimer(self.device))[1] for requests in batches]
         return {name: [run[name] for run in runs] for name in STAGES}
 
+    def noise(self, requests: Sequence[Request]) -> Tensor:
+        """Return the requests' noise_BHA, float32, on the policy's device, without waiting for a GPU."""
+        size = (self.dims.action_horizon, self.dims.action_dim)
+        drawn = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
+        noise_BHA = torch.from_numpy(drawn)
+        if self.device.type == "cuda":
+            noise_BHA = noise_BHA.pin_memory()  # from other memory the copy would wait
+        return noise_BHA.to(self.device, non_blocking=True)
+
     def provenance(self) -> dict[str, Any]:
         """Return the checkpoint's facts, device, precision, form and steps."""
         is_cuda = self.device.type == "cuda"
@@ -158,49 +167,24 @@ class Pi05Policy:
         if not requests:
             raise ValueError("infer needs at least one request, got none")
         inputs = self.preprocess([request.observation for request in requests], self.form)
-        cache, args = fill_cache(self.stages, inputs, timer)
-        noise_BHA = self._noise(requests)  # drawn while a GPU is busy with what came before
-        return denoise(self.stages, noise_BHA, cache, timer, args)
-
-    def _noise(self, requests: Sequence[Request]) -> Tensor:
-        size = (self.dims.action_horizon, self.dims.action_dim)
-        drawn = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
-        noise_BHA = torch.from_numpy(drawn)
-        if self.device.type == "cuda":
-            noise_BHA = noise_BHA.pin_memory()  # from other memory the copy would wait for the GPU
-        return noise_BHA.to(self.device, non_blocking=True)
+        return run_stages(self.stages, inputs, lambda: self.noise(requests), timer)
 
 
 def run_stages(
-    stages: Mapping[str, Any], inputs: ModelInputs, noise_BHA: Tensor, timer: StageTimer
+    stages: Mapping[str, Any], inputs: ModelInputs, noise: Callable[[], Tensor], timer: StageTimer
 ) -> tuple[Tensor, StageArgs]:
-    """Return actions_BHA, still normalised and on the device, and the arguments that each stage got."""
-    cache, args = fill_cache(stages, inputs, timer)
-    return denoise(stages, noise_BHA, cache, timer, args)
+    """Return actions_BHA, still normalised and on the device, and the arguments that each stage got.
 
-
-def fill_cache(
-    stages: Mapping[str, Any], inputs: ModelInputs, timer: StageTimer
-) -> tuple[tuple[Tensor, Tensor, Tensor | None], StageArgs]:
-    """Run vision and prefix; return keys_LBGPD, values_LBGPD and prefix_mask_BP, and what the two got."""
+    Args:
+        noise: gives noise_BHA; called when vision and prefix have been launched, while a GPU is busy.
+    """
     args: StageArgs = {"vision": (inputs.images_BNCHW,)}
     with timer("vision"):
         image_tokens_BQD = stages["vision"](*args["vision"])
     args["prefix"] = (image_tokens_BQD, inputs.image_mask_BN, inputs.tokens_BT, inputs.token_mask_BT)
     with timer("prefix"):
-        cache = stages["prefix"](*args["prefix"])
-    return cache, args
-
-
-def denoise(
-    stages: Mapping[str, Any],
-    noise_BHA: Tensor,
-    cache: tuple[Tensor, Tensor, Tensor | None],
-    timer: StageTimer,
-    args: StageArgs,
-) -> tuple[Tensor, StageArgs]:
-    """Run denoise on what `fill_cache` returned; return actions_BHA and the arguments that each stage got."""
-    of_denoise = (noise_BHA, *cache)
+        keys_LBGPD, values_LBGPD, prefix_mask_BP = stages["prefix"](*args["prefix"])
+    args["denoise"] = (noise(), keys_LBGPD, values_LBGPD, prefix_mask_BP)
     with timer("denoise"):
-        actions_BHA = stages["denoise"](*of_denoise)
-    return actions_BHA, {**args, "denoise": of_denoise}
+        actions_BHA = stages["denoise"](*args["denoise"])
+    return actions_BHA, args

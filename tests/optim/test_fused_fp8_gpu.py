@@ -52,7 +52,9 @@ def test_row_kernels_meet_their_references(rows: int, width: int, scale: float) 
             ours = add_norm(x, delta, norm, inverse_scale)
             assert torch.equal(x, total)
             assert close(ours, expected)
-            assert close(add_norm(x, None, norm, None), add_norm_reference(x, None, norm, None)[1])
+            x = draw(4, rows, width)
+            expected = add_norm_reference(x, delta, norm, None)[1]
+            assert close(add_norm(x, delta, norm, None), expected)
     x = draw(5, rows, width)
     assert close(gelu(x, inverse_scale), gelu_reference(x, inverse_scale))
     assert close(geglu(x, inverse_scale), geglu_reference(x, inverse_scale))
@@ -83,6 +85,8 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
         bias = torch.zeros(batch, 1, tokens, tokens, device="cuda", dtype=torch.bfloat16)
         bias[-1, :, :, : tokens // 3] = -1e30
         bias[-1, :, 1] = -1e30  # a row that sees nothing averages
+        bias[0, :, 2, : tokens // 2] = -1e30  # the first part of the keys hidden, and
+        bias[0, :, 3, tokens // 2 :] = -1e30  # the last
     inverse_scale = torch.tensor(100.0, device="cuda")
     ours = flash(queries, keys, values, bias, inverse_scale)
     assert ours.dtype == FP8

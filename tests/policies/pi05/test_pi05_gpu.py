@@ -24,7 +24,7 @@ def _actions(
     inputs = checkpoint.preprocess()([request.observation for request in requests], form)
     timer = StageTimer(checkpoint.device)
     with torch.no_grad():
-        actions, _ = run_stages(checkpoint.stages, inputs, noise.to(checkpoint.device), timer)
+        actions, _ = run_stages(checkpoint.stages, inputs, lambda: noise.to(checkpoint.device), timer)
     return actions.cpu(), timer.read_ms()
 
 
@@ -53,7 +53,7 @@ def test_captured_stages_replay_to_the_same_actions(
     inputs = checkpoint.preprocess()([request_of(0).observation], "lean")
     noise = torch.randn(1, 10, 32, device="cuda")
     with torch.no_grad():
-        expected, args = run_stages(checkpoint.stages, inputs, noise, StageTimer(checkpoint.device))
+        expected, args = run_stages(checkpoint.stages, inputs, lambda: noise, StageTimer(checkpoint.device))
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             checkpoint.stages["denoise"](*args["denoise"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from optim.base import STAGES, CountedStage
 from optim.eager import eager_stages
@@ -63,6 +64,21 @@ def test_noise_comes_from_the_episode_key_alone(policy: Pi05Policy, request_of: 
     assert noise is not None
     for row, request in zip(noise.numpy(), requests, strict=True):
         np.testing.assert_array_equal(row, action_noise(request.episode, request.call, 10, 32))
+
+
+def test_noise_is_drawn_when_vision_and_prefix_have_been_launched(
+    policy: Pi05Policy, request_of: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_after: list[dict[str, int]] = []
+
+    def noise(*args: Any) -> NDArray[np.float32]:
+        drawn_after.append({name: policy.stages[name].calls - before[name] for name in STAGES})
+        return action_noise(*args)
+
+    before = {name: policy.stages[name].calls for name in STAGES}
+    monkeypatch.setattr("policies.pi05.policy.action_noise", noise)
+    policy.infer([request_of(0)])
+    assert drawn_after == [{"vision": 1, "prefix": 1, "denoise": 0}]
 
 
 def test_full_form_gives_the_actions_of_the_lean_form(policy: Pi05Policy, request_of: MakeRequest) -> None:

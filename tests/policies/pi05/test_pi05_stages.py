@@ -29,7 +29,7 @@ def _noise(batch: int) -> Tensor:
 
 def _actions(checkpoint: Checkpoint, inputs: ModelInputs, noise: Tensor) -> Tensor:
     with torch.no_grad():
-        return run_stages(checkpoint.stages, inputs, noise, StageTimer(torch.device("cpu")))[0]
+        return run_stages(checkpoint.stages, inputs, lambda: noise, StageTimer(torch.device("cpu")))[0]
 
 
 def test_lean_equals_full(small: Checkpoint) -> None:
