@@ -61,7 +61,7 @@ def choose_passes(config: Config) -> dict[str, Pass]:
     if config.policy.images == "cuda_graph" and device.type != "cuda":
         reasons["images"] = no_gpu(device, "choose policy.images=eager")
     if reasons:
-        raise ConfigError(cannot_run(config, reasons))
+        raise cannot_run(config, reasons)
     return passes
 
 

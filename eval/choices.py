@@ -43,5 +43,20 @@ def recipe(policy: str) -> dict[str, str]:
     return named
 
 
+def policy_label(policy: str, config: Mapping[str, Any]) -> str:
+    """Return a policy's name, with the stages whose backend is not that of its own YAML.
+
+    Args:
+        config: a whole configuration in plain values, or what a record has of one.
+    """
+    optim = config.get("optim") or {}
+    other = [
+        f"{stage} {name}"
+        for stage, own in recipe(policy).items()
+        if "_target_" in (optim.get(stage) or {}) and (name := backend_name(stage, optim[stage])) != own
+    ]
+    return f"{policy} ({', '.join(other)})" if other else policy
+
+
 def _read(group: str, name: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))

@@ -16,7 +16,8 @@ from eval import provenance
 from eval.bookkeeper import Bookkeeper, RunFailed
 from eval.build import build_policy, choose_device, choose_passes
 from eval.capture import example_requests
-from eval.command import Refused, command, complain
+from eval.choices import policy_label
+from eval.command import Refused, command
 from eval.libero_env import Task, load_tasks
 from eval.messages import one_line
 from eval.metrics import Summary, is_random, setting, summarise
@@ -28,7 +29,7 @@ from eval.run_reader import read_run
 from eval.runner import LocalRunner, Runner, RunnerError
 from eval.schema import RAY_ONLY, Config, ConfigError
 from eval.sim_stack import SimStackError, prepare
-from eval.summary import render, report_console, say
+from eval.summary import complain, render, report_console, say
 from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
 from eval.words import counted
@@ -181,7 +182,8 @@ def run(cfg: DictConfig) -> None:
             tracker.start(tracked_run(start, config, plan, run_info))
         except (*STARTING, OmegaConfBaseException) as error:
             raise Refused(str(error)) from error
-        say(announcement(plan, runner.about, start.folder))
+        label = policy_label(plan.policy, run_info["config"])
+        say(announcement(plan, label, runner.about, start.folder))
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
         if config.record_observations:
             assert isinstance(runner, LocalRunner)
@@ -286,7 +288,7 @@ def tracked_run(start: Start, config: Config, plan: Plan, run_info: Mapping[str,
     return TrackedRun(run_info["config"] | {"run": about}, name, start.folder, config.tracking.group, tags)
 
 
-def announcement(plan: Plan, about: Mapping[str, Any], folder: Path) -> str:
+def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path) -> str:
     """Return what a user wants to know before the first episode is over."""
     tasks, shard = len(plan.tasks), plan.episodes.shard
     parts = [
@@ -297,7 +299,7 @@ def announcement(plan: Plan, about: Mapping[str, Any], folder: Path) -> str:
             else f"({tasks} tasks x {plan.episodes.count})"
         ),
         f"{len(plan.done)} done already" if plan.done else None,
-        f"policy {plan.policy}",
+        f"policy {policy}",
         f"checkpoint {plan.checkpoint}" if plan.checkpoint else None,
         plan.weights_label,
         setting(about),

@@ -1,22 +1,24 @@
 """What every command line of the project shares: Hydra's configuration, and errors on one line."""
 
+import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval import choices, schema
 from eval.bookkeeper import RunFailed
-from eval.messages import one_line
 from eval.records import RecordingError
-from eval.summary import say
+from eval.summary import complain, say
 
 CONF = str(choices.CONF)  # absolute: Hydra would look for a relative path beside the caller's file
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -29,14 +31,41 @@ class Refused(RuntimeError):
 USER_ERRORS = (Refused, RunFailed, RecordingError, OSError)
 
 
+class Flags(argparse.ArgumentParser):
+    """The flags of a command line; a wrong one is one line and exit status 2.
+
+    Args:
+        config_name: the file in conf/ that it composes, whose `hydra.help.app_name` is what it is called.
+        parents: parsers that know flags.
+    """
+
+    def __init__(self, config_name: str, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
+        name = OmegaConf.load(Path(CONF, f"{config_name}.yaml")).hydra.help.app_name
+        super().__init__(prog=name, parents=list(parents), add_help=False)
+
+    def check(self, words: Sequence[str]) -> None:
+        """End the process unless all flags are known, and `key=value` stand together."""
+        _, rest = self.parse_known_args(words)
+        if flags := [word for word in rest if word.startswith("-")]:
+            self.error(f"unknown flag {', '.join(flags)}")
+        if rest:
+            self.error(f"{' '.join(rest)} must stand with the other KEY=VALUE, without a flag between them")
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong; exit with 2."""
+        complain(f"{message}; `{self.prog} --help` explains keys and flags")
+        self.exit(2)
+
+
 def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
-    """Run a command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole
-    trace.
+    """Run a command line; user errors are one line and exit status 1, wrong flags 2, HYDRA_FULL_ERROR=1 shows
+    the whole trace.
 
     Args:
         config_name: the file in conf/ that it composes.
         run: does the work of one job; the other jobs of a sweep go on when it raises an error of the user's.
     """
+    Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all of its usage
     schema.register()
     before = os.environ.get(FULL_ERROR)
     full_trace = before == "1"
@@ -78,11 +107,6 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
 def _is_here() -> bool:
     """Whether jobs run in the process of the command line, so that it knows of those that failed."""
     return str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
-
-
-def complain(error: Exception) -> None:
-    """Print an error on one line of stderr."""
-    say(f"error: {one_line(error)}")
 
 
 def _remove_if_empty(folder: Path) -> None:

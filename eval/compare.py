@@ -26,7 +26,7 @@ from eval.compare_table import markdown, render
 from eval.comparison import compare
 from eval.records import to_plain
 from eval.run_reader import Run, read_run
-from eval.summary import report_console, say
+from eval.summary import complain, report_console
 
 MARGIN = 2.0  # percentage points; 189 episodes can show it
 NOT_COMPARABLE = 2  # exit status
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
             options.markdown.write_text(markdown(result), encoding="utf-8")
     except (NotComparable, OSError) as error:
-        say(f"error: {error}")
+        complain(error)
         return NOT_COMPARABLE
     if options.json:
         sys.stdout.write(

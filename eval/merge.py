@@ -19,7 +19,7 @@ from eval.plan import Episodes
 from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter
 from eval.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
 from eval.run_reader import Run, read_run
-from eval.summary import render, report_console, say
+from eval.summary import complain, render, report_console
 from eval.words import counted
 from policies.base import EpisodeKey
 
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merge(options.parts, out)
         summary = summarise(read_run(out))
     except (OSError, ValueError, RecordingError) as error:
-        say(f"error: {error}")
+        complain(error)
         return 1
     report_console().print(render(summary))
     report_console().print(Text(f"records: {out}"), soft_wrap=True)

@@ -14,7 +14,6 @@ from omegaconf.errors import (
 )
 
 from eval.choices import backend_name, backends
-from eval.schema import Config
 from policies.pi05.stages import STAGES
 
 # Hydra's words for several values where there is no sweep.
@@ -74,6 +73,8 @@ def _several_values(key: str, values: str) -> str:
 
 def _is_list(key: str) -> bool:
     """Return whether the schema has a list under a key with dots."""
+    from eval.schema import Config  # imports torch: a second for commands that only read records
+
     node: Any = Config
     for name in key.split("."):
         node = get_type_hints(node).get(name) if isinstance(node, type) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from eval.choices import policy_label
 from eval.latency import LatencyStats, latency_stats
 from eval.records import EpisodeRecord, InferenceRecord
 from eval.run_reader import Run
@@ -85,6 +86,7 @@ class Summary:
     """A run in numbers.
 
     Attributes:
+        policy_label: the policy, with the stages whose backend is not that of its own configuration.
         weights_label: what the weights are: where they came from, or RANDOM WEIGHTS and their kind.
         setting: device, precision, form, denoise and replan steps; None for a policy without a network.
         commit: of the harness; `commit_dirty` when its tree had changes.
@@ -99,6 +101,7 @@ class Summary:
     """
 
     policy: str
+    policy_label: str
     checkpoint: str | None
     checkpoint_sha256: str | None
     weights_label: str | None
@@ -190,6 +193,7 @@ def summarise(run: Run) -> Summary:
     git = (run.run.get("provenance") or {}).get("git") or {}
     return Summary(
         policy=policy,
+        policy_label=policy_label(policy, run.run.get("config") or {}),
         checkpoint=checkpoint,
         checkpoint_sha256=checkpoint_sha256,
         weights_label=run.run.get("weights_label"),

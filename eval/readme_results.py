@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.command import complain
 from eval.metrics import is_random
 from eval.readme_results_bench import Bench, read_benches
 from eval.readme_results_data import DATA, REPORTS
@@ -18,7 +17,7 @@ from eval.readme_results_plot import description, latency_svg, plot_of
 from eval.readme_results_runs import comparisons, pages
 from eval.readme_results_success import Outcome, read_outcomes
 from eval.readme_results_tables import infer_sentences, latency_table, success_table
-from eval.summary import say
+from eval.summary import complain, say
 from policies.listing import listing
 
 README = Path("README.md")
@@ -109,11 +108,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = Path(__file__).par
         return 1
     for name in (path.relative_to(root) for path in stale):
         if options.check:
-            say(f"error: {name} is not what the data give; run make results")
+            complain(f"{name} is not what the data give; run make results")
         else:
             say(f"wrote {name}")
     for path in strange:
-        say(f"error: {path.relative_to(root)} is of no data; remove it")
+        complain(f"{path.relative_to(root)} is of no data; remove it")
     if kept := [path.relative_to(root) for path in given if path not in stale]:
         say(f"up to date: {listing(kept)}")
     return 1 if strange or (options.check and stale) else 0

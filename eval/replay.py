@@ -25,7 +25,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eval.arguments import ArgumentParser
-from eval.command import complain
 from eval.comparable import NotComparable
 from eval.compare_table import table
 from eval.metrics import is_random, setting
@@ -33,7 +32,7 @@ from eval.recording import OBSERVATIONS_FILE, load_recording
 from eval.records import to_plain
 from eval.replay_parity import Replay, replay
 from eval.replay_subjects import build, read_run_json
-from eval.summary import report_console
+from eval.summary import complain, report_console
 from eval.words import counted
 from optim.base import StageMismatch
 from optim.parity import Parity, ParityError

@@ -17,7 +17,7 @@ from eval.records import EPISODES_FILE
 from eval.report_folders import find_folders
 from eval.report_page import page
 from eval.run_folders import SWEEP_FILE, margin_points, read_sources, without_run
-from eval.summary import report_console, say
+from eval.summary import complain, report_console, say
 from eval.words import counted
 from policies.listing import listing
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
-        say(f"error: {error}")
+        complain(error)
         return 1
     report_console().print(Text(f"report: {out}"), soft_wrap=True)
     return 0

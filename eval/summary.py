@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.latency import LatencyStats
+from eval.messages import one_line
 from eval.metrics import SuccessRate, Summary, summarise
-from eval.records import to_plain
+from eval.records import EPISODES_FILE, INFERENCES_FILE, to_plain
+from eval.report_folders import find_folders
 from eval.run_reader import read_run
 from eval.words import counted
+from policies.listing import listing
 
 MIN_WIDTH = 100  # columns, where no terminal says how many it has
 
@@ -31,6 +35,11 @@ def report_console(*, stderr: bool = False) -> Console:
 def say(text: str) -> None:
     """Print what is being done, or why not, on stderr, so that stdout holds results alone."""
     report_console(stderr=True).print(Text(text), soft_wrap=True)
+
+
+def complain(problem: BaseException | str) -> None:
+    """Print an error on one line of stderr."""
+    say(f"error: {problem if isinstance(problem, str) else one_line(problem)}")
 
 
 def render(summary: Summary) -> RenderableType:
@@ -65,7 +74,7 @@ def _provenance(summary: Summary) -> Text:
         commit += " with uncommitted changes"
     sha256 = f" (sha256 {summary.checkpoint_sha256[:12]})" if summary.checkpoint_sha256 else ""
     items = {
-        "policy": summary.policy,
+        "policy": summary.policy_label,
         "checkpoint": f"{summary.checkpoint or 'none'}{sha256}",
         "seeding": summary.seeding,
         "GL": summary.gl_backend or "unknown",
@@ -159,6 +168,24 @@ def _engagement(summary: Summary) -> Table:
     return table
 
 
+def _runs_below(folder: Path) -> str | None:
+    """Return that a folder which is no run holds some, as a sweep's does, and how to see them; else None."""
+    try:
+        runs = find_folders(folder, _is_run)
+    except OSError:
+        return None
+    names = listing(path.relative_to(folder) for path in runs)
+    return (
+        f"{folder} is no run, but holds {counted(len(runs), 'run')}; see all of them with "
+        f"`{shlex.join(['python', '-m', 'eval.report', str(folder)])}`, one with "
+        f"`{shlex.join(['python', '-m', 'eval.summary', str(runs[0])])}`; in it: {names}"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (EPISODES_FILE, INFERENCES_FILE))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a run's summary; return 1 with one line on stderr when it has no records or they are damaged."""
     parser = argparse.ArgumentParser(prog="python -m eval.summary", description="Summarise a run's records.")
@@ -169,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = summarise(read_run(options.run))
     except (FileNotFoundError, ValueError) as error:
         where = "" if str(options.run) in str(error) else f"{options.run}: "
-        say(f"error: {where}{error}")
+        below = None if _is_run(options.run) else _runs_below(options.run)
+        complain(below or f"{where}{one_line(error)}")
         return 1
     if options.json:
         sys.stdout.write(json.dumps(to_plain(summary.to_dict(), "summary"), indent=2, allow_nan=False) + "\n")

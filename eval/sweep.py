@@ -31,14 +31,14 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.command import FULL_ERROR, complain
+from eval.command import FULL_ERROR
 from eval.compare import MARGIN
 from eval.overview import overview
 from eval.overview_table import markdown, render
 from eval.records import EPISODES_FILE, RUN_FILE, to_plain
 from eval.run_folders import SWEEP_FILE, margin_points, read_sources
-from eval.summary import report_console, say
-from eval.sweep_check import Jobs, find_reasons, refusal
+from eval.summary import complain, report_console, say
+from eval.sweep_check import Jobs, Reason, find_reasons, refusal
 from eval.sweep_config import Job, experiments, read_jobs
 from eval.words import counted
 
@@ -49,7 +49,7 @@ PATIENCE_S = 60  # for a job that was interrupted to write its summary
 RunJob = Callable[[list[str], Path], int]
 """Runs `python -m eval` with these arguments, writes what it prints to a file, returns the exit status."""
 
-FindReasons = Callable[[Jobs], Sequence[str | None]]
+FindReasons = Callable[[Jobs], Sequence[Reason | None]]
 """Says of each job why this machine cannot run it, None where it can."""
 
 
@@ -109,14 +109,16 @@ def find_refused(
     """Return the jobs that have not finished and cannot run here: folder to reason.
 
     Raises:
-        SweepError: there are some, and not `only_runnable`; or there are no others.
+        SweepError: there are some, and not `only_runnable`; or there are no others; why was said before.
     """
     left = [record for record in records if not _has_finished(folder, record)]
     jobs = [record.overrides for record in left]
     reasons = find_reasons(jobs)
-    refused = {of.folder: reason for of, reason in zip(left, reasons, strict=True) if reason is not None}
+    refused = {of.folder: reason.text for of, reason in zip(left, reasons, strict=True) if reason is not None}
     if refused and (not only_runnable or len(refused) == len(left)):
-        raise SweepError(refusal(jobs, reasons))
+        details, line = refusal(jobs, reasons)
+        say(details)
+        raise SweepError(line)
     return refused
 
 

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.build import choose_passes
+from eval.cannot_run import CannotRunHere
 from eval.cli import refuse_ignored
 from eval.messages import one_line
 from eval.replay_subjects import configure
@@ -25,7 +27,21 @@ Jobs = Sequence[Sequence[str]]
 """The overrides of each job."""
 
 
-def find_reasons(jobs: Jobs) -> list[str | None]:
+@dataclass(frozen=True)
+class Reason:
+    """Why a job cannot run here.
+
+    Attributes:
+        text: what the job itself would say, on one line.
+        parts, way_out: as `CannotRunHere` has them; without parts, `text` is all there is to say.
+    """
+
+    text: str
+    parts: tuple[tuple[str, str], ...] = ()
+    way_out: str = ""
+
+
+def find_reasons(jobs: Jobs) -> list[Reason | None]:
     """Return for each job why it cannot run here; None where nothing speaks against it.
 
     Raises:
@@ -40,27 +56,45 @@ def find_reasons(jobs: Jobs) -> list[str | None]:
             raise ValueError(f"cannot find out what this machine can run: {error}") from error
 
 
-def reason_against(overrides: Sequence[str]) -> str | None:
+def reason_against(overrides: Sequence[str]) -> Reason | None:
     """Return why a run with these overrides would end before its policy is built."""
     try:
         config = configure(overrides)
         refuse_ignored(config, list(overrides))
         if config.policy.kind != "oracle" and config.runner.name != "ray":  # Ray's policies run elsewhere
             choose_passes(config)
+    except CannotRunHere as error:
+        return Reason(one_line(error), error.parts, error.way_out)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        return one_line(error)
+        return Reason(one_line(error))
     return None
 
 
-def refusal(jobs: Jobs, reasons: Sequence[str | None]) -> str:
-    """Return one line: how many jobs cannot run, each reason once, and what to leave out of the lists."""
-    runnable = [job for job, reason in zip(jobs, reasons, strict=True) if reason is None]
-    refused = Counter(reason for reason in reasons if reason is not None)
-    parts = [f"{counted(number, 'job')}: {reason}" for reason, number in refused.items()]
-    line = f"{refused.total()} of {counted(len(jobs), 'job')} cannot run here | {listing(parts, ' | ')}"
-    if not runnable:
-        return line
-    runs = {text for job in runnable for text in job}
+def refusal(jobs: Jobs, reasons: Sequence[Reason | None]) -> tuple[str, str]:
+    """Return a line for each reason with lines of what cannot run for it; and one: how many jobs cannot run,
+    and what to leave out of the lists."""
+    refused = [reason for reason in reasons if reason is not None]
+    found: dict[str, list[str]] = {}  # why to what, once for every job
+    counts: Counter[str] = Counter()
+    for reason in refused:
+        parts = reason.parts or ((reason.text, ""),)
+        counts.update({why for why, _ in parts})
+        for why, what in parts:
+            found.setdefault(why, []).append(what)
+    details = listing((_detail(counts[why], why, what) for why, what in found.items()), "\n")
+    line = f"{len(refused)} of {counted(len(jobs), 'job')} cannot run here"
+    runs = {text for job, reason in zip(jobs, reasons, strict=True) if reason is None for text in job}
+    others = len(jobs) - len(refused)
+    if not others:
+        ways_out = dict.fromkeys(reason.way_out for reason in refused if reason.way_out)
+        return details, "; ".join((line, *ways_out))
     culprits = dict.fromkeys(text for job in jobs for text in job if text not in runs)
     out = f"leave out {listing(culprits)}, or " if culprits else ""
-    return f"{line} | {out}run the {counted(len(runnable), 'other job')} with --only-runnable"
+    return details, f"{line}; {out}run the {counted(others, 'other job')} with --only-runnable"
+
+
+def _detail(jobs: int, why: str, what: Sequence[str]) -> str:
+    """Return a line of why, and one of each thing that cannot run."""
+    names, indent = [name for name in dict.fromkeys(what) if name], "\n  "
+    below = f":{indent}{listing(names, indent)}" if names else ""
+    return f"{counted(jobs, 'job')}: {why}{below}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from eval.summary import report_console, say
+from eval.summary import complain, report_console
 from eval.tracking import TrackingError
 from eval.wandb_sync import require_login
 from eval.wandb_tracker import (
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None, save: Save = save) -> int:
         require_login()
         address = save(report)
     except Exception as error:  # noqa: BLE001  the service and its library may raise anything; nothing is lost
-        say(f"error: {error}")
+        complain(error)
         return 1
     report_console().print(Text(f"report: {address}"), soft_wrap=True)
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.records import EPISODES_FILE
 from eval.report_folders import find_folders
-from eval.summary import say
+from eval.summary import complain, say
 from eval.tracking import TrackingError
 from eval.words import counted
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
         if runs and not options.dry_run:
             require_login()
     except (OSError, TrackingError) as error:
-        say(f"error: {error}")
+        complain(error)
         return 1
     failed = []
     for run in runs:
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     before = f"{len(found) - len(runs)} of {counted(len(found), 'offline run')} had been uploaded before"
     say(f"{done} {len(runs) - len(failed)}; {before}")
     for run in failed:
-        say(f"error: {run} was not uploaded")
+        complain(f"{run} was not uploaded")
     return 1 if failed else 0
 
 

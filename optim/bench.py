@@ -24,15 +24,16 @@ from rich.text import Text
 
 from eval import provenance
 from eval.build import choose_device, choose_passes
+from eval.cannot_run import CannotRunHere
 from eval.capture import collect_requests
 from eval.cli import choose_tasks
-from eval.command import Refused, complain
+from eval.command import Flags, Refused
 from eval.observations import load_requests, save_requests
 from eval.records import to_plain
 from eval.schema import ConfigError
 from eval.sim_stack import SimStackError, prepare
-from eval.summary import report_console, say
-from optim.bench_config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, read_arguments
+from eval.summary import complain, report_console, say
+from optim.bench_config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, help_text, read_arguments
 from optim.bench_setting import Passes, bench_setting, eager_float32, free
 from optim.bench_table import problems, render_setting, report
 from policies.base import Request
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     say(f"record: {folder / RECORD_FILE}")
     found = problems(record)
     for problem in found:
-        complain(RuntimeError(problem))
+        complain(problem)
     return 1 if found else 0
 
 
@@ -83,7 +84,8 @@ def _passes(row: Row) -> Passes:
     try:
         return choose_passes(row.config)
     except ConfigError as error:
-        which = "" if row.label in str(error) else f"policy {row.label}: "
+        named = isinstance(error, CannotRunHere) and error.names_policy
+        which = "" if named and row.label == row.config.policy.name else f"policy {row.label}: "
         raise ConfigError(f"{which}{error}") from error
 
 
@@ -159,8 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trace."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(words):
-        report_console().print(Text(str(__doc__)))
+        report_console().print(Text(help_text()), soft_wrap=True)
         return 0
+    if flags := [word for word in words if word.startswith("-")]:
+        Flags("bench").error(f"unknown flag {', '.join(flags)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
     try:
         return run(words)

@@ -122,6 +122,14 @@ def read_arguments(arguments: Sequence[str]) -> list[Setting]:
     return settings
 
 
+def help_text() -> str:
+    """Return what conf/bench.yaml explains."""
+    schema.register()
+    schema.register_schema("bench", BenchRun)
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        return str(compose("bench", return_hydra_config=True).hydra.help.template)
+
+
 def _spelt_out(argument: str) -> str:
     key, equals, value = argument.partition("=")
     return f"{SHORT.get(key, key)}{equals}{value}"

@@ -18,7 +18,7 @@ from rich.text import Text
 from eval.latency import LatencyStats, latency_stats
 from eval.markdown import markdown_table
 from eval.metrics import is_random
-from eval.summary import report_console, say
+from eval.summary import complain, report_console
 from optim.base import STAGES
 
 ALL_STAGES, HOST_TO_HOST = "all stages", "host to host"
@@ -320,13 +320,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with options.report.open("x") as file:
                 file.write(report(record))
     except (OSError, ValueError) as error:
-        say(f"error: {error}")
+        complain(error)
         return 1
     for setting in record["settings"]:
         report_console().print(render_setting(setting))
     found = problems(record)
     for problem in found:
-        say(f"error: {problem}")
+        complain(problem)
     return 1 if found else 0
 
 

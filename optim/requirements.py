@@ -9,12 +9,12 @@ class WrongMachine(RuntimeError):
     """The machine lacks what a backend needs; another backend is the way out.
 
     Attributes:
-        reason: the message without the way out: the same for every stage.
+        reason: the message without the way out: the same for every stage; way_out: the rest of it.
     """
 
     def __init__(self, reason: str, way_out: str) -> None:
         super().__init__(f"{reason}; {way_out}")
-        self.reason = reason
+        self.reason, self.way_out = reason, way_out
 
 
 def no_gpu(device: torch.device, way_out: str) -> WrongMachine:

@@ -1,28 +1,36 @@
 """What cannot run on a machine is said in the words of what was chosen, all of it, with a way out."""
 
+import pickle
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from eval.build import choose_passes
-from eval.choices import backend_name, options, recipe
-from eval.cli import check
+from eval.cannot_run import CannotRunHere
+from eval.choices import backend_name, options, policy_label, recipe
+from eval.cli import check, plain
 from eval.command import CONF
-from eval.schema import ConfigError, register
+from eval.schema import register
 
 GPU = "it needs an NVIDIA GPU, got policy.device=cpu"
 
 
-def refusal(*overrides: str) -> str:
+def refused(*overrides: str) -> CannotRunHere:
     """Why the policy that these overrides compose cannot run on a CPU."""
     GlobalHydra.instance().clear()
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         config = check(compose("config", [*overrides, "policy.device=cpu"]))
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(CannotRunHere) as raised:
         choose_passes(config)
-    return str(refused.value)
+    return raised.value
+
+
+def refusal(*overrides: str) -> str:
+    """The message of `refused`."""
+    return str(refused(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +87,21 @@ def test_reasons_that_differ_are_each_said_with_their_own_way_out(monkeypatch: p
     )
 
 
+def test_what_cannot_run_is_there_in_parts_and_says_whether_the_policy_is_named() -> None:
+    error = refused("policy=native_fp8", "optim/vision=cuda_graph")
+    assert error.names_policy
+    assert error.parts == (
+        (GPU, "optim/vision=cuda_graph"),
+        (GPU, "policy=native_fp8 (prefix on fp8, denoise on compile)"),
+    )
+    assert error.way_out == "choose policy=baseline without optim/vision=cuda_graph"
+    again = pickle.loads(pickle.dumps(error))  # as Ray does
+    assert (str(again), again.parts, again.names_policy) == (str(error), error.parts, True)
+    error = refused("optim/vision=fp8")
+    assert not error.names_policy
+    assert (error.parts, error.way_out) == (((GPU, "optim/vision=fp8"),), "choose optim/vision=eager")
+
+
 def test_every_policys_recipe_is_that_of_its_composition() -> None:
     GlobalHydra.instance().clear()
     register()
@@ -94,6 +117,36 @@ def test_every_policys_recipe_is_that_of_its_composition() -> None:
             assert {stage: name for stage, name in own.items() if stage != "images"} == composed, policy
             assert own.get("images", "eager") == config.policy.images
     assert recipe("one that was named on the command line") == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["policy=realtime"], "realtime"),
+        (["policy=realtime", "optim.denoise.kernel=phases"], "realtime"),
+        (["policy=realtime", "optim/vision=compile"], "realtime (vision compile)"),
+        (
+            ["policy=baseline", "optim/prefix=fp8", "optim/vision=cuda_graph"],
+            "baseline (vision cuda_graph, prefix fp8)",
+        ),
+        (["policy=realtime", "optim/vision=compile", "policy.name=mine"], "mine"),
+        (["policy=oracle"], "oracle"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_policy_is_labelled_with_stages_on_another_backend_than_its_own(
+    overrides: list[str], label: str
+) -> None:
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        config = plain(compose("config", overrides))
+    assert policy_label(config["policy"]["name"], config) == label
+
+
+def test_a_label_of_a_record_without_a_configuration_is_the_policy() -> None:
+    assert policy_label("realtime", {}) == "realtime"
+    assert policy_label("realtime", {"optim": {"vision": None}}) == "realtime"
 
 
 def test_a_backend_keeps_its_name_when_an_option_of_it_is_set() -> None:

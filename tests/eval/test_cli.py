@@ -254,6 +254,16 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
     assert runs == ["0_baseline_steps10", "2_baseline_steps10"]
 
 
+def test_the_first_line_names_stages_on_another_backend_than_the_policys_own(
+    command_line: Callable[..., None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalRunner, "run", lambda runner, plan, books: None)
+    eager = [f"optim/{stage}=eager" for stage in STAGES]
+    command_line("checkpoint=random_small", "policy=native_fp8", *eager, "tracking=none")
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "records: " in line]
+    assert " | policy native_fp8 (vision eager, prefix eager, denoise eager) | checkpoint " in line
+
+
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "eval", *arguments],
@@ -397,6 +407,34 @@ def test_help_lists_what_can_be_chosen_and_explains_keys_that_exist(
     with initialize_config_dir(CONF, version_base="1.3"):
         register()
         compose("config", keys)  # Hydra refuses a key that is not there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--foo", "-x"], "unknown flag --foo, -x"),
+        (["--cfg", "foo"], "argument --cfg/-c: invalid choice: 'foo' (choose from "),
+        (
+            ["--cfg", "job", "seed=3"],
+            "seed=3 must stand with the other KEY=VALUE, without a flag between them",
+        ),
+    ],
+    ids=["unknown", "unknown value", "a key behind a flag"],
+)
+def test_a_wrong_flag_is_one_line_and_exit_2(
+    command_line: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command_line(*arguments)
+    assert exit_.value.code == 2
+    out, err = capfd.readouterr()
+    [line] = err.splitlines()
+    assert out == ""
+    assert line.startswith(f"error: {expected}")
+    assert line.endswith("; `python -m eval --help` explains keys and flags")
 
 
 @pytest.mark.sim

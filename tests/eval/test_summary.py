@@ -91,6 +91,14 @@ def test_the_provenance_line_names_what_was_run(
     ) in text
 
 
+def test_a_stage_on_another_backend_than_the_policys_own_is_named_beside_the_policy(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"optim": {"vision": {"_target_": "optim.compile.Compile"}}}
+    said = " ".join(show(write_run(config=config), capsys).split())
+    assert "policy: full_optimized (vision compile) | checkpoint: " in said
+
+
 def test_random_weights_are_said_first(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
     text = show(write_run(weights_label="RANDOM WEIGHTS (small)"), capsys)
     assert text.splitlines()[0].strip() == "*** RANDOM WEIGHTS (small) ***"
@@ -148,6 +156,22 @@ def test_a_folder_without_records_is_one_line_and_exit_1(
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
     assert "holds no records: episodes.jsonl is missing" in captured.err
+
+
+def test_a_folder_that_holds_runs_says_which_and_how_to_see_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(12):
+        RunWriter(tmp_path / "sweep of it" / f"{i}_baseline").close()
+    assert main([str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    first = tmp_path / "sweep of it" / "0_baseline"
+    assert line.startswith(
+        f"error: {tmp_path} is no run, but holds 12 runs; see all of them with "
+        f"`python -m eval.report {tmp_path}`, one with `python -m eval.summary '{first}'`; "
+        "in it: sweep of it/0_baseline, sweep of it/1_baseline, "
+    )
+    assert line.endswith("sweep of it/9_baseline and 2 more")
 
 
 def test_a_run_without_episodes_is_one_line_and_exit_1(

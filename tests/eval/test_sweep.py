@@ -14,7 +14,7 @@ from eval.report import main as report
 from eval.run_folders import SWEEP_FILE
 from eval.schema import ConfigError
 from eval.sweep import TABLE_FILES, main, run_process
-from eval.sweep_check import reason_against
+from eval.sweep_check import Reason, reason_against, refusal
 from eval.sweep_config import experiments, read_jobs
 from tests.eval.written_runs import write_run
 
@@ -59,9 +59,10 @@ COMMAND = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10"]
 def sweep(arguments: list[str], run_job: Jobs, reasons: Mapping[str, str] = MappingProxyType({})) -> int:
     """Run a sweep on a machine that cannot run the policies of `reasons`."""
 
-    def find_reasons(jobs: Sequence[Sequence[str]]) -> list[str | None]:
+    def find_reasons(jobs: Sequence[Sequence[str]]) -> list[Reason | None]:
         policies = [next(text for text in job if text.startswith("policy=")) for job in jobs]
-        return [reasons.get(policy.removeprefix("policy=")) for policy in policies]
+        found = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
+        return [None if reason is None else Reason(reason) for reason in found]
 
     return main(arguments, run_job, find_reasons)
 
@@ -219,9 +220,36 @@ def test_jobs_that_cannot_run_here_are_refused_before_the_first_begins(
     assert jobs.seen == []
     assert not (tmp_path / "s").exists()
     assert capsys.readouterr().err.splitlines() == [
-        "error: 4 of 6 jobs cannot run here | 2 jobs: trt_fp8 needs a GPU | 2 jobs: native_fp8 needs a GPU | "
-        "leave out policy=trt_fp8, policy=native_fp8, or run the 2 other jobs with --only-runnable"
+        "2 jobs: trt_fp8 needs a GPU",
+        "2 jobs: native_fp8 needs a GPU",
+        "error: 4 of 6 jobs cannot run here; leave out policy=trt_fp8, policy=native_fp8, or run the 2 other "
+        "jobs with --only-runnable",
     ]
+
+
+def test_a_reason_of_many_jobs_is_said_once_above_what_cannot_run() -> None:
+    jobs = [
+        [f"policy={policy}", f"optim/vision={vision}", "policy.device=cpu"]
+        for policy in ("baseline", "native_fp8", "realtime")
+        for vision in ("eager", "cuda_graph")
+    ]
+    details, line = refusal(jobs, [reason_against(job) for job in jobs])
+    assert details.splitlines() == [
+        "5 jobs: it needs an NVIDIA GPU, got policy.device=cpu:",
+        "  optim/vision=cuda_graph",
+        "  policy=native_fp8 (prefix on fp8, denoise on compile)",
+        "  policy=realtime (prefix on fused_fp8, denoise on fused, images on cuda_graph)",
+    ]
+    assert line == (
+        "5 of 6 jobs cannot run here; leave out optim/vision=cuda_graph, policy=native_fp8, policy=realtime, "
+        "or run the 1 other job with --only-runnable"
+    )
+    every = [[f"policy=p{i}"] for i in range(15)]
+    reasons = [Reason("", (("no GPU", f"policy=p{i}"),), "choose policy=baseline") for i in range(15)]
+    details, line = refusal(every, reasons)
+    assert len(details.splitlines()) == 11
+    assert details.endswith("  policy=p9 and 5 more")
+    assert line == "15 of 15 jobs cannot run here; choose policy=baseline"
 
 
 def test_only_runnable_names_what_it_leaves_out_and_another_machine_goes_on_with_it(
@@ -261,10 +289,10 @@ def test_the_machine_is_asked_in_a_process_of_its_own(
     arguments = ["policy=baseline,native_fp8", "policy.device=cpu", "--out", str(tmp_path / "s")]
     assert main(arguments, jobs) == 1
     assert jobs.seen == []
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: 1 of 2 jobs cannot run here | 1 job: ")
-    assert "needs an NVIDIA GPU" in line
-    assert "leave out policy=native_fp8" in line
+    why, what, line = capsys.readouterr().err.splitlines()
+    assert why == "1 job: it needs an NVIDIA GPU, got policy.device=cpu:"
+    assert what == "  policy=native_fp8 (vision on fp8, prefix on fp8, denoise on compile)"
+    assert line.startswith("error: 1 of 2 jobs cannot run here; leave out policy=native_fp8, or run ")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +304,9 @@ def test_the_machine_is_asked_in_a_process_of_its_own(
     ],
 )
 def test_what_a_run_would_be_refused_for_is_known_before_the_sweep(overrides: list[str], reason: str) -> None:
-    assert reason in str(reason_against(overrides))
+    refused = reason_against(overrides)
+    assert refused is not None
+    assert reason in refused.text
 
 
 @pytest.mark.parametrize(

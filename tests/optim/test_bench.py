@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +13,12 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console, RenderableType
 
+from eval.choices import options
 from eval.observations import save_requests
 from eval.schema import ConfigError
 from optim.base import CountedStage, Pass, StageMismatch, StageSource
 from optim.bench import main
-from optim.bench_config import read_arguments
+from optim.bench_config import SHORT, BenchConfig, read_arguments
 from optim.bench_setting import act, bench_setting
 from optim.bench_table import components, problems, render_setting, report, title
 from optim.bench_table import main as table_main
@@ -271,6 +272,27 @@ def test_a_policy_that_cannot_run_here_is_named_and_nothing_else_is_run(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["policy.name=e", "optim.prefix=eager"], "policy e: optim.prefix must be a backend"),
+        (
+            ["policy=native_fp8", "policy.precision=float32,bfloat16"],
+            "policy native_fp8 precision=float32: policy=native_fp8 cannot run here: ",
+        ),
+    ],
+    ids=["a label within other words", "a label of more than the policy"],
+)
+def test_a_policy_whose_message_does_not_name_its_row_is_named(
+    arguments: list[str],
+    expected: str,
+    bench: Callable[..., tuple[int, Path]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert bench(*arguments)[0] == 1
+    assert capfd.readouterr().err.startswith(f"error: {expected}")
+
+
 def test_a_checkpoint_that_is_not_there_is_one_error_and_leaves_nothing(
     bench: Callable[..., tuple[int, Path]], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +317,28 @@ def test_what_is_being_done_is_said_before_it_is_done(
         *of_a_setting,
         f"record: {folder}/bench.json",
     ]
+
+
+def test_help_explains_keys_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m optim.bench KEY=VALUE,VALUE ...\n")
+    groups = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
+    for group in ("policy", "optim/vision", "optim/prefix", "optim/denoise"):
+        assert groups[group].startswith(", ".join(options(group)))
+    keys = [word for word in groups if "=" in word]
+    assert {f"bench.{option.name}" for option in fields(BenchConfig)} <= {key.split("=")[0] for key in keys}
+    assert all(f"; short: {short}=" in said for short in SHORT)
+    keys.remove("checkpoint.path=FOLDER")  # not of checkpoint=random_full
+    assert len(read_arguments(keys)) == 2 * 2 * 2 * 2
+
+
+def test_an_unknown_flag_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["policy=baseline", "--foo"])
+    assert exit_.value.code == 2
+    expected = "error: unknown flag --foo; `python -m optim.bench --help` explains keys and flags\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_too_few_observations_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from eval.observations import save_requests
 from eval.schema import register, register_schema
 from optim import calibrate as module
 from optim import scales
-from optim.calibrate import CalibrateRun, calibrate, main, observe_amax, warnings
+from optim.calibrate import CalibrateConfig, CalibrateRun, calibrate, main, observe_amax, warnings
 from optim.eager import eager_stages
 from optim.scales import linears, load_scales
 from policies.base import EpisodeKey, Observation, Request
@@ -293,3 +293,20 @@ def test_a_refusal_is_one_line_and_leaves_nothing_behind(
     assert line.startswith("error: ")
     assert message in line
     assert [path.name for path in sorted(place.iterdir())] == ["folder", "ten.npz"]
+
+
+def test_help_explains_what_calibration_reads_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["calibrate", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0
+    said = capfd.readouterr().out
+    keys = [line.split()[0] for line in said.splitlines() if line.startswith("  ") and "=" in line.split()[0]]
+    assert {f"calibrate.{option.name}" for option in fields(CalibrateConfig)} <= {
+        key.split("=")[0] for key in keys
+    }
+    assert not any(word in said for word in ("runner", "tracking", "resume", "video", "shard"))
+    with initialize_config_dir(CONF, version_base="1.3"):
+        compose("calibrate", keys)  # Hydra refuses a key that is not there

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from eval.command import CONF
 from eval.observations import save_requests
 from optim.inspect import Tokens, argument_rows, backend_of, count_tokens, engine_rows, main, token_rows
 from policies.pi05.policy import Pi05Policy
@@ -69,6 +71,20 @@ def test_lean_tokens_are_all_valid_and_full_ones_say_what_is_masked_and_padded()
         Tokens("prompt", tokens, 0, 200 - tokens),
     ]
     assert sum(of.total for of in full) == 968
+
+
+def test_help_explains_what_inspect_reads_and_nothing_else(
+    inspect: Callable[..., tuple[str, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        inspect("--help")
+    assert exit_.value.code == 0
+    said = capfd.readouterr().out
+    keys = [line.split()[0] for line in said.splitlines() if line.startswith("  ") and "=" in line.split()[0]]
+    assert {"inspect.observations=FILE.npz", "policy.form=full"} <= set(keys)
+    assert not any(word in said for word in ("runner", "tracking", "resume", "video", "shard"))
+    with initialize_config_dir(CONF, version_base="1.3"):
+        compose("inspect", keys)  # Hydra refuses a key that is not there
 
 
 def test_sums_are_those_of_the_shortest_and_the_longest_prompt() -> None:
