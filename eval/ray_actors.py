@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from eval.batching import Batching
 from eval.engagement import Engagement
@@ -32,6 +32,7 @@ Setup = Callable[[], Mapping[str, Any]]
 """Makes a process ready to simulate and says with what (`sim_stack.prepare`)."""
 
 EXIT_DELAY_S = 0.5  # answers leave first
+DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monitor killed the process
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class PolicyHost:
         * The policy is built and asked in one thread: CUDA's current device and torch's number of threads
           belong to a thread.
         * A batch that raises is served again one by one, so that an error stays with its episode.
-        * When the GPU is lost, the process ends, and Ray starts it anew.
+        * When the GPU is lost, the process ends; the runner starts another.
 
     Args:
         max_batch: requests that are served together at most; fewer where the policy's `Batching` says so.
@@ -208,10 +209,14 @@ def is_device_lost(error: Exception) -> bool:
 
 
 class RemotePolicy:
-    """A policy as `eval.rollout.roll` sees it, asked in its own process."""
+    """A policy as `eval.rollout.roll` sees it, asked in its own process.
+
+    Attributes:
+        host: that process; another one where it died.
+    """
 
     def __init__(self, host: Any, facts: PolicyFacts) -> None:
-        self._host = host
+        self.host = host
         self._about = facts.about
         self.name = facts.name
         self.cameras = facts.cameras
@@ -225,12 +230,12 @@ class RemotePolicy:
         Raises:
             CutOff: the policy's process died.
         """
-        return self._ask([self._host.infer.remote(request, self.under_load) for request in requests])
+        return self._ask([self.host.infer.remote(request, self.under_load) for request in requests])
 
     def report(self) -> tuple[str, Engagement]:
-        """See `PolicyHost.report`; empty while its process is being replaced."""
+        """See `PolicyHost.report`; empty where the process died."""
         try:
-            reported: tuple[str, Engagement] = self._ask(self._host.report.remote())
+            reported: tuple[str, Engagement] = self._ask(self.host.report.remote())
         except CutOff:
             return "", {}
         return reported
@@ -246,7 +251,7 @@ class RemotePolicy:
             return ray.get(answers)
         except RayTaskError as error:
             raise error.cause from error
-        except RayActorError as error:
+        except DIED as error:
             raise CutOff(f"the policy's process died: {exit_detail(error)}") from error
 
 
@@ -306,7 +311,7 @@ class EpisodeWorker:
         if self._roller is None:
             self._policy = RemotePolicy(host, facts)
             self._roller = EpisodeRoller(plan, self._policy)
-        self._policy.under_load = under_load
+        self._policy.host, self._policy.under_load = host, under_load
         [task] = [task for task in plan.tasks if task.task_id == key.task_id]
         inferences: list[InferenceRecord] = []
         outcome = self._roller.run(task, key, inferences.append)
@@ -333,8 +338,10 @@ class EpisodeWorker:
                 return None, f"{type(error).__name__}: {error}"
 
 
-def exit_detail(error: RayActorError) -> str:
+def exit_detail(error: RayError) -> str:
     """Return what Ray knows of why a process died, on one line."""
+    if isinstance(error, OutOfMemoryError):
+        return str(error).partition("\n")[0]  # a page on the machine's memory follows
     text = " ".join(str(error).split())
     _, found, detail = text.partition("Worker exit type: ")
     return detail if found else text

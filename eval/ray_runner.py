@@ -8,6 +8,8 @@ Non-obvious behaviors:
     * A worker that dies, hangs or loses its policy leaves an error in the records. Its episode is tried again
       up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. An exception
       of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
+    * Ray restarts nothing: it would restart for ever what dies at each start. A policy process that dies is
+      replaced by the runner, once, and each of its episodes has lost an attempt.
     * A policy whose backend serves no batches is asked one request at a time whatever `runner.max_batch` is;
       a warning and run.json (`runner.one_at_a_time`) name the backend.
     * Before all others, when every process is ready, `runner.quiet_episodes` episodes run alone: theirs are
@@ -31,15 +33,24 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from eval.bookkeeper import Bookkeeper
 from eval.engagement import Engagement, join
 from eval.episode import episode_record
 from eval.libero_env import Task
 from eval.plan import Plan, Shard
-from eval.ray_actors import EpisodeWorker, MakePolicy, PolicyFacts, PolicyHost, Result, Setup, exit_detail
-from eval.rollout import Rollout
+from eval.ray_actors import (
+    DIED,
+    EpisodeWorker,
+    MakePolicy,
+    PolicyFacts,
+    PolicyHost,
+    Result,
+    Setup,
+    exit_detail,
+)
+from eval.rollout import CutOff, Rollout
 from eval.runner import RunnerError
 from eval.schedule import Schedule
 from eval.schema import Config, RunnerConfig
@@ -65,10 +76,11 @@ class EpisodeTimeout(RuntimeError):
 
 @dataclass
 class _Worker:
-    """A worker's handle, and what it is doing."""
+    """A worker's handle, what it is doing, and the policy process that it was told to ask."""
 
     number: int
     handle: Any
+    host: Any = None
     key: EpisodeKey | None = None
     since_s: float = 0.0
     overdue: bool = False
@@ -97,7 +109,7 @@ class RayRunner:
         wants_gpu: whether the policy runs on a GPU where there is one.
 
     Raises:
-        RunnerError: Ray cannot be started or reached, the cluster is too small, or a worker's process died.
+        RunnerError: Ray cannot be started or reached, the cluster is too small, or a process died.
         Changed: the workers do not all simulate with the same.
         Exception: what building a policy or preparing a worker raised.
     """
@@ -119,7 +131,9 @@ class RayRunner:
         self._attempts: Counter[EpisodeKey] = Counter()
         self._connect()
         try:
-            self._hosts = [self._start_host(wants_gpu) for _ in range(options.policies)]
+            gpus = ray.cluster_resources().get("GPU", 0)
+            self._gpu_share = min(1.0, gpus / options.policies) if wants_gpu else 0.0
+            self._hosts = [self._start_host() for _ in range(options.policies)]
             count = min(options.workers, most_episodes)
             self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
             self._facts: PolicyFacts = self._first([host.facts.remote() for host in self._hosts])[0]
@@ -195,10 +209,8 @@ class RayRunner:
                 f"need {needed} CPUs, the cluster at {options.address} has {cpus:g}"
             )
 
-    def _start_host(self, wants_gpu: bool) -> Any:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        share = min(1.0, gpus / self.options.policies) if wants_gpu else 0.0
-        actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=-1)(PolicyHost)
+    def _start_host(self) -> Any:
+        actor = ray.remote(num_cpus=1, num_gpus=self._gpu_share)(PolicyHost)
         return actor.remote(
             self._make_policy,
             max_batch=self.options.max_batch,
@@ -220,7 +232,7 @@ class RayRunner:
             return list(ray.get(answers))
         except RayTaskError as error:
             raise error.cause from error
-        except RayActorError as error:
+        except DIED as error:
             raise RunnerError(f"a process of the runner did not start: {exit_detail(error)}") from error
 
     def _describe(self) -> dict[str, Any]:
@@ -247,8 +259,10 @@ class RayRunner:
         worker.key, worker.since_s, worker.overdue = key, time.monotonic(), False
         [task] = [task for task in self._plan.tasks if task.task_id == key.task_id]
         books.start_episode(key, task.language)
-        host = self._hosts[worker.number % len(self._hosts)]
-        answer = worker.handle.roll.remote(self._plan_ref, host, self._facts, key, under_load, self.simulator)
+        worker.host = self._host_of(worker)
+        answer = worker.handle.roll.remote(
+            self._plan_ref, worker.host, self._facts, key, under_load, self.simulator
+        )
         self._running[answer] = worker
 
     def _settle(self, answer: Any, books: Bookkeeper) -> None:
@@ -258,9 +272,11 @@ class RayRunner:
         assert key is not None, "a running worker has an episode"
         try:
             result: Result = ray.get(answer)
-        except RayTaskError as error:  # CutOff: its policy died
+        except RayTaskError as error:
             self._fail(key, worker, error.cause, books)
-        except RayActorError as error:
+            if isinstance(error.cause, CutOff):
+                self._lose(worker.host)
+        except DIED as error:
             if worker.overdue:
                 limit_s = self.options.episode_timeout_s
                 self._fail(
@@ -272,11 +288,34 @@ class RayRunner:
         else:
             self._schedule.learn(key, result.record.wall_s)
             self._keep(result, books)
+            if not result.served_by:  # it died after the last inference
+                self._lose(worker.host)
+        self._end_lost(worker.host)
 
     def _replace(self, worker: _Worker) -> None:
         """Give a worker another process; the lost one may be alive where nobody reaches it."""
         ray.kill(worker.handle, no_restart=True)
         worker.handle = self._start_worker()
+
+    def _host_of(self, worker: _Worker) -> Any:
+        """Return the policy process that a worker asks, a new one where that was lost."""
+        index = worker.number % len(self._hosts)
+        if self._hosts[index] is None:
+            self._hosts[index] = self._start_host()
+        return self._hosts[index]
+
+    def _lose(self, host: Any) -> None:
+        """Let a policy process be replaced before it is asked again, unless it was replaced already."""
+        self._hosts = [None if own is host else own for own in self._hosts]
+
+    def _end_lost(self, host: Any) -> None:
+        """End a policy process that was lost, as soon as no episode waits for its answers.
+
+        It may be alive and keep its GPU. Killed earlier, it would leave errors that name the kill.
+        """
+        needed = [*self._hosts, *(worker.host for worker in self._running.values())]
+        if all(other is not host for other in needed):
+            ray.kill(host, no_restart=True)
 
     def _keep(self, result: Result, books: Bookkeeper) -> None:
         if result.served_by:

@@ -22,14 +22,17 @@ import ray
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from numpy.typing import NDArray
+from ray.exceptions import OutOfMemoryError
 
+from eval import episode as episode_module
 from eval import ray_runner
 from eval.batching import Batching
 from eval.bookkeeper import RunFailed
 from eval.cli import check
 from eval.command import CONF
 from eval.metrics import summarise
-from eval.ray_actors import PolicyHost, is_device_lost
+from eval.ray_actors import PolicyFacts, PolicyHost, RemotePolicy, is_device_lost
 from eval.ray_runner import RayRunner
 from eval.resume import Changed
 from eval.rollout import CutOff, ServedChunk
@@ -40,9 +43,53 @@ from eval.sim_stack import SimStackError
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run, start
-from tests.eval.fakes import FAULTS, ArithmeticPolicy, make_policy, tasks, use_fakes
+from tests.eval.fakes import FAULTS, ArithmeticEnv, ArithmeticPolicy, make_policy, tasks, use_fakes
 
 ROOT = Path(__file__).parents[2]
+LIMIT_S = 600  # of a test
+PROCESS_DIED = r"the policy's process died: SYSTEM_ERROR"
+
+
+@pytest.fixture(autouse=True)
+def time_limit() -> Iterator[None]:
+    """Let a test that hangs fail."""
+
+    def over(*_: Any) -> None:
+        raise SystemExit(f"not over after {LIMIT_S} s")  # ray.get goes on waiting after another exception
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(LIMIT_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(path: Path) -> None:
+    """Return when another process has made this file."""
+    while not path.exists():
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Builds:
+    """Makes a policy, and another one from the second process on; `count` says in how many processes."""
+
+    folder: Path
+    first: Callable[[], ArithmeticPolicy]
+    later: Callable[[], ArithmeticPolicy] = ArithmeticPolicy
+
+    def __call__(self) -> tuple[ArithmeticPolicy, Batching]:
+        make = self.later if self.count else self.first
+        (self.folder / f"policy-{os.getpid()}").touch()
+        return make(), Batching()
+
+    @property
+    def count(self) -> int:
+        return len(list(self.folder.glob("policy-*")))
 
 
 @pytest.fixture
@@ -133,12 +180,151 @@ def test_a_machine_that_cannot_simulate_says_why() -> None:
         RayRunner(RunnerConfig("ray", workers=1), make_policy, broken, most_episodes=1, wants_gpu=False)
 
 
-def test_a_worker_that_dies_at_its_start_says_why() -> None:
-    def broken() -> Any:
-        os._exit(3)
-
+@pytest.mark.parametrize(
+    ("make_policy", "setup"), [(kill_this_process, use_fakes), (make_policy, kill_this_process)]
+)
+def test_a_process_that_dies_at_its_start_says_why(make_policy: Any, setup: Any) -> None:
     with pytest.raises(RunnerError, match=r"^a process of the runner did not start: SYSTEM_ERROR"):
-        RayRunner(RunnerConfig("ray", workers=1), make_policy, broken, most_episodes=1, wants_gpu=False)
+        RayRunner(RunnerConfig("ray", workers=1), make_policy, setup, most_episodes=1, wants_gpu=False)
+    assert not ray.is_initialized()
+
+
+def test_a_process_that_ray_kills_for_memory_at_its_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")  # of the machine's
+    why = r"^a process of the runner did not start: \d+ worker\(s\) were killed .* low on memory\..*$"
+    with pytest.raises(RunnerError, match=why):
+        start("ray", workers=1)
+
+
+def test_a_policy_that_ray_kills_for_memory_cuts_the_episode_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answers: Any) -> Any:
+        raise OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nMemory: ...")
+
+    class Host:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def remote(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(ray, "get", get)
+    policy = RemotePolicy(Host(), PolicyFacts("arithmetic", (), False, 3, {}, None, None))
+    with pytest.raises(CutOff, match=r"^the policy's process died: 1 worker.* running low on memory\.$"):
+        policy.infer([request(0)])
+    assert policy.report() == ("", {})
+
+
+def test_a_policy_that_dies_is_replaced_by_one_that_warms_up_and_its_calls_count(
+    tmp_path: Path, faults: Callable[..., None]
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    faults("policy-kill-1-1")
+    found = run(tmp_path / "ray", runner="ray", workers=1)
+    assert results(found) == expected
+    [error] = found.superseded
+    assert (error.task_id, error.episode, error.error_type) == (1, 1, "CutOff")
+    assert re.match(PROCESS_DIED, error.error_message or "")
+    assert found.run["engagement"]["vision"]["calls"] == len(found.inferences)
+    warmup = [inference for inference in found.inferences if inference.warmup]
+    assert len(warmup) == 2 * RunnerConfig("ray").warmup_inferences
+
+
+def test_a_policy_that_dies_between_episodes_is_replaced_and_costs_none_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DiesWhenAskedForCalls(ArithmeticPolicy):
+        def engagement(self) -> dict[str, Any]:
+            kill_this_process()
+            raise AssertionError
+
+    expected = results(run(tmp_path / "local"))
+    builds = Builds(tmp_path, DiesWhenAskedForCalls)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    found = run(tmp_path / "ray", runner="ray", workers=1, retries=0)
+    assert results(found) == expected
+    assert (found.superseded, builds.count) == ((), 2)
+
+
+def test_a_late_answer_of_a_policy_that_died_does_not_end_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(shard="2/6")
+    expected = results(run(tmp_path / "local", plan))
+    late, killing = plan.episodes.keys()
+    assert all(inferences > 1 for _, _, inferences, _, _ in expected.values())
+
+    class Dies(ArithmeticPolicy):
+        def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+            if (requests[0].episode, requests[0].call) == (killing, 1):
+                kill_this_process()
+            return super().infer(requests)
+
+    class Says(ArithmeticPolicy):
+        def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+            (tmp_path / "replaced").touch()
+            return super().infer(requests)
+
+    class Steps(ArithmeticEnv):
+        """The late episode's first step begins before the policy dies and ends when another one serves."""
+
+        def step(self, action: NDArray[np.float64]) -> bool:
+            if self.steps == 0 and self.key == late:
+                (tmp_path / "stepping").touch()
+                wait_for(tmp_path / "replaced")
+            elif self.steps == 0:
+                wait_for(tmp_path / "stepping")
+            return super().step(action)
+
+    def setup() -> dict[str, Any]:
+        simulator = use_fakes()
+        episode_module.LiberoEnv = Steps  # type: ignore[assignment, misc]
+        return simulator
+
+    builds = Builds(tmp_path, Dies, Says)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    monkeypatch.setattr(fake_run, "use_fakes", setup)
+    found = run(tmp_path / "ray", plan, "ray", workers=2, retries=1, quiet_episodes=0)
+    assert results(found) == expected
+    assert [(error.key, error.error_type) for error in found.superseded] == [
+        (killing, "CutOff"),
+        (late, "CutOff"),
+    ]
+    assert builds.count == 2
+
+
+class DiesAtOnce(ArithmeticPolicy):
+    """Its process dies at the first inference."""
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        kill_this_process()
+        raise AssertionError
+
+
+def no_device() -> ArithmeticPolicy:
+    raise OSError("no such device")
+
+
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        (DiesAtOnce, PROCESS_DIED),
+        (kill_this_process, PROCESS_DIED),
+        (no_device, "the policy could not be built again: no such device"),
+    ],
+)
+def test_a_policy_that_dies_again_and_again_ends_the_run_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: Any, reason: str
+) -> None:
+    builds = Builds(tmp_path, DiesAtOnce, later)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    failed = r"2 episodes raised, more than runner\.max_errors=1; the last was .*: CutOff: "
+    with pytest.raises(RunFailed, match=failed + reason):
+        run(tmp_path / "ray", plan_of(shard="2/6", max_errors=1), "ray", workers=2, retries=1)
+    assert builds.count == 3  # for the quiet attempt; for both episodes; for the other one again
+    found = read_run(tmp_path / "ray")
+    messages = [error.error_message or "" for error in (*found.superseded, *found.episodes)]
+    assert len(messages) == 4
+    assert all(re.match(f"{PROCESS_DIED}|{reason}", message) for message in messages)
 
 
 def unlike_the_first(folder: Path) -> Callable[[], dict[str, Any]]:
