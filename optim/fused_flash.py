@@ -125,9 +125,6 @@ def image_attention(qkv_SN: Tensor, images: int, head_dim: int, inverse_scale: T
 
 def image_attention_reference(qkv_SN: Tensor, images: int, head_dim: int, inverse_scale: Tensor) -> Tensor:
     """Return what `image_attention` does."""
-    queries, keys, values = (
-        qkv_SN.float().view(images, -1, 3, qkv_SN.shape[1] // 3 // head_dim, head_dim).permute(2, 0, 3, 1, 4)
-    )
-    return quantise(
-        attend(queries, keys, values, None).transpose(1, 2).flatten(2).flatten(0, 1), inverse_scale
-    )
+    heads = qkv_SN.shape[1] // (3 * head_dim)
+    queries, keys, values = qkv_SN.view(images, -1, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+    return flash_reference(queries, keys, values, None, inverse_scale)

@@ -11,12 +11,8 @@ from torch import Tensor
 
 from policies.pi05.vision import PatchEmbeddings
 
-BLOCK_TOKENS, BLOCK_COLUMNS, BLOCK_INNER, STAGES = (
-    32,
-    64,
-    32,
-    3,
-)  # 288 programs at full size; others were not timed
+# 288 programs at full size; others were not timed
+BLOCK_TOKENS, BLOCK_COLUMNS, BLOCK_INNER, STAGES = 32, 64, 32, 3
 
 
 def embed_patches(module: PatchEmbeddings, images_NCHW: Tensor, dtype: torch.dtype) -> Tensor:

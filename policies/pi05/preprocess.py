@@ -53,7 +53,7 @@ def prepare_images(frames_BNHWC: Tensor, size: int) -> Tensor:
 
 def load_images(frames: Frames, size: int, device: torch.device) -> Tensor:
     """Return images_BNCHW on `device`; the frames are on the host."""
-    return prepare_images(torch.from_numpy(np.stack([np.stack(row) for row in frames])).to(device), size)
+    return prepare_images(torch.from_numpy(np.array(frames)).to(device), size)
 
 
 def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
