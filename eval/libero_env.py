@@ -117,6 +117,8 @@ class LiberoEnv:
         from libero.libero.envs.env_wrapper import ControlEnv
         from robosuite.utils.observables import Observable, sensor
 
+        from eval.substeps import Substeps
+
         with quiet():
             self._control = ControlEnv(
                 bddl_file_name=task.bddl_file,
@@ -126,6 +128,7 @@ class LiberoEnv:
             )
         self._env = self._control.env
         self._sim = self._env.sim
+        self._substeps = Substeps(self._sim)
         compiled = mujoco.MjModel.from_xml_string(self._env.model.get_xml())
         self._compiled = {name: getattr(compiled, name).copy() for name in MODEL_MEMORY}
         self._initializers = list(self._env.object_property_initializers)
@@ -188,7 +191,8 @@ class LiberoEnv:
         """
         if np.shape(action) != (ACTION_DIM,) or not np.all(np.isfinite(action)):
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {np.asarray(action)!r}")
-        self._obs, _, success, _ = self._env.step(np.asarray(action, dtype=np.float64))
+        with self._substeps:
+            self._obs, _, success, _ = self._env.step(np.asarray(action, dtype=np.float64))
         return bool(success)
 
     def observe(self, cameras: Iterable[str] = (), *, privileged: bool = False) -> Observation:
