@@ -58,6 +58,7 @@ class Bookkeeper:
         self.video_error: str | None = earlier.run.get("video_error") if earlier else None
         self._engagement = engagement
         self._engaged_before: Engagement = {}
+        self._served: dict[str, None] = {}  # stages that inferences name, in their order
         self._num_finished = len(plan.done)
         self._last_error = ""
         done = [record for record in earlier.episodes if record.key in plan.done] if earlier else []
@@ -95,6 +96,7 @@ class Bookkeeper:
 
     def add_inference(self, record: InferenceRecord) -> None:
         """Record one inference."""
+        self._served |= dict.fromkeys(record.backends)
         self.writer.add_inference(record)
         self.tracker.log_inference(record)
         self._progress.add_inference(record)
@@ -138,11 +140,11 @@ class Bookkeeper:
 
         Raises:
             RunFailed: no episode finished, or a stage's backend served no call, or not every call where the
-                plan allows no misses.
+                plan allows no misses, or nobody knows how often it did.
         """
         if self._num_finished == 0:
             raise RunFailed(f"no episode finished: all {self.errors} raised; the last was {self._last_error}")
-        idle = faults(self.engagement(), misses_allowed=self.plan.misses_allowed)
+        idle = faults(self.engagement(), self._served, misses_allowed=self.plan.misses_allowed)
         if idle:
             raise RunFailed("a backend did not engage: " + "; ".join(idle))
         self.finished = True

@@ -50,11 +50,20 @@ def at_least(
     }
 
 
-def faults(engagement: Mapping[str, Mapping[str, Any]], *, misses_allowed: bool) -> list[str]:
-    """Say which stages did not engage: no call served, one refused, or one missed that may not be."""
-    return [
+def faults(
+    engagement: Mapping[str, Mapping[str, Any]], served: Iterable[str], *, misses_allowed: bool
+) -> list[str]:
+    """Say which stages did not engage: no call served, one refused, or one missed that may not be.
+
+    Args:
+        served: stages that inferences name; one that no process reported may have missed any number of calls.
+    """
+    found = [
         f"{stage}: {of['backend']} served {of['calls']} calls, missed {of['misses']} "
         f"and refused {of.get('refused', 0)}"
         for stage, of in engagement.items()
         if of["calls"] == 0 or of.get("refused") or (of["misses"] > 0 and not misses_allowed)
     ]
+    unreported = [stage for stage in served if stage not in engagement]
+    lost = "the process that served it was lost before it could report"
+    return [*found, *(f"{stage}: {lost}" for stage in unreported)]

@@ -179,6 +179,16 @@ def test_a_backend_that_missed_fails_the_run(do_run: Callable[..., Run]) -> None
     assert len(run.episodes) == 6
 
 
+@pytest.mark.parametrize("misses_allowed", [False, True])
+def test_a_stage_that_nobody_reported_fails_the_run(
+    do_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, misses_allowed: bool
+) -> None:
+    monkeypatch.setattr(FakePolicy, "engagement", lambda self: {})
+    fails = "a backend did not engage: vision: the process that served it was lost before it could report"
+    run = do_run(FakePolicy(), misses_allowed=misses_allowed, fails=fails)
+    assert run.run["finished"] is False
+
+
 def test_allowed_misses_are_recorded(
     do_run: Callable[..., Run],
 ) -> None:
