@@ -312,7 +312,7 @@ class RayRunner:
         self._hosts = [None if own is host else own for own in self._hosts]
 
     def _hangs(self, host: Any) -> bool:
-        """Return whether a policy process says nothing, or is at one batch since half of an episode's time."""
+        """Return whether a policy process says nothing, or has been long at one batch."""
         try:
             busy_s: float = ray.get(host.busy_s.remote(), timeout=REACH_S)
         except (GetTimeoutError, *DIED):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,10 +121,11 @@ def test_a_moment_that_was_changed_is_computed_again(simulator: dict[str, str], 
 @pytest.mark.sim
 @pytest.mark.parametrize("value", [np.nan, 1e11])
 def test_a_simulation_that_went_wrong_starts_again_as_upstreams_does(
-    simulator: dict[str, str], value: float
+    simulator: dict[str, str], value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eval.substeps import Substeps
 
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings there
     plain, ours = Sim(), Sim()
     for sim in (plain, ours):
         sim.data._data.qvel[0] = value
