@@ -74,9 +74,9 @@ def sweep_file(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_denoise_sweep_is_policies_by_steps_and_begins_with_the_baseline() -> None:
     jobs = read_jobs(["+experiment=denoise_sweep"])
-    assert len(jobs) == 15
+    assert len(jobs) == 20
     assert [job.folder for job in jobs[:2]] == ["0_baseline_steps10", "1_baseline_steps5"]
-    assert jobs[14].overrides == ("+experiment=denoise_sweep", "policy=native_fp8", "denoise.steps=1")
+    assert jobs[19].overrides == ("+experiment=denoise_sweep", "policy=realtime", "denoise.steps=1")
 
 
 def test_the_ablation_changes_one_stage_at_a_time_and_then_all() -> None:
