@@ -46,10 +46,14 @@ class Flags(argparse.ArgumentParser):
     def check(self, words: Sequence[str]) -> None:
         """End the process unless all flags are known, and `key=value` stand together."""
         _, rest = self.parse_known_args(words)
-        if flags := [word for word in rest if word.startswith("-")]:
-            self.error(f"unknown flag {', '.join(flags)}")
+        self.refuse_flags(rest)
         if rest:
             self.error(f"{' '.join(rest)} must stand with the other KEY=VALUE, without a flag between them")
+
+    def refuse_flags(self, words: Sequence[str]) -> None:
+        """End the process if there are flags among the words."""
+        if flags := [word for word in words if word.startswith("-")]:
+            self.error(f"unknown flag {', '.join(flags)}")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong; exit with 2."""

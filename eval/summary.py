@@ -15,7 +15,7 @@ from rich.text import Text
 from eval.latency import LatencyStats
 from eval.messages import one_line
 from eval.metrics import SuccessRate, Summary, summarise
-from eval.records import EPISODES_FILE, INFERENCES_FILE, to_plain
+from eval.records import require_records, to_plain
 from eval.report_folders import find_folders
 from eval.run_reader import read_run
 from eval.words import counted
@@ -183,7 +183,11 @@ def _runs_below(folder: Path) -> str | None:
 
 
 def _is_run(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (EPISODES_FILE, INFERENCES_FILE))
+    try:
+        require_records(folder)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

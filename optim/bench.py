@@ -163,8 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(words):
         report_console().print(Text(help_text()), soft_wrap=True)
         return 0
-    if flags := [word for word in words if word.startswith("-")]:
-        Flags("bench").error(f"unknown flag {', '.join(flags)}")
+    Flags("bench").refuse_flags(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
     try:
         return run(words)
