@@ -63,6 +63,7 @@ class Bookkeeper:
         self._last_error = ""
         done = [record for record in earlier.episodes if record.key in plan.done] if earlier else []
         if earlier:
+            self._served = dict.fromkeys(stage for record in earlier.inferences for stage in record.backends)
             self._engaged_before = at_least(earlier.run.get("engagement") or {}, earlier.inferences)
         self._progress = Progress(plan.num_episodes, label=plan.weights_label, earlier=done)
 

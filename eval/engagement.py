@@ -65,5 +65,5 @@ def faults(
         if of["calls"] == 0 or of.get("refused") or (of["misses"] > 0 and not misses_allowed)
     ]
     unreported = [stage for stage in served if stage not in engagement]
-    lost = "the process that served it was lost before it could report"
+    lost = "no process could report how it was served"
     return [*found, *(f"{stage}: {lost}" for stage in unreported)]

@@ -130,7 +130,7 @@ class LiberoEnv:
         self._env = self._control.env
         self._sim = self._env.sim
         self._substeps = Substeps(self._sim)
-        self._compiled = dict(compiled)
+        self._compiled = {name: compiled[name] for name in MODEL_MEMORY}
         self._initializers = list(self._env.object_property_initializers)
         self._draws: dict[int, Any] = {}  # openpi seeding: reset count -> generator state after it
         self._drifting_seed: int | None = None
@@ -334,7 +334,10 @@ class LiberoEnv:
 
 @contextmanager
 def _compiled_memory() -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Collect `MODEL_MEMORY` of the model that robosuite compiles inside, before anything writes into it."""
+    """Collect `MODEL_MEMORY` of the model that robosuite compiles inside, before anything writes into it.
+
+    Robosuite's class is patched for the whole process while the context is open.
+    """
     from robosuite.utils.binding_utils import MjSim
 
     memory: dict[str, NDArray[Any]] = {}

@@ -107,7 +107,6 @@ class PolicyHost:
         self._thread = ThreadPoolExecutor(1)
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._server: asyncio.Task[None] | None = None
-        self._busy_since: float | None = None
         self._failure: Exception | None = None
         try:
             self._policy, self._batching = self._thread.submit(_make, make_policy, threads).result()
@@ -133,10 +132,6 @@ class PolicyHost:
     async def report(self) -> tuple[str, Engagement]:
         """Return the name of this process and how the policy's stages have served in it."""
         return self._id, {} if self._failure else self._policy.engagement()
-
-    async def busy_s(self) -> float:
-        """Return for how many seconds the policy has been at its batch; 0 when it is at none."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     async def infer(self, request: Request, under_load: bool) -> ServedChunk:
         """Return the chunk of one request.
@@ -172,7 +167,6 @@ class PolicyHost:
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         requests = [waiting.request for waiting in batch]
         loop = asyncio.get_running_loop()
-        self._busy_since = time.monotonic()
         try:
             chunks, infer_ms = await loop.run_in_executor(self._thread, self._infer, requests)
         except Exception as error:  # noqa: BLE001  whatever a policy raises is the answer
@@ -186,8 +180,6 @@ class PolicyHost:
                 for waiting in batch:
                     await self._answer([waiting])
             return
-        finally:
-            self._busy_since = None
         warmup = self._warmup_left > 0
         self._warmup_left -= 1
         for waiting, chunk in zip(batch, chunks, strict=True):

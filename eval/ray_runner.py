@@ -9,8 +9,7 @@ Non-obvious behaviors:
       up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. An exception
       of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
     * Ray restarts nothing: it would restart for ever what dies at each start. A policy process that dies is
-      replaced by the runner, once, and each of its episodes has lost an attempt; so is one that hangs, when
-      an episode has run out of time.
+      replaced by the runner, once, and each of its episodes has lost an attempt.
     * A policy whose backend serves no batches is asked one request at a time whatever `runner.max_batch` is;
       a warning and run.json (`runner.one_at_a_time`) name the backend.
     * Before all others, when every process is ready, `runner.quiet_episodes` episodes run alone: theirs are
@@ -34,7 +33,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from eval.bookkeeper import Bookkeeper
 from eval.engagement import Engagement, join
@@ -283,8 +282,6 @@ class RayRunner:
                 self._fail(
                     key, worker, EpisodeTimeout(f"runner.episode_timeout_s={limit_s:g} is over"), books
                 )
-                if self._hangs(worker.host):
-                    self._lose(worker.host)
             else:
                 self._fail(key, worker, WorkerDied(exit_detail(error)), books)
             self._replace(worker)
@@ -310,14 +307,6 @@ class RayRunner:
     def _lose(self, host: Any) -> None:
         """Let a policy process be replaced before it is asked again, unless it was replaced already."""
         self._hosts = [None if own is host else own for own in self._hosts]
-
-    def _hangs(self, host: Any) -> bool:
-        """Return whether a policy process says nothing, or has been long at one batch."""
-        try:
-            busy_s: float = ray.get(host.busy_s.remote(), timeout=REACH_S)
-        except (GetTimeoutError, *DIED):
-            return True
-        return busy_s > self.options.episode_timeout_s / 2
 
     def _end_lost(self, host: Any) -> None:
         """End a policy process that was lost, as soon as no episode waits for its answers.

@@ -1,4 +1,4 @@
-"""Exact savings in robosuite's control step: what MuJoCo has computed of a moment is not computed again.
+"""Exact savings in robosuite's control step: what follows from positions and velocities is computed once.
 
 A control step has 25 substeps, and robosuite computes each moment three times: before the controller, in
 it, and in MuJoCo's own step. The three see the same positions and velocities. Kinematics, collisions,
@@ -12,8 +12,6 @@ from typing import Any
 
 import mujoco
 import numpy as np
-
-LARGEST = 1e10  # MuJoCo's mjMAXVAL: beyond it `mj_step` starts the simulation again, `mj_step2` does not
 
 
 class Substeps:
@@ -65,5 +63,5 @@ class Substeps:
         return b"".join(x.tobytes() for x in (data.qpos, data.qvel, data.mocap_pos, data.mocap_quat))
 
     def _is_sound(self) -> bool:
-        """Return whether `mj_step` would go on from here rather than start again."""
-        return all(np.abs(x).max(initial=0.0) <= LARGEST for x in (self._data.qpos, self._data.qvel))
+        """Return whether `mj_step` would go on from here; otherwise it starts again, `mj_step2` does not."""
+        return all(np.abs(x).max(initial=0.0) <= mujoco.mjMAXVAL for x in (self._data.qpos, self._data.qvel))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eval.libero_env import CAMERAS, SETTLE_ACTION, SETTLE_STEPS, LiberoEnv, load_tasks, quat_to_axis_angle
+from eval.libero_env import (
+    CAMERAS,
+    MODEL_MEMORY,
+    SETTLE_ACTION,
+    SETTLE_STEPS,
+    LiberoEnv,
+    load_tasks,
+    quat_to_axis_angle,
+)
 from eval.rollout import sha256
 from eval.sim_stack import quiet
 from policies.base import EpisodeKey
@@ -116,6 +125,24 @@ def test_paired_episode_and_lazy_images_equal_a_fresh_upstream_environment(
     trajectory(env, episode=1)  # a predecessor, which must leave no trace
     [expected] = upstream(suite, task_id, stable_seed("reset", suite, task_id, 3, 7), [3])
     assert assert_equal_moments(expected, ours(env, episode=3, look_every=3)) == 2 * 3
+
+
+@pytest.mark.sim
+def test_what_resets_write_back_is_the_model_as_compiled_and_robosuite_is_left_as_it_was(
+    make_env: Callable[..., LiberoEnv],
+) -> None:
+    import mujoco
+    from robosuite.utils.binding_utils import MjSim
+
+    original = vars(MjSim)["from_xml_string"]
+    env = make_env("libero_spatial", 4, render=False)
+    compiled = mujoco.MjModel.from_xml_string(env._env.model.get_xml())
+    for name in MODEL_MEMORY:
+        np.testing.assert_array_equal(env._compiled[name], getattr(compiled, name))
+    assert not np.array_equal(env._compiled["body_pos"], env._sim.model.body_pos), "nothing was placed"
+    with pytest.raises(AssertionError, match="no such file does not exist"):  # LIBERO's
+        LiberoEnv(replace(env.task, bddl_file="no such file"), render=False)
+    assert vars(MjSim)["from_xml_string"] is original
 
 
 @pytest.mark.sim

@@ -229,16 +229,6 @@ def test_a_policy_that_dies_is_replaced_by_one_that_warms_up_and_its_calls_count
     assert len(warmup) == 2 * RunnerConfig("ray").warmup_inferences
 
 
-def test_a_policy_that_hangs_is_replaced_when_its_episodes_run_out_of_time(
-    tmp_path: Path, faults: Callable[..., None]
-) -> None:
-    expected = results(run(tmp_path / "local"))
-    faults("policy-hang-1-1")
-    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=5.0)
-    assert results(found) == expected
-    assert (1, 1, "EpisodeTimeout") in {(e.task_id, e.episode, e.error_type) for e in found.superseded}
-
-
 def test_a_policy_that_dies_between_episodes_is_replaced_and_costs_none_an_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,7 +184,7 @@ def test_a_stage_that_nobody_reported_fails_the_run(
     do_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, misses_allowed: bool
 ) -> None:
     monkeypatch.setattr(FakePolicy, "engagement", lambda self: {})
-    fails = "a backend did not engage: vision: the process that served it was lost before it could report"
+    fails = "a backend did not engage: vision: no process could report how it was served"
     run = do_run(FakePolicy(), misses_allowed=misses_allowed, fails=fails)
     assert run.run["finished"] is False
 
