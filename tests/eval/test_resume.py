@@ -18,7 +18,7 @@ from eval.records import RUN_FILE, EpisodeRecord, InferenceRecord, RecordingErro
 from eval.resume import Changed, nothing_left, recorded, refuse_changed, refuse_joined, reopen, repair
 from eval.run_reader import read_run
 from tests.eval.fake_run import plan_of, results, run
-from tests.eval.fakes import FAULTS, STEP_S
+from tests.eval.fakes import FAULTS, STEP_S, ArithmeticPolicy
 
 ROOT = Path(__file__).parents[2]
 Episode = Callable[..., EpisodeRecord]
@@ -268,3 +268,13 @@ def test_no_finished_episode_of_any_process_fails_the_run(
             run(tmp_path / "run", plan_of(max_errors=12))
     assert len(read_run(tmp_path / "run").superseded) == 12
     assert json.loads((tmp_path / "run" / RUN_FILE).read_text())["finished"] is False
+
+
+def test_a_run_whose_calls_nobody_reported_is_no_result_after_a_resume_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ArithmeticPolicy, "engagement", lambda self: {})
+    for _ in range(2):  # the second has no episode left
+        with pytest.raises(RunFailed, match="vision: no process could report how it was served"):
+            run(tmp_path / "run")
+    assert len(read_run(tmp_path / "run").episodes) == plan_of().num_episodes
