@@ -4,12 +4,12 @@ BASE and NEW are the two runs; a difference is NEW - BASE, and a speed-up is BAS
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from eval.comparable import NotComparable, Pair, differing, refuse
-from eval.metrics import StageEngagement, SuccessRate, Summary, success_rate, summarise
+from eval.metrics import StageEngagement, SuccessRate, Summary, disagreements, success_rate, summarise
 from eval.paired import (
     Interval,
     PairedCounts,
@@ -188,24 +188,12 @@ def compare(base: Run, new: Run, margin: float) -> Comparison:
     )
 
 
-def engagement_problems(run: Run, engagement: Iterable[StageEngagement]) -> tuple[str, ...]:
+def engagement_problems(run: Run, engagement: Sequence[StageEngagement]) -> tuple[str, ...]:
     """Return why a run's backends cannot be said to have served every call; empty for one without stages."""
-    served: defaultdict[str, set[str]] = defaultdict(set)
-    for record in run.inferences:
-        for stage, backend in record.backends.items():
-            served[stage].add(backend)
-    problems = []
-    for of in engagement:
-        if of.calls == 0:
-            problems.append(f"{of.stage}: {of.backend} never engaged")
-        if of.misses:
-            problems.append(f"{of.stage}: {of.misses} calls missed {of.backend}")
-        if of.refused:
-            problems.append(f"{of.stage}: {of.backend} refused {of.refused} calls")
-        if others := served[of.stage] - {of.backend}:
-            problems.append(f"{of.stage}: inferences were served by {sorted(others)} besides {of.backend}")
+    problems = disagreements(engagement, run.inferences)
+    served = {stage for record in run.inferences for stage in record.backends}
     known = {of.stage for of in engagement}
-    problems += [f"{stage}: run.json does not say who served it" for stage in sorted(served.keys() - known)]
+    problems += [f"{stage}: run.json does not say who served it" for stage in sorted(served - known)]
     if not run.run:
         problems.append("run.json is missing, which says whether backends engaged")
     return tuple(problems)

@@ -189,7 +189,7 @@ def summarise(run: Run) -> Summary:
     infer, stages = _latencies((record for record in timed if not record.under_load), engagement)
     loaded = [record for record in timed if record.under_load]
     infer_under_load, stages_under_load = _latencies(loaded, engagement)
-    warnings += _disagreements(engagement, run.inferences)
+    warnings += disagreements(engagement, run.inferences)
     git = (run.run.get("provenance") or {}).get("git") or {}
     return Summary(
         policy=policy,
@@ -280,7 +280,7 @@ def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngag
     )
 
 
-def _disagreements(engagement: Iterable[StageEngagement], inferences: Iterable[InferenceRecord]) -> list[str]:
+def disagreements(engagement: Iterable[StageEngagement], inferences: Iterable[InferenceRecord]) -> list[str]:
     """Say where engagement is bad news, or is not what the inferences' own records say."""
     served: defaultdict[str, set[str]] = defaultdict(set)
     for record in inferences:

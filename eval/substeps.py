@@ -45,18 +45,21 @@ class Substeps:
         del self._sim.forward, self._sim.step
 
     def _forward(self) -> None:
-        if self._known is not None and self._known == self._moment():
+        if self._is_known():
             mujoco.mj_forwardSkip(self._model, self._data, mujoco.mjtStage.mjSTAGE_VEL, 0)
             return
         mujoco.mj_forward(self._model, self._data)
         self._known = self._moment() if self._is_sound() else None
 
     def _step(self) -> None:
-        if self._known is not None and self._known == self._moment():
+        if self._is_known():
             mujoco.mj_step2(self._model, self._data)
         else:
             mujoco.mj_step(self._model, self._data)
         self._known = None
+
+    def _is_known(self) -> bool:
+        return self._known is not None and self._known == self._moment()
 
     def _moment(self) -> bytes:
         data = self._data

@@ -5,8 +5,7 @@ heads, D head dimension. Attention is in `optim.fused_flash`. What a kernel retu
 e4m3, scaled by the `inverse_scale` of that matmul's input.
 
 Floors on an H200 (4.27 TB/s) for the prefix at full size, 535 tokens: GEGLU reads 35 MB and writes 9 MB,
-10.3 us; norms move 7.7 MB, 1.8 us. What the kernels
-reach is in docs/results, as are blocks that were slower.
+10.3 us; norms move 7.7 MB, 1.8 us. What the kernels reach is in docs/results, as are blocks that were slower.
 """
 
 from dataclasses import dataclass
