@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.libero_env import LiberoEnv, Task
-from policies.base import EpisodeKey, Observation, Request
+from policies.base import EpisodeKey, Request
 from policies.chunking import ActionQueue
 from policies.pi05.norm_stats import STATE_DIM, Normalizer
 from policies.pi05.policy import Pi05Policy
@@ -27,23 +27,22 @@ SHORT_BIN, LONGER_BINS = 0, (50, 200)
 def example_requests(tasks: Sequence[Task], policy: Pi05Policy, seed: int) -> list[Request]:
     """Return requests that together have every input shape that a run over these tasks can meet.
 
-    Shapes differ in the padded length of the prompt alone. A task whose lengths all came before is skipped,
-    because an environment takes 3 s to build. Each request is the start of the task's episode 0; where the
-    prompt carries the state and its length thus changes from call to call, images are real and the state is
-    replaced, one request for each length.
+    Shapes differ in the padded length of the prompt alone, so one look suffices: every request has the images
+    at the start of the first task's episode 0, and words for a length that no other one has. The words are
+    a task's instruction and, where the prompt carries the state and its length thus changes from call to
+    call, a state.
     """
+    key = EpisodeKey(tasks[0].suite, tasks[0].task_id, 0, seed)
+    with closing(LiberoEnv(tasks[0])) as env:
+        env.reset(key)
+        real = env.observe(policy.cameras)
+    normalizer = policy.preprocess.state
+    states = [] if normalizer is None else _states_of_all_widths(normalizer)
     found: dict[int, Request] = {}
     for task in tasks:
-        states = _states_by_length(policy, task.language)
-        if states.keys() <= found.keys():
-            continue
-        key = EpisodeKey(task.suite, task.task_id, 0, seed)
-        with closing(LiberoEnv(task)) as env:
-            env.reset(key)
-            real = env.observe(policy.cameras)
-        observations = {length: replace(real, state=state) for length, state in states.items()}
-        observations[policy.preprocess.prompt_length(real, policy.form)] = real
-        for length, observation in observations.items():
+        worded = replace(real, instruction=task.language)
+        for observation in (worded, *(replace(worded, state=state) for state in states)):
+            length = policy.preprocess.prompt_length(observation, policy.form)
             found.setdefault(length, Request(observation, key, 0))
     return list(found.values())
 
@@ -103,15 +102,6 @@ def _episode(env: LiberoEnv, policy: Pi05Policy, key: EpisodeKey, max_steps: int
             call += 1
         if env.step(queue.pop()):
             return
-
-
-def _states_by_length(policy: Pi05Policy, instruction: str) -> dict[int, NDArray[np.float64]]:
-    """Return a state for every padded length that the prompt of an instruction can have."""
-    preprocess = policy.preprocess
-    states = [np.zeros(STATE_DIM)] if preprocess.state is None else _states_of_all_widths(preprocess.state)
-    return {
-        preprocess.prompt_length(Observation({}, state, instruction), policy.form): state for state in states
-    }
 
 
 def _states_of_all_widths(normalizer: Normalizer) -> list[NDArray[np.float64]]:
