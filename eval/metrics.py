@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -280,7 +280,9 @@ def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngag
     )
 
 
-def disagreements(engagement: Iterable[StageEngagement], inferences: Iterable[InferenceRecord]) -> list[str]:
+def disagreements(
+    engagement: Collection[StageEngagement], inferences: Iterable[InferenceRecord]
+) -> list[str]:
     """Say where engagement is bad news, or is not what the inferences' own records say."""
     served: defaultdict[str, set[str]] = defaultdict(set)
     for record in inferences:
@@ -298,4 +300,5 @@ def disagreements(engagement: Iterable[StageEngagement], inferences: Iterable[In
         others = served[stage] - {backend}
         if others:
             found.append(f"{stage}: inferences were served by {sorted(others)} besides {backend}")
-    return found
+    unreported = served.keys() - {engaged.stage for engaged in engagement}
+    return found + [f"{stage}: run.json does not say who served it" for stage in sorted(unreported)]

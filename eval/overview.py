@@ -202,7 +202,7 @@ def headline(shown: Overview) -> list[str]:
     if base.latency is not None:
         first += (
             f"; {base.latency.p50_ms:.1f} ms from observation to action "
-            f"(median of {base.latency.n}, {base.latency.hz:.1f} Hz)"
+            f"(median of {base.latency.n}; {base.latency.hz:.1f} Hz by the mean)"
         )
     lines = [first]
     if shown.first_is_missing:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Outcome:
         denoise_steps: None for a policy without a network.
         report, records: paths from the repository's root; records is None where they were not kept.
         errors: episodes that raised, in neither `successes` nor `finished`.
+        max_batch: requests that may have been served together; above 1 the actions have other bits.
         infer_p50_ms, infer_n: host to host in the same run; None where the run was not alone on its machine.
     """
 
@@ -38,6 +39,7 @@ class Outcome:
     report: str
     records: str | None = None
     errors: int = 0
+    max_batch: int = 1
     infer_p50_ms: float | None = None
     infer_n: int | None = None
 
@@ -70,6 +72,7 @@ def read_outcomes(root: Path) -> list[Outcome]:
             of.suite,
             of.protocol,
             of.machine,
+            of.max_batch,
             -(of.denoise_steps or 0),
         ),
     )
@@ -102,9 +105,9 @@ def read_parts(folder: Path) -> Run:
             "engagement": join(run["engagement"] for run in runs),
         }
         if len(parts) > 1:
-            overrides = [run["overrides"] for run in runs]
             whole["parts"] = [
-                {"folder": part.name, "overrides": of} for part, of in zip(parts, overrides, strict=True)
+                {"folder": part.name, "overrides": run["overrides"], "runner": run.get("runner")}
+                for part, run in zip(parts, runs, strict=True)
             ]
     return Run(whole, tuple(episodes), ())
 
@@ -136,7 +139,14 @@ def _recorded(root: Path, folder: Path) -> Outcome:
             report=report_of(root, folder.parents[1]),
             records=folder.parent.relative_to(root).as_posix(),
             errors=summary.total.errors,
+            max_batch=max(_max_batch(of.get("runner")) for of in (run.run, *run.run.get("parts", ()))),
         )
+
+
+def _max_batch(runner: Mapping[str, Any] | None) -> int:
+    """Return how many requests a runner serves together at most; one that says nothing of it serves 1."""
+    runner = runner or {}
+    return max(runner.get("batch_sizes") or [runner.get("max_batch", 1)])
 
 
 def _reported(root: Path, path: Path) -> Iterator[Outcome]:

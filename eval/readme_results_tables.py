@@ -73,8 +73,9 @@ def _cells(of: Outcome) -> tuple[str, ...]:
     interval = wilson(of.successes, of.finished)
     errors = f", errors: {of.errors}" if of.errors else ""
     records = f", [records]({of.records})" if of.records else ""
+    batches = f", batches of up to {of.max_batch}" if of.max_batch > 1 else ""
     return (
-        of.policy,
+        f"{of.policy}{batches}",
         of.weights,
         f"{of.suite}, {of.protocol}",
         f"{of.successes} / {of.finished} ({interval.low * 100:.1f} to {interval.high * 100:.1f} %){errors}",

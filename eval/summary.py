@@ -145,7 +145,7 @@ def _latency_under_load(infer: LatencyStats, summary: Summary) -> RenderableType
 
 
 def _latency_table(title: str, infer: LatencyStats, stages: Mapping[str, LatencyStats]) -> Table:
-    table = _table(title, "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz")
+    table = _table(title, "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz (mean)")
     for stage, stats in stages.items():
         table.add_row(Text(stage), *_latency_cells(stats))
     table.add_section()

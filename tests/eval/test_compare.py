@@ -33,7 +33,7 @@ def write_run(
     run_json: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> WriteRun:
-    """Write a run of `count` episodes spread over ten tasks; return its folder."""
+    """Write a run of `count` episodes over ten tasks, all or the first `quiet` alone; return its folder."""
     monkeypatch.setattr("eval.records.os.fsync", lambda descriptor: None)  # no power is lost here
 
     def write(
@@ -45,6 +45,7 @@ def write_run(
         first: int = 0,
         infer_ms: float = 20.0,
         tasks: int = TASKS,
+        quiet: int | None = None,
         run: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Path:
@@ -55,7 +56,14 @@ def write_run(
                 key = {"task_id": i % tasks, "episode": i // tasks}
                 stage_ms = {"vision": infer_ms / 4, "prefix": infer_ms / 4, "denoise": infer_ms / 3}
                 jitter = 1 + (i % 7) / 100
-                writer.add_inference(make_inference(**key, infer_ms=infer_ms * jitter, stage_ms=stage_ms))
+                writer.add_inference(
+                    make_inference(
+                        **key,
+                        infer_ms=infer_ms * jitter,
+                        stage_ms=stage_ms,
+                        under_load=quiet is not None and i >= first + quiet,
+                    )
+                )
                 outcome: dict[str, Any] = {"success": i not in set(failures)}
                 if i in set(errors):
                     outcome = {"error_type": "RuntimeError"}
@@ -392,6 +400,50 @@ def test_latencies_under_load_are_left_out(
     found = compare(run, run, 2.0)
     assert (found.latency["host to host"].base_p50, found.latency["host to host"].base_n) == (20.0, 4)
     assert "NEW: others ran beside 4 of 8 inferences, whose times are left out" in found.warnings
+
+
+@pytest.mark.parametrize(
+    ("base_quiet", "new_quiet", "shared"), [(1, 3, "1 episode"), (4, 4, "4 episodes"), (7, 2, "2 episodes")]
+)
+def test_latencies_of_few_episodes_are_warned_of_with_the_way_out(
+    write_run: WriteRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    base_quiet: int,
+    new_quiet: int,
+    shared: str,
+) -> None:
+    base, new = write_run("base", quiet=base_quiet), write_run("new", quiet=new_quiet)
+    report = tmp_path / "x.md"
+    _, found = outcome(capsys, base, new, "--markdown", report)
+    [warning] = [of for of in found["warnings"] if of.startswith("latency ratios")]
+    assert f"of {shared} (BASE has latencies of {base_quiet}, NEW of {new_quiet})" in warning
+    assert "runner.quiet_episodes=N with runner=ray, or more episodes" in warning
+    assert f"- warning: {warning}\n" in report.read_text()
+    main([str(base), str(new)])
+    assert f"warning: {warning}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_episode_gives_a_ratio_without_an_interval(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, new = write_run("base", quiet=1), write_run("new", quiet=1, infer_ms=10.0)
+    _, found = outcome(capsys, base, new)
+    assert {name: (of["ratio"], of["interval"]) for name, of in found["latency"].items()} == dict.fromkeys(
+        ("vision", "prefix", "denoise", "host to host"), (2.0, None)
+    )
+    assert "which gives no interval" in found["warnings"][-1]
+    main([str(base), str(new)])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "host to host 1 20.00 1 10.00 2.00x -" in lines
+
+
+def test_latencies_of_five_episodes_are_not_warned_of(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = outcome(capsys, write_run("base", quiet=5), write_run("new", quiet=5))
+    assert found["latency"]["host to host"]["interval"] is not None
+    assert not any("latency ratios" in warning for warning in found["warnings"])
 
 
 def test_more_steps_are_shown_where_success_cannot_show_harm(

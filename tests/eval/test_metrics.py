@@ -137,6 +137,14 @@ def test_a_backend_that_did_not_serve_is_a_warning(
     )
 
 
+def test_a_stage_that_inferences_name_and_run_json_lacks_is_a_warning(
+    make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
+) -> None:
+    reported = {stage: of for stage, of in run_json["engagement"].items() if stage != "denoise"}
+    run = Run({**run_json, "engagement": reported}, (make_episode(inferences=1),), (make_inference(),))
+    assert summarise(run).warnings == ("denoise: run.json does not say who served it",)
+
+
 def test_what_run_json_does_not_say_is_a_warning(make_episode: Episode) -> None:
     summary = summarise(Run({"gl_backend": "egl"}, (make_episode(),), ()))
     assert summary.warnings == tuple(

@@ -37,6 +37,8 @@ def test_speed_up_verdict_and_front_are_against_the_first_run(tmp_path: Path) ->
     assert slow.speed_up == pytest.approx(2 / 3)
     lines = headline(shown)
     assert lines[0].startswith("baseline, 10 steps: 200 of 200 episodes succeeded")
+    assert first.latency is not None
+    assert lines[0].endswith(f"(median of 200; {1000 / first.latency.mean_ms:.1f} Hz by the mean)")
     assert (
         "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, 5.2 ms (4.00x)"
         in lines[1]

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from eval.choices import options
+from eval.command import CONF
 from eval.metrics import RANDOM_WEIGHTS
 from eval.readme_results import BEGIN, END, README, main
 from eval.readme_results_data import DATA, REPORTS
 from eval.report import main as report
+from eval.schema import register
 
 ROOT = Path(__file__).parents[2]
 COMPARED = DATA / "2026-11-23_optimised_stages_h200"
@@ -143,6 +148,41 @@ def test_a_failed_episode_changes_the_table_and_the_comparison(root: Path) -> No
     ]
     assert "| 99 / 100 (94.6 to 99.8 %) |" in row
     assert "NEW lost 1 and won 0 of 100 episodes" in (root / COMPARISON).read_text()
+
+
+def test_no_two_rows_of_the_success_table_are_called_the_same() -> None:
+    text = (ROOT / README).read_text()
+    table = text[text.index(BEGIN) : text.index("\nLatency of ")]
+    rows = [line.split(" | ") for line in table.splitlines() if " (95 % Wilson)" not in line and "%)" in line]
+    names = [(*row[:4], row[5]) for row in rows]  # all but success and source
+    assert len(names) == len(set(names)) > 10
+
+
+@pytest.mark.parametrize(
+    ("runner", "name"),
+    [
+        ({"name": "local"}, "native_fp8"),
+        ({"name": "ray", "max_batch": 1, "batch_sizes": [1]}, "native_fp8"),
+        ({"name": "ray", "max_batch": 8, "batch_sizes": None}, "native_fp8, batches of up to 8"),
+        ({"name": "ray", "max_batch": 6, "batch_sizes": [1, 2, 4]}, "native_fp8, batches of up to 4"),
+        ({"name": "ray", "max_batch": 8, "batch_sizes": [1]}, "native_fp8"),  # the policy takes one at a time
+    ],
+)
+def test_a_run_served_in_batches_is_called_so(root: Path, runner: dict[str, Any], name: str) -> None:
+    change(root / RUN / "run.json", lambda of: of.update(runner=runner))  # of one part of the run
+    assert main([], root) == 0
+    row = rf"\n\| {re.escape(name)} \| 10[^|]* \| reference \| libero_spatial, full \|"
+    assert re.search(row, (root / README).read_text())
+
+
+def test_the_readme_says_how_each_policy_makes_images() -> None:
+    table = (ROOT / README).read_text().partition("\n| `policy=` | `policy.images` |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", table, re.MULTILINE))
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        policies = {name: compose("config", [f"policy={name}"]).policy for name in options("policy")}
+    assert told == {name: "-" if of.kind == "oracle" else of.images for name, of in policies.items()}
 
 
 def test_an_episode_that_raised_is_shown_apart(root: Path) -> None:

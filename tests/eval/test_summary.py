@@ -65,6 +65,7 @@ def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
     assert "libero_spatial 97 / 100 97.0% 91.5% to 99.0% 0" in lines
     assert any(line.startswith("libero_spatial 4 ") and " 8 / 10 80.0% " in line for line in lines)
     assert "Latency (2 warm-up inferences left out)" in lines
+    assert "n p50 ms p95 ms p99 ms mean ms Hz (mean)" in lines
     assert "host to host 198 26.25 31.77 32.25 26.25 38.1" in lines
     assert "vision 198 4.25 4.25 4.25 4.25 235.3" in lines
     assert "denoise cuda_graph 12 0 0" in lines
