@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,33 +18,12 @@ from eval.replay import OBSERVATIONS, main
 from eval.replay_parity import euler_path
 from eval.replay_subjects import on_top
 from optim.base import CountedStage, Pass, StageMismatch, StageSource
-from optim.calibrate import observe_amax
-from optim.fp8 import with_fp8_linears
-from optim.parity import require_parity
 from policies.pi05.denoise import Denoise
+from tests.optim.fp8_on_cpu import Fp8OnCpu
 from tests.optim.small import eager_policy, random_checkpoint, random_request
 
 WriteRun = Callable[..., Path]
 STEPS = 3
-
-
-@dataclass(frozen=True)
-class Fp8OnCpu(Pass):
-    """The FP8 linears of `optim.fp8` without compiler and graph; their scales are too small by `factor`."""
-
-    factor: float = 1.0
-
-    def __call__(self, source: StageSource) -> CountedStage:
-        def infer() -> None:
-            with torch.no_grad():
-                for args in source.examples:
-                    source.stage(*args)
-
-        found = observe_amax({source.name: source.stage}, infer)[source.name]
-        amax = {name: value / self.factor for name, value in found.items()}
-        stage = with_fp8_linears(source.stage, amax, "all")
-        parity = require_parity(stage, source.stage, source.examples, math.inf)
-        return CountedStage("fp8_on_cpu", stage, details={"parity": parity.to_dict()})
 
 
 @dataclass(frozen=True)
@@ -104,10 +82,10 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return status, json.loads(printed, parse_constant=pytest.fail) if printed else {}
 
 
-def backend(stage: str, name: str, **options: float) -> list[str]:
-    """Return the overrides that choose a pass of this file."""
+def backend(stage: str, target: type[Pass], **options: float) -> list[str]:
+    """Return the overrides that choose a pass of the tests."""
     return [
-        f"optim.{stage}._target_=tests.eval.test_replay.{name}",
+        f"optim.{stage}._target_={target.__module__}.{target.__qualname__}",
         *(f"+optim.{stage}.{key}={value}" for key, value in options.items()),
     ]
 
@@ -140,7 +118,7 @@ def test_another_form_is_the_same_policy(write_run: WriteRun, capsys: pytest.Cap
 def test_an_error_shows_in_the_stage_that_makes_it_and_grows_over_the_steps(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [write_run(), "policy=baseline", *backend("prefix", "Fp8OnCpu"), "--tolerance", "0.9"]
+    arguments = [write_run(), "policy=baseline", *backend("prefix", Fp8OnCpu), "--tolerance", "0.9"]
     status, found = outcome(capsys, *arguments)
     stages, steps = found["worst"]["stages"], [step["rel_error"] for step in found["worst"]["steps"]]
     assert status == 0
@@ -154,7 +132,7 @@ def test_scales_that_are_off_are_no_parity(write_run: WriteRun, capsys: pytest.C
     folder = write_run()
     errors = []
     for factor in (1, 2, 16):
-        damaged = backend("prefix", "Fp8OnCpu", factor=factor)
+        damaged = backend("prefix", Fp8OnCpu, factor=factor)
         status, found = outcome(capsys, folder, "policy=baseline", *damaged)
         errors.append(found["worst"]["stages"]["prefix"]["rel_error"])
     assert errors[0] < errors[1] < errors[2]
@@ -191,7 +169,7 @@ def test_with_other_denoise_steps_only_the_ends_are_compared(
 def test_the_first_step_that_departs_is_named(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [write_run(), "policy=baseline", *backend("prefix", "Fp8OnCpu", factor=16)]
+    arguments = [write_run(), "policy=baseline", *backend("prefix", Fp8OnCpu, factor=16)]
     _, found = outcome(capsys, *arguments)
     cosines = [step["cosine"] for step in found["worst"]["steps"]]
     between = repr((cosines[1] + cosines[0]) / 2)
@@ -203,7 +181,7 @@ def test_the_first_step_that_departs_is_named(
 def test_a_backend_that_falls_back_has_no_parity_and_one_that_refuses_ends_it(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [write_run(), "policy=baseline", *backend("vision", "Refusing")]
+    arguments = [write_run(), "policy=baseline", *backend("vision", Refusing)]
     status, found = outcome(capsys, *arguments, "optim.on_mismatch=fallback")
     assert status == 1
     assert found["worst"]["actions"]["cosine"] == 1.0

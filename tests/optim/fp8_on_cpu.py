@@ -1,0 +1,40 @@
+"""The FP8 linears of `optim.fp8` without compiler and graph, with scales that may be wrong, as a pass."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from optim.base import CountedStage, Pass, StageSource
+from optim.calibrate import observe_amax
+from optim.fp8 import Fp8Linear, with_fp8_linears
+from optim.parity import require_parity
+
+
+@dataclass(frozen=True)
+class Fp8OnCpu(Pass):
+    """FP8 linears whose scales may be off.
+
+    Attributes:
+        factor: scales are too small by it: inputs above amax / factor saturate.
+        disagreement: the scale that takes outputs back from FP8 is larger by it than the one that took inputs
+            there.
+    """
+
+    factor: float = 1.0
+    disagreement: float = 1.0
+
+    def __call__(self, source: StageSource) -> CountedStage:
+        def infer() -> None:
+            with torch.no_grad():
+                for args in source.examples:
+                    source.stage(*args)
+
+        found = observe_amax({source.name: source.stage}, infer)[source.name]
+        amax = {name: value / self.factor for name, value in found.items()}
+        stage = with_fp8_linears(source.stage, amax, "all")
+        for module in stage.modules():
+            if isinstance(module, Fp8Linear):
+                module.input_scale.mul_(self.disagreement)
+        parity = require_parity(stage, source.stage, source.examples, math.inf)
+        return CountedStage("fp8_on_cpu", stage, details={"parity": parity.to_dict()})
