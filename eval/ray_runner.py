@@ -290,12 +290,14 @@ class RayRunner:
             self._keep(result, books)
             if not result.served_by:  # it died after the last inference
                 self._lose(worker.host)
+        if worker.overdue:  # killed when its answer had already left
+            self._replace(worker)
         self._end_lost(worker.host)
 
     def _replace(self, worker: _Worker) -> None:
         """Give a worker another process; the lost one may be alive where nobody reaches it."""
         ray.kill(worker.handle, no_restart=True)
-        worker.handle = self._start_worker()
+        worker.handle, worker.overdue = self._start_worker(), False
 
     def _host_of(self, worker: _Worker) -> Any:
         """Return the policy process that a worker asks, a new one where that was lost."""

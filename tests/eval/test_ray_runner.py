@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -138,6 +139,29 @@ def test_nothing_is_lost_or_doubled_when_processes_die_and_hang(
     assert len(shown) == len(found.superseded)
     assert all(error.retried for error in shown)
     assert any("the policy lost its GPU: CUDA error" in error.error_message for error in shown)
+
+
+def test_a_worker_killed_when_its_answer_had_left_costs_no_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    kill_overdue = RayRunner._kill_overdue
+    killed: list[int] = []
+
+    def late(runner: RayRunner) -> None:
+        """Find the running episodes overdue after their answers have left, once."""
+        if len(runner._running) > 1 and not killed:
+            ray.wait(list(runner._running), num_returns=len(runner._running))
+            for worker in runner._running.values():
+                worker.since_s = -math.inf
+                killed.append(worker.number)
+        kill_overdue(runner)
+
+    monkeypatch.setattr(RayRunner, "_kill_overdue", late)
+    found = run(tmp_path / "ray", runner="ray", workers=3, retries=0)
+    assert results(found) == expected
+    assert len(killed) > 1
+    assert found.superseded == ()
 
 
 def test_an_episode_that_always_kills_its_worker_is_an_error_after_the_last_retry(
