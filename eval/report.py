@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     out = options.out or options.runs[0] / REPORT_FILE
-    command = shlex.join(["python", "-m", "eval.report", *map(str, options.runs)])
+    command = shlex.join(["python", "-m", "eval.report", *map(str, options.runs), *_chosen(options)])
     try:
         shown = overview(find_sources(options.runs), options.margin)
         text = page(shown, options.title or default_title(shown), command)
@@ -55,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     report_console().print(Text(f"report: {out}"), soft_wrap=True)
     return 0
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    """Return the options that decide what the page says, where they are not the defaults."""
+    title = [f"--title={options.title}"] if options.title else []
+    return title if options.margin == MARGIN else [*title, f"--margin={options.margin}"]
 
 
 def find_sources(folders: Iterable[Path]) -> list[Source]:

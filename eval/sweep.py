@@ -18,12 +18,13 @@ Non-obvious behaviors:
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ from eval.compare import MARGIN
 from eval.overview import overview
 from eval.overview_table import markdown, render
 from eval.records import EPISODES_FILE, RUN_FILE, to_plain
-from eval.run_folders import SWEEP_FILE, margin_points, read_sources
+from eval.run_folders import SWEEP_FILE, JobRecord, margin_points, read_job_records, read_sources
 from eval.summary import complain, report_console, say
 from eval.sweep_check import Jobs, Reason, find_reasons, refusal
-from eval.sweep_config import Job, experiments, read_jobs
+from eval.sweep_config import Job, experiments, override, read_jobs
 from eval.words import counted
 
 LOG_FILE = "job.log"  # beside the records: what the job printed
@@ -51,23 +52,6 @@ RunJob = Callable[[list[str], Path], int]
 
 FindReasons = Callable[[Jobs], Sequence[Reason | None]]
 """Says of each job why this machine cannot run it, None where it can."""
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """A job as `sweep.json` has it.
-
-    Attributes:
-        status: exit status of its last process; None before it has ended.
-        error: why there is no result, None while none is known.
-    """
-
-    folder: str
-    label: str
-    overrides: tuple[str, ...]
-    status: int | None = None
-    wall_s: float | None = None
-    error: str | None = None
 
 
 class SweepError(ValueError):
@@ -90,12 +74,12 @@ def read_sweep(folder: Path) -> list[JobRecord]:
 
     Raises:
         SweepError: the folder holds none.
+        ValueError: its list of jobs is damaged.
     """
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise SweepError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
-    jobs: list[dict[str, Any]] = json.loads(path.read_bytes())["jobs"]
-    return [JobRecord(**{**job, "overrides": tuple(job["overrides"])}) for job in jobs]
+    return read_job_records(path)
 
 
 def write_jobs(folder: Path, records: Sequence[JobRecord]) -> None:
@@ -142,10 +126,11 @@ def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: M
         log = folder / record.folder / LOG_FILE
         log.parent.mkdir(parents=True, exist_ok=True)
         say(f"{place}: running, what it prints is in {log}")
+        said_before = log.stat().st_size if log.exists() else 0
         start_s = time.monotonic()
         status = run_job(_arguments(folder, record), log)
         wall_s = round(time.monotonic() - start_s, 1)
-        error = None if status == 0 else _why(log, status)
+        error = None if status == 0 else _why(log, said_before, status)
         records[i] = replace(record, status=status, wall_s=wall_s, error=error)
         write_jobs(folder, records)
         say(f"{place}: {error or 'finished'}, {wall_s:.0f} s")
@@ -201,14 +186,20 @@ def _has_finished(folder: Path, record: JobRecord) -> bool:
 def _arguments(folder: Path, record: JobRecord) -> list[str]:
     run = folder / record.folder
     if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
-        return [f"resume={run}"]
-    group = [] if any(text.startswith("tracking.group=") for text in record.overrides) else [folder.name]
-    return [*record.overrides, *(f"tracking.group={name}" for name in group), f"hydra.run.dir={run}"]
+        return [override("resume", str(run))]
+    named = any(text.startswith("tracking.group=") for text in record.overrides)
+    group = [] if named else [override("tracking.group", folder.name)]
+    return [*record.overrides, *group, override("hydra.run.dir", str(run))]
 
 
-def _why(log: Path, status: int) -> str:
-    """Return what a job said last of why it ended."""
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+def _why(log: Path, said_before: int, status: int) -> str:
+    """Return what a job said last of why it ended.
+
+    Args:
+        said_before: bytes of the log that are of earlier attempts.
+    """
+    text = log.read_bytes()[said_before:].decode(errors="replace")
+    said = [line for line in text.splitlines() if line.startswith("error: ")]
     return f"exit status {status}" + (
         f": {said[-1].removeprefix('error: ')}" if said else f", see {log.name}"
     )
@@ -277,10 +268,10 @@ def main(
             run_jobs(folder, records, run_job, refused)
         except KeyboardInterrupt:
             interrupted = True
-            say(f"interrupted; go on with it: python -m eval.sweep --resume {folder}")
+            say(f"interrupted; go on with it: python -m eval.sweep --resume {shlex.quote(str(folder))}")
         write_tables(folder, options.margin)
         say(f"tables: {', '.join(str(folder / name) for name in TABLE_FILES)}")
-        say(f"a page of it: python -m eval.report {folder}")
+        say(f"a page of it: python -m eval.report {shlex.quote(str(folder))}")
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(FULL_ERROR) == "1":
             raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import OmegaConf
 
 from eval import schema
@@ -81,6 +81,12 @@ def experiments() -> list[str]:
         for name in options("experiment")
         if OmegaConf.select(OmegaConf.load(Path(CONF, "experiment", f"{name}.yaml")), "hydra.sweeper.params")
     ]
+
+
+def override(key: str, value: str) -> str:
+    """Return what sets a key to a text on a command line, quoted: unquoted, Hydra reads `a,b` as two values
+    and `2026_11` as a number."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _params(fixed: Sequence[str]) -> list[str]:

@@ -1,10 +1,13 @@
 """The report: what a reader finds in the page, and that a browser shows it without network or scripts."""
 
+import html
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +66,11 @@ def runs(tmp_path: Path) -> list[Path]:
     label = f"{RANDOM_WEIGHTS} (small)"
     random = write_run(tmp_path / "c", policy="untrained", run={"weights_label": label}, weights_label=label)
     return [write_run(tmp_path / "a"), lost, random]
+
+
+def job(folder: str, error: str | None = None) -> dict[str, Any]:
+    """A job as `sweep.json` has it."""
+    return {"folder": folder, "label": folder, "overrides": [], "error": error}
 
 
 def report(runs: list[Path], *options: str) -> str:
@@ -150,7 +158,7 @@ def test_runs_below_dates_and_sweeps_are_found_and_named(
 ) -> None:
     write_run(tmp_path / "2026-11-22" / "10-00_a", count=1)
     write_run(tmp_path / "2026-11-23" / "09-00_b", count=1, policy="other")
-    jobs = [{"folder": "0_a", "error": None}, {"folder": "1_b", "error": "no GPU here"}]
+    jobs = [job("0_a"), job("1_b", "no GPU here")]
     write_run(tmp_path / "sweeps" / "s" / "0_a", count=1, policy="swept")
     (tmp_path / "sweeps" / "s" / SWEEP_FILE).write_text(json.dumps({"jobs": jobs}))
     text = report([tmp_path])
@@ -182,11 +190,11 @@ def test_a_damaged_run_is_named_and_stops_the_report_only_if_it_was_asked_for(
 def test_a_damaged_job_of_a_sweep_is_named_beside_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = [{"folder": name} for name in ("0_a", "1_b", "2_c")]
-    for job in jobs:
-        write_run(tmp_path / job["folder"], count=1)
+    names = ("0_a", "1_b", "2_c")
+    for name in names:
+        write_run(tmp_path / name, count=1)
     (tmp_path / "1_b" / "episodes.jsonl").write_text("no json\n")
-    (tmp_path / SWEEP_FILE).write_text(json.dumps({"jobs": jobs}))
+    (tmp_path / SWEEP_FILE).write_text(json.dumps({"jobs": [job(name) for name in names]}))
     sources = find_sources([tmp_path])
     assert [source.run is not None for source in sources] == [True, False, True]
     assert sources[1].reason is not None
@@ -207,6 +215,19 @@ def test_one_of_a_thing_is_singular(tmp_path: Path) -> None:
 
 def test_the_report_is_the_same_each_time(runs: list[Path]) -> None:
     assert report(runs) == report(runs)
+
+
+def test_the_command_on_the_page_makes_the_page_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a b", count=2)
+
+    def command(page: str) -> list[str]:
+        [line] = re.findall(r"<h3>This report</h3>\s*<pre>(.*)</pre>", page)
+        return shlex.split(html.unescape(line))
+
+    assert command(report([run])) == ["python", "-m", "eval.report", str(run)]
+    page = report([run], "--margin", "0.5", "--title=--mine & 'yours'")
+    assert command(page)[4:] == ["--title=--mine & 'yours'", "--margin=0.5"]
+    assert report([run], *command(page)[4:]) == page
 
 
 @pytest.mark.parametrize("values", [(5.0, 5.0), (0.8, 1.3), (1.0, 149.0), (0.002, 900.0), (99.0, 101.0)])

@@ -1,6 +1,7 @@
 """Sweeps: which jobs a command line means, that a failed one stops no other, and how one goes on."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -8,12 +9,13 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from eval.report import main as report
 from eval.run_folders import SWEEP_FILE
 from eval.schema import ConfigError
-from eval.sweep import TABLE_FILES, main, run_process
+from eval.sweep import TABLE_FILES, RunJob, main, run_process
 from eval.sweep_check import Reason, reason_against, refusal
 from eval.sweep_config import experiments, read_jobs
 from tests.eval.written_runs import write_run
@@ -27,6 +29,13 @@ def _no_hydra_and_no_power_loss(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     GlobalHydra.instance().clear()
 
 
+def parse(arguments: list[str]) -> dict[str, str]:
+    """The keys and values of a job, as Hydra reads them."""
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    assert not any(of.is_sweep_override() for of in parsed)
+    return {of.get_key_element(): str(of.value()) for of in parsed}
+
+
 class Jobs:
     """Runs no process: writes a run, unless the job's policy is among `broken` or `interrupted`."""
 
@@ -36,14 +45,15 @@ class Jobs:
 
     def __call__(self, arguments: list[str], log: Path) -> int:
         self.seen.append(arguments)
-        chosen = dict(text.split("=", 1) for text in arguments)
+        chosen = parse(arguments)
         if "resume" in chosen:
             path = Path(chosen["resume"], "run.json")
             path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
             return 0
         folder, policy = Path(chosen["hydra.run.dir"]), chosen["policy"]
         if policy == self._broken:
-            log.write_text("a line\nerror: no GPU here\n")
+            with log.open("a") as file:  # as a process does
+                file.write("a line\nerror: no GPU here\n")
             return 1
         steps = int(chosen["denoise.steps"])
         if policy == self._interrupted:
@@ -56,7 +66,7 @@ class Jobs:
 COMMAND = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10"]
 
 
-def sweep(arguments: list[str], run_job: Jobs, reasons: Mapping[str, str] = MappingProxyType({})) -> int:
+def sweep(arguments: list[str], run_job: RunJob, reasons: Mapping[str, str] = MappingProxyType({})) -> int:
     """Run a sweep on a machine that cannot run the policies of `reasons`."""
 
     def find_reasons(jobs: Sequence[Sequence[str]]) -> list[Reason | None]:
@@ -141,6 +151,20 @@ def test_a_failed_job_stops_no_other_and_the_table_names_it(
     assert "exit status 1: no GPU here" in captured.err
 
 
+def test_why_a_job_failed_is_what_its_last_attempt_said(tmp_path: Path) -> None:
+    arguments = ["policy=trt_fp8", "denoise.steps=10", "--out", str(tmp_path / "s")]
+    assert sweep(arguments, Jobs(broken="trt_fp8")) == 1
+    assert [job["error"] for job in sweep_file(tmp_path / "s")] == ["exit status 1: no GPU here"]
+
+    def killed(arguments: list[str], log: Path) -> int:
+        with log.open("a") as file:
+            file.write("a line\n")
+        return -9
+
+    assert sweep(["--resume", str(tmp_path / "s")], killed) == 1
+    assert [job["error"] for job in sweep_file(tmp_path / "s")] == ["exit status -9, see job.log"]
+
+
 def test_a_first_job_without_numbers_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep([*COMMAND, "--out", str(tmp_path / "s")], Jobs(broken="baseline")) == 1
     said = " ".join(capsys.readouterr().out.split())
@@ -152,11 +176,26 @@ def test_a_first_job_without_numbers_is_said(tmp_path: Path, capsys: pytest.Capt
 def test_jobs_of_a_sweep_share_a_group_and_have_folders_of_their_own(tmp_path: Path) -> None:
     jobs = Jobs()
     assert sweep([*COMMAND, "--out", str(tmp_path / "s")], jobs) == 0
-    assert all("tracking.group=s" in arguments for arguments in jobs.seen)
+    assert all(parse(arguments)["tracking.group"] == "s" for arguments in jobs.seen)
     assert len({arguments[-1] for arguments in jobs.seen}) == 3
     named = Jobs()
     sweep([*COMMAND, "tracking.group=mine", "--out", str(tmp_path / "t")], named)
-    assert all("tracking.group=t" not in arguments for arguments in named.seen)
+    assert all(parse(arguments)["tracking.group"] == "mine" for arguments in named.seen)
+
+
+@pytest.mark.parametrize("name", ["a (1), b=c [d]{e}: it's", "2026_11_23", "null", "x\\'y\\"])
+def test_a_folder_may_have_any_name_whatever_it_means_to_hydra(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs, folder = Jobs(interrupted="trt_fp8"), tmp_path / name
+    assert sweep([*COMMAND, "--out", str(folder)], jobs) == 130
+    chosen = parse(jobs.seen[0])
+    assert (chosen["tracking.group"], chosen["hydra.run.dir"]) == (name, str(folder / "0_baseline_steps10"))
+    command = capsys.readouterr().err.partition("go on with it: ")[2].splitlines()[0]
+    assert shlex.split(command)[-1] == str(folder)
+    resumed = Jobs()
+    assert sweep(["--resume", str(folder)], resumed) == 0
+    assert parse(resumed.seen[0]) == {"resume": str(folder / "1_trt_fp8_steps10")}
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(
@@ -169,7 +208,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     jobs = Jobs()
     assert sweep(["--resume", str(folder)], jobs) == 0
     assert [arguments[0] for arguments in jobs.seen] == [
-        f"resume={folder / '1_trt_fp8_steps10'}",
+        f"resume='{folder / '1_trt_fp8_steps10'}'",
         "denoise.steps=10",
     ]
     assert [job["status"] for job in sweep_file(folder)] == [0, 0, 0]
@@ -185,6 +224,42 @@ def test_a_folder_with_a_sweep_is_not_begun_again(tmp_path: Path, capsys: pytest
     assert jobs.seen == []
     assert "already holds a sweep; go on with it by --resume" in capsys.readouterr().err
     assert sweep(["--resume", str(tmp_path / "nowhere")], jobs) == 1
+
+
+JOB = {"folder": "0_a", "label": "a", "overrides": ["policy=a"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        ("{", "is not JSON (Expecting property name"),
+        ("[]", "has no list `jobs`"),
+        (json.dumps({"jobs": [JOB, 3]}), "is damaged: jobs[1] must be an object, got 3"),
+        (
+            json.dumps({"jobs": [{**JOB, "folder": None}]}),
+            "is damaged: jobs[0].folder must be text, got None",
+        ),
+        (json.dumps({"jobs": [{"folder": "a"}]}), "is damaged: jobs[0].label must be text, got nothing"),
+        (
+            json.dumps({"jobs": [{**JOB, "overrides": [1]}]}),
+            "is damaged: jobs[0].overrides must be a list of",
+        ),
+        (
+            json.dumps({"jobs": [{**JOB, "error": 1}]}),
+            "is damaged: jobs[0].error must be text or null, got 1",
+        ),
+        (json.dumps({"jobs": [{**JOB, "size": 1}]}), "is damaged: jobs[0] has unknown keys: size"),
+    ],
+)
+def test_a_damaged_list_of_jobs_is_one_line_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, wrong: str
+) -> None:
+    (tmp_path / SWEEP_FILE).write_text(content)
+    for command in (lambda: sweep(["--resume", str(tmp_path)], Jobs()), lambda: report([str(tmp_path)])):
+        assert command() == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {tmp_path / SWEEP_FILE} {wrong}")
+        assert line.endswith("; name the folders of its runs instead, or begin a new sweep")
 
 
 def test_a_sweep_in_which_all_failed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
