@@ -5,6 +5,7 @@ counted. A run that cannot be uploaded stops no other; the exit status is then 1
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -48,8 +49,12 @@ def _is_run(folder: Path) -> bool:
     return (folder / EPISODES_FILE).is_file() or any(folder.glob(OFFLINE))
 
 
-def require_login() -> None:
+def require_login(purpose: str = "uploading", *, way_out: str = "") -> None:
     """Look for a login without asking for one.
+
+    Args:
+        purpose: what needs it.
+        way_out: what could be done without one.
 
     Raises:
         TrackingError: there is none, or W&B refuses it.
@@ -60,9 +65,15 @@ def require_login() -> None:
     try:
         logged_in = wandb.login(prompt=False, verify=True)
     except wandb.errors.Error as error:
-        raise TrackingError(f"W&B refused the login: {error}") from error
+        otherwise = f"; or {way_out}" if way_out else ""
+        raise TrackingError(f"W&B refused the login: {error}{otherwise}") from error
     if not logged_in:
-        raise TrackingError("uploading needs a W&B login: set WANDB_API_KEY or run `wandb login`")
+        set_mode = os.environ.get("WANDB_MODE")
+        why = f" (WANDB_MODE={set_mode} is set)" if set_mode else ""
+        ways_out = "set WANDB_API_KEY or run `wandb login`"
+        if way_out:
+            ways_out = f"set WANDB_API_KEY, run `wandb login`, or {way_out}"
+        raise TrackingError(f"{purpose} needs a W&B login, and there is none{why}: {ways_out}")
 
 
 def upload(run: Path) -> int:

@@ -10,6 +10,7 @@ import wandb
 
 from eval.records import EpisodeRecord, InferenceRecord
 from eval.tracking import MODES, TrackedRun, TrackingError
+from eval.wandb_sync import require_login
 
 # Dashboards are built on these names: they stay as they are.
 INFERENCE_INDEX = "inference/index"
@@ -84,7 +85,7 @@ class WandbTracker:
             TrackingError: there is no valid login; it never asks for one.
         """
         if self.mode == "online":
-            _require_login()
+            require_login("tracking mode online", way_out="use tracking mode offline")
 
     def start(self, run: TrackedRun) -> None:
         """Open the run below `run.folder`/wandb.
@@ -197,21 +198,6 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
                 values[f"summary/{name}_ms_{statistic}"] = stats[f"{statistic}_ms"]
             values[f"summary/{name}_hz"] = stats["hz"]
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _require_login() -> None:
-    wandb.setup(settings=wandb.Settings(silent=True))
-    try:
-        logged_in = wandb.login(prompt=False, verify=True)
-    except wandb.errors.Error as error:
-        raise TrackingError(f"W&B refused the login: {error}; or use tracking mode offline") from error
-    if not logged_in:
-        set_mode = os.environ.get("WANDB_MODE")
-        why = f" (WANDB_MODE={set_mode} is set)" if set_mode else ""
-        raise TrackingError(
-            f"tracking mode online needs a W&B login, and there is none{why}: "
-            "set WANDB_API_KEY, run `wandb login`, or use tracking mode offline"
-        )
 
 
 @contextmanager

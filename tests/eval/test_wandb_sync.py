@@ -64,6 +64,18 @@ def test_without_a_login_nothing_is_uploaded_and_the_way_out_is_said(
     assert "set WANDB_API_KEY or run `wandb login`" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("home")
+def test_a_mode_that_is_set_is_named_when_there_is_no_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    offline_run(tmp_path / "run")
+    assert main([str(tmp_path / "run")], upload=lambda run: pytest.fail("uploaded")) == 1
+    assert "uploading needs a W&B login, and there is none (WANDB_MODE=offline is set): " in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_dry_run_needs_no_login(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = offline_run(tmp_path / "run")
     assert main([str(tmp_path / "run"), "--dry-run"], upload=lambda run: pytest.fail("uploaded")) == 0
