@@ -223,11 +223,12 @@ def _observe(
 ) -> list[Request]:
     """Return requests that together have every shape of the suite's tasks.
 
+    From the simulator, all have the images at the start of the first task and the words of one of the tasks.
     From a file, the first observation is asked with each task's instruction: images have one size, so that
     the prompt alone decides; where it carries the state, lengths are those of the file's states.
     """
     if saved is None:
-        say("starting the simulator, to look at each task")
+        say("starting the simulator, for the first task's images; every task gives its words")
         prepare()
         return example_requests(tasks, policy, config.seed)
     found: dict[object, Request] = {}

@@ -145,6 +145,15 @@ def test_all_tables_are_printed_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
 
 
+def test_without_a_file_it_says_that_the_images_are_of_the_first_task(
+    inspect: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optim.inspect.prepare", lambda: None)
+    monkeypatch.setattr("optim.inspect.example_requests", lambda *_: [SHORT, LONG])
+    _, err = inspect("policy=baseline", "inspect.observations=null")
+    assert "starting the simulator, for the first task's images; every task gives its words" in err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
 def test_a_backend_that_cannot_run_here_is_a_note_and_the_rest_is_shown(
     inspect: Callable[..., tuple[str, str]],
