@@ -36,12 +36,15 @@ class EpisodeRoller:
     Non-obvious behaviors:
         An environment that raised is closed before the next episode and not used again. Until then it can
         still film the episode.
+
+    Args:
+        env: to begin with, for one of the plan's tasks, with its seeding and the cameras that are needed.
     """
 
-    def __init__(self, plan: Plan, policy: Policy) -> None:
+    def __init__(self, plan: Plan, policy: Policy, env: LiberoEnv | None = None) -> None:
         self.plan = plan
         self.policy = policy
-        self._env: LiberoEnv | None = None
+        self._env = env
         self._damaged = False
         self._warmup_left = plan.warmup_inferences
 

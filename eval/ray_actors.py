@@ -4,6 +4,7 @@ Both are plain classes here; `eval.ray_runner` makes actors of them.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import tempfile
@@ -21,6 +22,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from eval.batching import Batching
 from eval.engagement import Engagement
 from eval.episode import EpisodeRoller, Outcome
+from eval.libero_env import LiberoEnv
 from eval.plan import Plan
 from eval.records import EpisodeRecord, InferenceRecord
 from eval.resume import refuse_changed
@@ -30,6 +32,7 @@ from policies.base import ActionChunk, EpisodeKey, Policy, Request
 MakePolicy = Callable[[], tuple[Policy, Batching]]
 Setup = Callable[[], Mapping[str, Any]]
 """Makes a process ready to simulate and says with what (`sim_stack.prepare`)."""
+BuildEnv = Callable[[], LiberoEnv]
 
 EXIT_DELAY_S = 0.5  # answers leave first
 DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monitor killed the process
@@ -255,6 +258,18 @@ class RemotePolicy:
             raise CutOff(f"the policy's process died: {exit_detail(error)}") from error
 
 
+@dataclass(frozen=True)
+class Simulator:
+    """What a worker on a machine called `host` simulates with: `about`, as `Setup` said."""
+
+    host: str
+    about: Mapping[str, Any]
+
+    def refuse_unlike(self, first: Mapping[str, Any]) -> None:
+        """Raise Changed where the first worker simulates with something else."""
+        refuse_changed(f"a worker on {self.host}", {"simulator": first}, {"simulator": self.about})
+
+
 class EpisodeWorker:
     """A process that rolls episodes one at a time, with an environment of its own.
 
@@ -267,27 +282,24 @@ class EpisodeWorker:
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
         self._roller: EpisodeRoller | None = None
+        self._first_env: LiberoEnv | None = None
         self._failure: Exception | None = None
         try:
-            self._simulator = setup()
+            self._simulator = Simulator(socket.gethostname(), setup())
         except Exception as error:  # noqa: BLE001  said when asked, as in PolicyHost
             self._failure = error
 
-    def simulator(self, expected: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Return what `setup` said, or raise what it raised.
-
-        Args:
-            expected: what the first worker simulates with.
-
-        Raises:
-            Changed: this one does not.
-        """
+    def simulator(self) -> "Simulator":
+        """Return what `setup` said, or raise what it raised."""
         if self._failure is not None:
             raise self._failure
-        if expected is not None:
-            what = f"a worker on {socket.gethostname()}"
-            refuse_changed(what, {"simulator": expected}, {"simulator": self._simulator})
         return self._simulator
+
+    def build(self, build_env: BuildEnv) -> None:
+        """Build the environment of the first episode; where that fails, the episode tries it again."""
+        if self._failure is None:
+            with contextlib.suppress(Exception):  # what it raises again is that episode's outcome
+                self._first_env = build_env()
 
     def roll(
         self,
@@ -307,10 +319,10 @@ class EpisodeWorker:
             CutOff: the policy's process died; the episode has no outcome.
             SimStackError, Changed: this machine cannot simulate, or not as the first worker's does.
         """
-        self.simulator(simulator)
+        self.simulator().refuse_unlike(simulator)
         if self._roller is None:
             self._policy = RemotePolicy(host, facts)
-            self._roller = EpisodeRoller(plan, self._policy)
+            self._roller = EpisodeRoller(plan, self._policy, self._first_env)
         self._policy.host, self._policy.under_load = host, under_load
         [task] = [task for task in plan.tasks if task.task_id == key.task_id]
         inferences: list[InferenceRecord] = []

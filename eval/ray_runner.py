@@ -17,6 +17,7 @@ Non-obvious behaviors:
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -38,16 +40,18 @@ from ray.exceptions import RayTaskError
 from eval.bookkeeper import Bookkeeper
 from eval.engagement import Engagement, join
 from eval.episode import episode_record
-from eval.libero_env import Task
+from eval.libero_env import LiberoEnv, Task
 from eval.plan import Plan, Shard
 from eval.ray_actors import (
     DIED,
+    BuildEnv,
     EpisodeWorker,
     MakePolicy,
     PolicyFacts,
     PolicyHost,
     Result,
     Setup,
+    Simulator,
     exit_detail,
 )
 from eval.rollout import CutOff, Rollout
@@ -89,10 +93,12 @@ class _Worker:
 def start_ray(config: Config, tasks: Sequence[Task]) -> "RayRunner":
     """Return the runner for a configuration; errors are those of `RayRunner`."""
     shards = Shard.parse(config.shard).count if config.shard else 1
+    envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}
     return RayRunner(
         config.runner,
-        partial(build_served_policy, config, [task.task_id for task in tasks]),
+        partial(build_served_policy, config, list(envs)),
         prepare,
+        build_envs={} if config.policy.kind == "oracle" else envs,  # the oracle is ready at once, and blind
         most_episodes=math.ceil(len(tasks) * config.protocol.episodes / shards),
         wants_gpu=config.policy.kind != "oracle" and config.policy.device != "cpu",
     )
@@ -104,6 +110,8 @@ class RayRunner:
     Args:
         make_policy: builds the policy, in a process of its own.
         setup: prepares a worker's process.
+        build_envs: how the tasks' environments are built, by task; workers share the tasks out and build
+            their first environment while the policies are built.
         most_episodes: how many `run` may be given; there are no more workers than that, nor than
             `runner.workers`.
         wants_gpu: whether the policy runs on a GPU where there is one.
@@ -120,6 +128,7 @@ class RayRunner:
         make_policy: MakePolicy,
         setup: Setup,
         *,
+        build_envs: Mapping[int, BuildEnv] = MappingProxyType({}),
         most_episodes: int,
         wants_gpu: bool,
     ) -> None:
@@ -136,10 +145,13 @@ class RayRunner:
             self._hosts = [self._start_host() for _ in range(options.policies)]
             count = min(options.workers, most_episodes)
             self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
+            simulators = [worker.handle.simulator.remote() for worker in self._workers]
+            built = self._build_ahead(build_envs)
             self._facts: PolicyFacts = self._first([host.facts.remote() for host in self._hosts])[0]
             self.about: Mapping[str, Any] = self._facts.about
-            self.simulator: Mapping[str, Any] = self._simulators()[0]
-            self._simulators(expected=self.simulator)
+            self.simulator = self._same_simulator(self._first(simulators))
+            if built:
+                ray.wait(built, num_returns=len(built), timeout=options.episode_timeout_s)
             self.facts: Mapping[str, Any] = self._describe()
             if self._facts.one_at_a_time is not None:
                 log.warning(
@@ -155,7 +167,7 @@ class RayRunner:
         """See `eval.runner.Runner`."""
         self._plan = plan
         self._plan_ref = ray.put(plan)
-        self._schedule = Schedule(keys for _, keys in plan.todo())
+        self._schedule = Schedule((keys for _, keys in plan.todo()), self._task_of)
         quiet = self.options.quiet_episodes
         with books:
             while self._schedule or self._running:
@@ -223,8 +235,21 @@ class RayRunner:
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
         return ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
 
-    def _simulators(self, expected: Mapping[str, Any] | None = None) -> list[Mapping[str, Any]]:
-        return self._first([worker.handle.simulator.remote(expected) for worker in self._workers])
+    def _build_ahead(self, build_envs: Mapping[int, BuildEnv]) -> list[Any]:
+        """Let workers build environments; return what to wait for.
+
+        What becomes of them is seen at their first episode.
+        """
+        pairs = list(zip(self._workers, itertools.cycle(build_envs.items())))
+        self._task_of = {worker.number: task for worker, (task, _) in pairs}
+        return [worker.handle.build.remote(build_env) for worker, (_, build_env) in pairs]
+
+    def _same_simulator(self, simulators: Sequence[Simulator]) -> Mapping[str, Any]:
+        """Return what all workers simulate with; raise Changed where one does not."""
+        first = simulators[0].about
+        for other in simulators[1:]:
+            other.refuse_unlike(first)
+        return first
 
     def _first(self, answers: Sequence[Any]) -> list[Any]:
         """Return the first answers of processes, or raise what one of them raised."""

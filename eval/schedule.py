@@ -1,7 +1,8 @@
 """Which episode a worker takes next: it keeps its task, and goes on to the one with the most work left."""
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from policies.base import EpisodeKey
 
@@ -13,12 +14,19 @@ class Schedule:
     is left, it takes the task with the most seconds left for each worker on it, so that the longest begin
     first and many workers end together. A task's episodes are as long as those of it that are known, or as
     all known ones.
+
+    Args:
+        task_of: the tasks of workers that have an environment already.
     """
 
-    def __init__(self, todo: Iterable[Sequence[EpisodeKey]]) -> None:
+    def __init__(
+        self,
+        todo: Iterable[Sequence[EpisodeKey]],
+        task_of: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self._waiting = {keys[0].task_id: deque(keys) for keys in todo}
         self._seconds: dict[int, list[float]] = {}
-        self._task_of: dict[Hashable, int] = {}
+        self._task_of = dict[Hashable, int](task_of.items())
 
     def __len__(self) -> int:
         return sum(len(keys) for keys in self._waiting.values())

@@ -3,12 +3,15 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval import episode as episode_module
 from eval.bookkeeper import Bookkeeper
+from eval.libero_env import LiberoEnv, Task
 from eval.plan import Episodes, Plan, Shard
 from eval.records import EPISODES_FILE, RunWriter
 from eval.resume import reopen
@@ -44,7 +47,22 @@ def plan_of(order: Sequence[int] = range(NUM_TASKS), shard: str | None = None, *
     return Plan(tasks=[every[i] for i in order], episodes=episodes, **(options | changes))
 
 
-def start(runner: str = "local", most_episodes: int = NUM_TASKS * NUM_EPISODES, **options: Any) -> Runner:
+def build_envs(order: Sequence[Task]) -> dict[int, Callable[[], LiberoEnv]]:
+    """How the workers' first environments are built."""
+    return {task.task_id: partial(build_env, task) for task in order}
+
+
+def build_env(task: Task) -> LiberoEnv:
+    """The environment of a process in which fakes are in use."""
+    return episode_module.LiberoEnv(task)
+
+
+def start(
+    runner: str = "local",
+    most_episodes: int = NUM_TASKS * NUM_EPISODES,
+    order: Sequence[Task] = (),
+    **options: Any,
+) -> Runner:
     """A runner of the fakes."""
     if runner == "local":
         return LocalRunner(ArithmeticPolicy(), SIMULATOR)
@@ -54,6 +72,7 @@ def start(runner: str = "local", most_episodes: int = NUM_TASKS * NUM_EPISODES, 
         RunnerConfig("ray", **options),
         make_policy,
         use_fakes,
+        build_envs=build_envs(order),
         most_episodes=most_episodes,
         wants_gpu=False,
     )
@@ -71,7 +90,7 @@ def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options
         "provenance": PROVENANCE,
         "overrides": [],
     }
-    with fakes_in_use(), closing(start(runner, plan.num_episodes, **options)) as started:
+    with fakes_in_use(), closing(start(runner, plan.num_episodes, plan.tasks, **options)) as started:
         info["runner"] = started.facts
         earlier = reopen(folder) if (folder / EPISODES_FILE).exists() else None
         if earlier is not None:

@@ -70,7 +70,7 @@ def happens(fault: str, key: EpisodeKey) -> bool:
 class ArithmeticEnv:
     """Its state is a number that actions move; it succeeds when that has a certain fraction."""
 
-    def __init__(self, task: Task, *, seeding: str, render: bool) -> None:
+    def __init__(self, task: Task, *, seeding: str = "paired", render: bool = True) -> None:
         self.task = task
 
     def reset(self, key: EpisodeKey) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from eval.batching import Batching
 from eval.bookkeeper import RunFailed
 from eval.cli import check
 from eval.command import CONF
+from eval.libero_env import Task
 from eval.metrics import summarise
 from eval.ray_actors import PolicyFacts, PolicyHost, RemotePolicy, is_device_lost
 from eval.ray_runner import RayRunner
@@ -67,6 +69,10 @@ def time_limit() -> Iterator[None]:
 
 def kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_at_once(*_: Any, **__: Any) -> None:
+    raise RuntimeError("the renderer gave up")
 
 
 def wait_for(path: Path) -> None:
@@ -383,7 +389,48 @@ def test_a_new_process_that_simulates_otherwise_than_the_one_that_died_rolls_not
     assert [error.error_type for error in [*found.superseded, *found.episodes]] == ["WorkerDied", "Changed"]
 
 
-def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_each_episode_is_set_up(
+def test_a_worker_builds_its_first_environment_while_the_policy_is_built_and_rolls_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of((0,))
+    expected = results(run(tmp_path / "local", plan))
+
+    def build_env() -> ArithmeticEnv:
+        (tmp_path / "built").touch()
+        return ArithmeticEnv(tasks(1)[0])
+
+    def make_policy_late() -> tuple[ArithmeticPolicy, Batching]:
+        wait_for(tmp_path / "built")
+        return make_policy()
+
+    def setup() -> dict[str, Any]:
+        simulator = use_fakes()
+        episode_module.LiberoEnv = raise_at_once  # type: ignore[assignment, misc]
+        return simulator
+
+    monkeypatch.setattr(fake_run, "build_envs", lambda _: {0: build_env})
+    monkeypatch.setattr(fake_run, "make_policy", make_policy_late)
+    monkeypatch.setattr(fake_run, "use_fakes", setup)
+    assert results(run(tmp_path / "ray", plan, "ray", workers=1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("breaks", "superseded"), [(raise_at_once, []), (kill_this_process, [(0, 0, "WorkerDied")])]
+)
+def test_an_environment_that_cannot_be_built_ahead_is_built_for_its_episode(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[], Any],
+    superseded: list[tuple[int, int, str]],
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    monkeypatch.setattr(fake_run, "build_envs", lambda _: {0: breaks})
+    found = run(tmp_path / "ray", runner="ray", workers=1)
+    assert results(found) == expected
+    assert [(error.task_id, error.episode, error.error_type) for error in found.superseded] == superseded
+
+
+def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_each_episode_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_first_inference = tmp_path / "at_first_inference"
@@ -403,14 +450,22 @@ def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_e
         return use_fakes()
 
     def started() -> dict[str, int]:
-        return {kind: len(list(tmp_path.glob(f"{kind}-*"))) for kind in ("policy", "worker")}
+        return {kind: len(list(tmp_path.glob(f"{kind}-*"))) for kind in ("policy", "worker", "env")}
+
+    def build_env(task: Task) -> ArithmeticEnv:
+        time.sleep(1)
+        (tmp_path / f"env-{os.getpid()}").touch()
+        return ArithmeticEnv(task)
 
     monkeypatch.setattr(fake_run, "make_policy", lambda: (Marking(), Batching()))
     monkeypatch.setattr(fake_run, "use_fakes", setup)
+    monkeypatch.setattr(
+        fake_run, "build_envs", lambda order: {task.task_id: partial(build_env, task) for task in order}
+    )
     found = run(tmp_path / "ray", plan_of(shard="1/4"), "ray", workers=4, policies=2)
     assert len(found.episodes) == 3
-    assert json.loads(at_first_inference.read_text()) == {"policy": 2, "worker": 3}
-    assert started() == {"policy": 2, "worker": 3}
+    assert json.loads(at_first_inference.read_text()) == {"policy": 2, "worker": 3, "env": 3}
+    assert started() == {"policy": 2, "worker": 3, "env": 3}
 
 
 @pytest.mark.parametrize(("shard", "most"), [("null", 6), ("2/4", 2)])

@@ -31,6 +31,12 @@ def test_a_worker_stays_with_its_task_until_nothing_of_it_is_left() -> None:
     assert schedule.next("only") is None
 
 
+def test_a_worker_begins_with_the_task_that_it_has_an_environment_for_while_that_waits() -> None:
+    schedule = Schedule([keys(0, 3), keys(1, 1)], {7: 1, 8: 1})
+    taken = [schedule.next(worker) for worker in (7, 8)]
+    assert [key.task_id for key in taken if key] == [1, 0]
+
+
 def test_an_episode_that_is_put_back_comes_again() -> None:
     schedule = Schedule([keys(0, 2)])
     first = schedule.next("a")
