@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.libero_env import LiberoEnv, Task
-from policies.base import EpisodeKey, Request
+from policies.base import EpisodeKey, Observation, Request
 from policies.chunking import ActionQueue
 from policies.pi05.norm_stats import STATE_DIM, Normalizer
 from policies.pi05.policy import Pi05Policy
@@ -25,17 +25,31 @@ SHORT_BIN, LONGER_BINS = 0, (50, 200)
 
 
 def example_requests(tasks: Sequence[Task], policy: Pi05Policy, seed: int) -> list[Request]:
+    """Return `requests_of_every_length` for an environment that is built for one look."""
+    with closing(LiberoEnv(tasks[0])) as env:
+        env.reset(first_episode(tasks, seed))
+        real = env.observe(policy.cameras)
+    return requests_of_every_length(real, tasks, policy, seed)
+
+
+def first_episode(tasks: Sequence[Task], seed: int) -> EpisodeKey:
+    """Return the episode at whose start a look suffices for all shapes."""
+    return EpisodeKey(tasks[0].suite, tasks[0].task_id, 0, seed)
+
+
+def requests_of_every_length(
+    real: Observation, tasks: Sequence[Task], policy: Pi05Policy, seed: int
+) -> list[Request]:
     """Return requests that together have every input shape that a run over these tasks can meet.
 
-    Shapes differ in the padded length of the prompt alone, so one look suffices: every request has the images
-    at the start of the first task's episode 0, and words for a length that no other one has. The words are
-    a task's instruction and, where the prompt carries the state and its length thus changes from call to
-    call, a state.
+    Shapes differ in the padded length of the prompt alone: every request has the same images, and words for
+    a length that no other one has. The words are a task's instruction and, where the prompt carries the state
+    and its length thus changes from call to call, a state.
+
+    Args:
+        real: what the policy's cameras see at the start of `first_episode`.
     """
-    key = EpisodeKey(tasks[0].suite, tasks[0].task_id, 0, seed)
-    with closing(LiberoEnv(tasks[0])) as env:
-        env.reset(key)
-        real = env.observe(policy.cameras)
+    key = first_episode(tasks, seed)
     normalizer = policy.preprocess.state
     states = [] if normalizer is None else _states_of_all_widths(normalizer)
     found: dict[int, Request] = {}

@@ -4,7 +4,6 @@ Both are plain classes here; `eval.ray_runner` makes actors of them.
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import tempfile
@@ -22,20 +21,54 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from eval.batching import Batching
 from eval.engagement import Engagement
 from eval.episode import EpisodeRoller, Outcome
-from eval.libero_env import LiberoEnv
+from eval.libero_env import CAMERAS, LiberoEnv
 from eval.plan import Plan
 from eval.records import EpisodeRecord, InferenceRecord
 from eval.resume import refuse_changed
 from eval.rollout import CutOff, ServedChunk, Service
-from policies.base import ActionChunk, EpisodeKey, Policy, Request
+from eval.runner import RunnerError
+from policies.base import ActionChunk, EpisodeKey, Observation, Policy, Request
 
-MakePolicy = Callable[[], tuple[Policy, Batching]]
+MakePolicy = Callable[[Callable[[], Observation]], tuple[Policy, Batching]]
+"""Builds a policy, given a way to see what the cameras see at the start of an episode."""
 Setup = Callable[[], Mapping[str, Any]]
 """Makes a process ready to simulate and says with what (`sim_stack.prepare`)."""
 BuildEnv = Callable[[], LiberoEnv]
+Answer = Any  # a reference to what an actor returns, when it has
 
 EXIT_DELAY_S = 0.5  # answers leave first
 DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monitor killed the process
+
+
+def first_answers(answers: Sequence[Answer]) -> list[Any]:
+    """Return the first answers of processes, or raise what one of them raised.
+
+    Raises:
+        RunnerError: a process died.
+    """
+    try:
+        return list(ray.get(answers))
+    except RayTaskError as error:
+        raise error.cause from error
+    except DIED as error:
+        raise RunnerError(f"a process of the runner did not start: {exit_detail(error)}") from error
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What the first worker's cameras see at the start of an episode, when it has looked.
+
+    Attributes:
+        answers: of `EpisodeWorker.build`, in a list: handed over bare, Ray would wait for it.
+    """
+
+    answers: Sequence[Answer]
+
+    def __call__(self) -> Observation:
+        """Wait for it; errors are those of `first_answers`."""
+        [observation] = first_answers(self.answers)
+        assert isinstance(observation, Observation)
+        return observation
 
 
 @dataclass(frozen=True)
@@ -90,6 +123,7 @@ class PolicyHost:
         * When the GPU is lost, the process ends; the runner starts another.
 
     Args:
+        look: what `make_policy` is given.
         max_batch: requests that are served together at most; fewer where the policy's `Batching` says so.
         max_wait_ms: how long the first request of a batch waits for others.
         threads: of torch, as in the process that started the run: they enter the last bits on the CPU.
@@ -98,6 +132,7 @@ class PolicyHost:
     def __init__(
         self,
         make_policy: MakePolicy,
+        look: Callable[[], Observation],
         *,
         max_batch: int,
         max_wait_ms: float,
@@ -112,7 +147,7 @@ class PolicyHost:
         self._server: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         try:
-            self._policy, self._batching = self._thread.submit(_make, make_policy, threads).result()
+            self._policy, self._batching = self._thread.submit(_make, make_policy, look, threads).result()
             self._max_batch = self._batching.most(max_batch)
         except Exception as error:  # noqa: BLE001  said when asked: an actor whose __init__ raises hides the type
             self._failure = error
@@ -195,11 +230,11 @@ class PolicyHost:
         return chunks, (time.perf_counter() - start) * 1e3
 
 
-def _make(make_policy: MakePolicy, threads: int) -> tuple[Policy, Batching]:
+def _make(make_policy: MakePolicy, look: Callable[[], Observation], threads: int) -> tuple[Policy, Batching]:
     import torch
 
     torch.set_num_threads(threads)
-    return make_policy()
+    return make_policy(look)
 
 
 def is_device_lost(error: Exception) -> bool:
@@ -295,11 +330,19 @@ class EpisodeWorker:
             raise self._failure
         return self._simulator
 
-    def build(self, build_env: BuildEnv) -> None:
-        """Build the environment of the first episode; where that fails, the episode tries it again."""
-        if self._failure is None:
-            with contextlib.suppress(Exception):  # what it raises again is that episode's outcome
-                self._first_env = build_env()
+    def build(self, build_env: BuildEnv, look_at: EpisodeKey | None = None) -> Observation | None:
+        """Build the environment of the first episode, which tries it again where this raised.
+
+        Returns:
+            what its cameras see at the start of `look_at`, where that is given.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._first_env = build_env()
+        if look_at is None:
+            return None
+        self._first_env.reset(look_at)
+        return self._first_env.observe(tuple(CAMERAS), privileged=False)
 
     def roll(
         self,

@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -38,14 +37,17 @@ import torch
 from ray.exceptions import RayTaskError
 
 from eval.bookkeeper import Bookkeeper
+from eval.capture import first_episode
 from eval.engagement import Engagement, join
 from eval.episode import episode_record
 from eval.libero_env import LiberoEnv, Task
 from eval.plan import Plan, Shard
 from eval.ray_actors import (
     DIED,
+    Answer,
     BuildEnv,
     EpisodeWorker,
+    FirstLook,
     MakePolicy,
     PolicyFacts,
     PolicyHost,
@@ -53,6 +55,7 @@ from eval.ray_actors import (
     Setup,
     Simulator,
     exit_detail,
+    first_answers,
 )
 from eval.rollout import CutOff, Rollout
 from eval.runner import RunnerError
@@ -72,6 +75,20 @@ log = logging.getLogger(__name__)
 
 class WorkerDied(RuntimeError):
     """The process that rolled an episode ended."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What workers do while policies are built.
+
+    Attributes:
+        build_envs: how the tasks' environments are built, by task; workers share the tasks out.
+        look_at: an episode of the first of them, at whose start the first worker looks: policies whose
+            backends are built for shapes build them with what it saw.
+    """
+
+    build_envs: Mapping[int, BuildEnv]
+    look_at: EpisodeKey
 
 
 class EpisodeTimeout(RuntimeError):
@@ -94,11 +111,12 @@ def start_ray(config: Config, tasks: Sequence[Task]) -> "RayRunner":
     """Return the runner for a configuration; errors are those of `RayRunner`."""
     shards = Shard.parse(config.shard).count if config.shard else 1
     envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}
+    blind = config.policy.kind == "oracle"  # and ready at once
     return RayRunner(
         config.runner,
         partial(build_served_policy, config, list(envs)),
         prepare,
-        build_envs={} if config.policy.kind == "oracle" else envs,  # the oracle is ready at once, and blind
+        ahead=None if blind else Ahead(envs, first_episode(tasks, config.seed)),
         most_episodes=math.ceil(len(tasks) * config.protocol.episodes / shards),
         wants_gpu=config.policy.kind != "oracle" and config.policy.device != "cpu",
     )
@@ -110,8 +128,7 @@ class RayRunner:
     Args:
         make_policy: builds the policy, in a process of its own.
         setup: prepares a worker's process.
-        build_envs: how the tasks' environments are built, by task; workers share the tasks out and build
-            their first environment while the policies are built.
+        ahead: what workers do while policies are built.
         most_episodes: how many `run` may be given; there are no more workers than that, nor than
             `runner.workers`.
         wants_gpu: whether the policy runs on a GPU where there is one.
@@ -128,7 +145,7 @@ class RayRunner:
         make_policy: MakePolicy,
         setup: Setup,
         *,
-        build_envs: Mapping[int, BuildEnv] = MappingProxyType({}),
+        ahead: Ahead | None = None,
         most_episodes: int,
         wants_gpu: bool,
     ) -> None:
@@ -136,20 +153,22 @@ class RayRunner:
         self._make_policy = make_policy
         self._setup = setup
         self._engaged: dict[str, Engagement] = {}  # by the process that reported it
-        self._running: dict[Any, _Worker] = {}
+        self._running: dict[Answer, _Worker] = {}
+        self._task_of: dict[int, int] = {}  # of workers that have an environment before the first episode
         self._attempts: Counter[EpisodeKey] = Counter()
         self._connect()
         try:
             gpus = ray.cluster_resources().get("GPU", 0)
             self._gpu_share = min(1.0, gpus / options.policies) if wants_gpu else 0.0
-            self._hosts = [self._start_host() for _ in range(options.policies)]
             count = min(options.workers, most_episodes)
             self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
             simulators = [worker.handle.simulator.remote() for worker in self._workers]
-            built = self._build_ahead(build_envs)
-            self._facts: PolicyFacts = self._first([host.facts.remote() for host in self._hosts])[0]
+            built = self._build_ahead(ahead) if ahead else []
+            self._look = FirstLook(built[:1])
+            self._hosts = [self._start_host() for _ in range(options.policies)]
+            self._facts: PolicyFacts = first_answers([host.facts.remote() for host in self._hosts])[0]
             self.about: Mapping[str, Any] = self._facts.about
-            self.simulator = self._same_simulator(self._first(simulators))
+            self.simulator = _same(first_answers(simulators))
             if built:
                 ray.wait(built, num_returns=len(built), timeout=options.episode_timeout_s)
             self.facts: Mapping[str, Any] = self._describe()
@@ -225,6 +244,7 @@ class RayRunner:
         actor = ray.remote(num_cpus=1, num_gpus=self._gpu_share)(PolicyHost)
         return actor.remote(
             self._make_policy,
+            self._look,
             max_batch=self.options.max_batch,
             max_wait_ms=self.options.max_wait_ms,
             warmup_inferences=self.options.warmup_inferences,
@@ -235,30 +255,18 @@ class RayRunner:
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
         return ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
 
-    def _build_ahead(self, build_envs: Mapping[int, BuildEnv]) -> list[Any]:
-        """Let workers build environments; return what to wait for.
+    def _build_ahead(self, ahead: Ahead) -> list[Answer]:
+        """Let workers build environments; return their answers.
 
-        What becomes of them is seen at their first episode.
+        What became of them is seen at their first episode.
         """
-        pairs = list(zip(self._workers, itertools.cycle(build_envs.items())))
+        pairs = list(zip(self._workers, itertools.cycle(ahead.build_envs.items())))
         self._task_of = {worker.number: task for worker, (task, _) in pairs}
-        return [worker.handle.build.remote(build_env) for worker, (_, build_env) in pairs]
-
-    def _same_simulator(self, simulators: Sequence[Simulator]) -> Mapping[str, Any]:
-        """Return what all workers simulate with; raise Changed where one does not."""
-        first = simulators[0].about
-        for other in simulators[1:]:
-            other.refuse_unlike(first)
-        return first
-
-    def _first(self, answers: Sequence[Any]) -> list[Any]:
-        """Return the first answers of processes, or raise what one of them raised."""
-        try:
-            return list(ray.get(answers))
-        except RayTaskError as error:
-            raise error.cause from error
-        except DIED as error:
-            raise RunnerError(f"a process of the runner did not start: {exit_detail(error)}") from error
+        look_at = [ahead.look_at, *[None] * (len(pairs) - 1)]
+        return [
+            worker.handle.build.remote(build_env, key)
+            for (worker, (_, build_env)), key in zip(pairs, look_at, strict=True)
+        ]
 
     def _describe(self) -> dict[str, Any]:
         options = self.options
@@ -374,6 +382,14 @@ class RayRunner:
             if not worker.overdue and now_s - worker.since_s > self.options.episode_timeout_s:
                 worker.overdue = True
                 ray.kill(worker.handle, no_restart=True)
+
+
+def _same(simulators: Sequence[Simulator]) -> Mapping[str, Any]:
+    """Return what all workers simulate with; raise Changed where one does not."""
+    first = simulators[0].about
+    for other in simulators[1:]:
+        other.refuse_unlike(first)
+    return first
 
 
 def _reach(address: str) -> None:

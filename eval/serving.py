@@ -1,23 +1,27 @@
 """The policy of `runner=ray`: built in its own process, for the batches that it will meet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eval.batching import Batching, powers_of_two
 from eval.build import build_policy, choose_passes
-from eval.capture import example_requests
+from eval.capture import requests_of_every_length
 from eval.libero_env import load_tasks
 from eval.schema import Config
-from eval.sim_stack import prepare
 from optim.base import Pass
-from policies.base import Policy, Request
+from policies.base import Observation, Policy, Request
 from policies.pi05.policy import Pi05Policy
 
 
-def build_served_policy(config: Config, task_ids: Sequence[int]) -> tuple[Policy, Batching]:
+def build_served_policy(
+    config: Config, task_ids: Sequence[int], look: Callable[[], Observation]
+) -> tuple[Policy, Batching]:
     """Return the policy and how it may be asked.
 
     Passes that are built for shapes are built for 1, 2, 4 ... requests up to `runner.max_batch`; eager stages
     take any number. With a pass that serves no batches, everything is built and asked for one request.
+
+    Args:
+        look: what the cameras see at the start of `eval.capture.first_episode`; called where a pass needs it.
 
     Raises:
         ConfigError, ValueError, OSError: see `eval.build.build_policy`.
@@ -27,9 +31,8 @@ def build_served_policy(config: Config, task_ids: Sequence[int]) -> tuple[Policy
     sizes = (1,) if alone else powers_of_two(config.runner.max_batch)
 
     def capture(policy: Pi05Policy) -> Sequence[Request]:
-        prepare()
         tasks = load_tasks(config.suite.name)
-        return example_requests([tasks[i] for i in task_ids], policy, config.seed)
+        return requests_of_every_length(look(), [tasks[i] for i in task_ids], policy, config.seed)
 
     policy = build_policy(config, capture, batch_sizes=sizes)
     if not isinstance(policy, Pi05Policy):

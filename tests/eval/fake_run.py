@@ -3,7 +3,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from eval import episode as episode_module
 from eval.bookkeeper import Bookkeeper
+from eval.capture import first_episode
 from eval.libero_env import LiberoEnv, Task
 from eval.plan import Episodes, Plan, Shard
 from eval.records import EPISODES_FILE, RunWriter
@@ -47,11 +48,6 @@ def plan_of(order: Sequence[int] = range(NUM_TASKS), shard: str | None = None, *
     return Plan(tasks=[every[i] for i in order], episodes=episodes, **(options | changes))
 
 
-def build_envs(order: Sequence[Task]) -> dict[int, Callable[[], LiberoEnv]]:
-    """How the workers' first environments are built."""
-    return {task.task_id: partial(build_env, task) for task in order}
-
-
 def build_env(task: Task) -> LiberoEnv:
     """The environment of a process in which fakes are in use."""
     return episode_module.LiberoEnv(task)
@@ -66,13 +62,14 @@ def start(
     """A runner of the fakes."""
     if runner == "local":
         return LocalRunner(ArithmeticPolicy(), SIMULATOR)
-    from eval.ray_runner import RayRunner
+    from eval.ray_runner import Ahead, RayRunner
 
+    envs = {task.task_id: partial(build_env, task) for task in order}
     return RayRunner(
         RunnerConfig("ray", **options),
         make_policy,
         use_fakes,
-        build_envs=build_envs(order),
+        ahead=Ahead(envs, first_episode(order, 7)) if order else None,
         most_episodes=most_episodes,
         wants_gpu=False,
     )

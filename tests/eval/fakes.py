@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,13 @@ def fakes_in_use() -> Iterator[None]:
         episode_module.LiberoEnv = real  # type: ignore[misc]
 
 
-def make_policy() -> tuple["ArithmeticPolicy", Batching]:
+def make_policy(look: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Batching]:
     return ArithmeticPolicy(), Batching()
+
+
+def no_look() -> Observation:
+    """A look for policies that need none."""
+    raise AssertionError("nobody asked for a look")
 
 
 def happens(fault: str, key: EpisodeKey) -> bool:

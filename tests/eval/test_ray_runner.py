@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from eval.batching import Batching
 from eval.bookkeeper import RunFailed
 from eval.cli import check
 from eval.command import CONF
-from eval.libero_env import Task
+from eval.libero_env import CAMERAS, Task
 from eval.metrics import summarise
 from eval.ray_actors import PolicyFacts, PolicyHost, RemotePolicy, is_device_lost
 from eval.ray_runner import RayRunner
@@ -46,7 +45,7 @@ from eval.sim_stack import SimStackError
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run, start
-from tests.eval.fakes import FAULTS, ArithmeticEnv, ArithmeticPolicy, make_policy, tasks, use_fakes
+from tests.eval.fakes import FAULTS, ArithmeticEnv, ArithmeticPolicy, make_policy, no_look, tasks, use_fakes
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 600  # of a test
@@ -67,7 +66,7 @@ def time_limit() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def kill_this_process() -> None:
+def kill_this_process(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -89,7 +88,7 @@ class Builds:
     first: Callable[[], ArithmeticPolicy]
     later: Callable[[], ArithmeticPolicy] = ArithmeticPolicy
 
-    def __call__(self) -> tuple[ArithmeticPolicy, Batching]:
+    def __call__(self, look: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
         make = self.later if self.count else self.first
         (self.folder / f"policy-{os.getpid()}").touch()
         return make(), Batching()
@@ -194,7 +193,7 @@ def test_more_errors_than_allowed_stop_the_run_and_leave_it_resumable(
 
 
 def test_a_policy_that_cannot_be_built_says_why() -> None:
-    def broken() -> Any:
+    def broken(look: Any) -> Any:
         raise ValueError("checkpoint.path: no folder")
 
     with pytest.raises(ValueError, match=r"^checkpoint\.path: no folder$"):
@@ -395,23 +394,52 @@ def test_a_worker_builds_its_first_environment_while_the_policy_is_built_and_rol
     plan = plan_of((0,))
     expected = results(run(tmp_path / "local", plan))
 
-    def build_env() -> ArithmeticEnv:
+    def build_env(task: Task) -> ArithmeticEnv:
         (tmp_path / "built").touch()
-        return ArithmeticEnv(tasks(1)[0])
+        return ArithmeticEnv(task)
 
-    def make_policy_late() -> tuple[ArithmeticPolicy, Batching]:
+    def make_policy_late(look: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
         wait_for(tmp_path / "built")
-        return make_policy()
+        return make_policy(look)
 
     def setup() -> dict[str, Any]:
         simulator = use_fakes()
         episode_module.LiberoEnv = raise_at_once  # type: ignore[assignment, misc]
         return simulator
 
-    monkeypatch.setattr(fake_run, "build_envs", lambda _: {0: build_env})
+    monkeypatch.setattr(fake_run, "build_env", build_env)
     monkeypatch.setattr(fake_run, "make_policy", make_policy_late)
     monkeypatch.setattr(fake_run, "use_fakes", setup)
     assert results(run(tmp_path / "ray", plan, "ray", workers=1)) == expected
+
+
+def test_policies_see_the_start_of_the_first_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_policy_of_a_look(look: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+        (tmp_path / f"{os.getpid()}").write_text(json.dumps([look().state[0], sorted(look().images)]))
+        return make_policy(look)
+
+    env = ArithmeticEnv(tasks(3)[2])
+    env.reset(EpisodeKey("libero_spatial", 2, 0, 7))
+    monkeypatch.setattr(fake_run, "make_policy", make_policy_of_a_look)
+    start("ray", order=plan_of((2, 0, 1)).tasks, workers=2, policies=2).close()
+    seen = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert seen == [[env.state, sorted(CAMERAS)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error", "message"),
+    [
+        (raise_at_once, RuntimeError, "^the renderer gave up$"),
+        (kill_this_process, RunnerError, "^a process of the runner did not start: SYSTEM_ERROR"),
+    ],
+)
+def test_a_look_that_fails_says_why_no_policy_was_built(
+    monkeypatch: pytest.MonkeyPatch, breaks: Callable[..., Any], error: type[Exception], message: str
+) -> None:
+    monkeypatch.setattr(fake_run, "build_env", breaks)
+    monkeypatch.setattr(fake_run, "make_policy", lambda look: look())
+    with pytest.raises(error, match=message):
+        start("ray", order=tasks(1), workers=1)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +452,7 @@ def test_an_environment_that_cannot_be_built_ahead_is_built_for_its_episode(
     superseded: list[tuple[int, int, str]],
 ) -> None:
     expected = results(run(tmp_path / "local"))
-    monkeypatch.setattr(fake_run, "build_envs", lambda _: {0: breaks})
+    monkeypatch.setattr(fake_run, "build_env", breaks)
     found = run(tmp_path / "ray", runner="ray", workers=1)
     assert results(found) == expected
     assert [(error.task_id, error.episode, error.error_type) for error in found.superseded] == superseded
@@ -457,11 +485,9 @@ def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_e
         (tmp_path / f"env-{os.getpid()}").touch()
         return ArithmeticEnv(task)
 
-    monkeypatch.setattr(fake_run, "make_policy", lambda: (Marking(), Batching()))
+    monkeypatch.setattr(fake_run, "make_policy", lambda _: (Marking(), Batching()))
     monkeypatch.setattr(fake_run, "use_fakes", setup)
-    monkeypatch.setattr(
-        fake_run, "build_envs", lambda order: {task.task_id: partial(build_env, task) for task in order}
-    )
+    monkeypatch.setattr(fake_run, "build_env", build_env)
     found = run(tmp_path / "ray", plan_of(shard="1/4"), "ray", workers=4, policies=2)
     assert len(found.episodes) == 3
     assert json.loads(at_first_inference.read_text()) == {"policy": 2, "worker": 3, "env": 3}
@@ -518,7 +544,8 @@ def serve(
 
     async def ask() -> list[ServedChunk | BaseException]:
         host = PolicyHost(
-            lambda: (policy, batching or Batching()),
+            lambda _: (policy, batching or Batching()),
+            no_look,
             max_batch=max_batch,
             max_wait_ms=50,
             warmup_inferences=1,
@@ -555,7 +582,7 @@ def test_a_policy_that_serves_one_at_a_time_is_named_in_the_log_and_in_the_recor
 ) -> None:
     reason = "no batches with optim.denoise=Toy(); choose another optim/denoise to have them"
     monkeypatch.setattr(
-        fake_run, "make_policy", lambda: (ArithmeticPolicy(), Batching((1,), one_at_a_time=reason))
+        fake_run, "make_policy", lambda _: (ArithmeticPolicy(), Batching((1,), one_at_a_time=reason))
     )
     found = run(tmp_path / "ray", runner="ray", workers=2, max_batch=4)
     assert f"runner.max_batch=4, but requests are served one at a time: {reason}" in caplog.messages
@@ -577,11 +604,11 @@ def test_running_out_of_memory_is_not_a_lost_gpu() -> None:
 
 
 def test_a_policy_that_could_not_be_built_again_cuts_episodes_off() -> None:
-    def broken() -> Any:
+    def broken(look: Any) -> Any:
         raise OSError("no such device")
 
     async def ask() -> None:
-        host = PolicyHost(broken, max_batch=1, max_wait_ms=0, warmup_inferences=0, threads=1)
+        host = PolicyHost(broken, no_look, max_batch=1, max_wait_ms=0, warmup_inferences=0, threads=1)
         with pytest.raises(OSError, match="no such device"):
             await host.facts()
         with pytest.raises(CutOff, match="could not be built again: no such device"):

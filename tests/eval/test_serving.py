@@ -17,6 +17,7 @@ from eval import serving
 from eval.batching import Batching
 from eval.cli import check
 from eval.command import CONF
+from eval.libero_env import CAMERAS, Task
 from eval.ray_actors import PolicyHost
 from eval.rollout import ServedChunk
 from eval.schema import register
@@ -24,6 +25,7 @@ from eval.serving import build_served_policy
 from optim.base import CountedStage, Pass, StageMismatch, StageSource
 from optim.engines import serve
 from policies.base import EpisodeKey, Observation, Policy, Request
+from tests.eval.fakes import no_look
 
 SHORT, LONG = "pick up the black bowl", "pick up the black bowl next to the ramekin and place it on the plate"
 SERVED = ("runner=ray", "policy.device=cpu", "policy.precision=float32")
@@ -58,7 +60,7 @@ def requests_of(cameras: Sequence[str], instructions: Sequence[str]) -> list[Req
 @pytest.mark.parametrize(("form", "batches"), [("lean", [[0, 2, 4], [1, 3]]), ("full", [[0, 1, 2, 3, 4]])])
 def test_batched_actions_are_those_of_requests_served_alone(form: str, batches: list[list[int]]) -> None:
     arguments = [*SERVED, "runner.max_batch=8", f"policy.form={form}"]
-    policy, batching = build_served_policy(check(compose("config", arguments)), [0])
+    policy, batching = build_served_policy(check(compose("config", arguments)), [0], no_look)
     requests = requests_of(policy.cameras, [LONG, SHORT, LONG, SHORT, LONG])
     assert batching.sizes is None  # eager stages take any number
     assert batching.one_at_a_time is None
@@ -114,19 +116,16 @@ def _batch(args: Sequence[Tensor | None]) -> int:
 def serve_with(hydra: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Policy, Batching]]:
     """Build a served policy with these backends, with shapes from random images."""
 
-    def capture(tasks: Any, policy: Policy, seed: int) -> list[Request]:
-        return requests_of(policy.cameras, [LONG])
-
-    monkeypatch.setattr(serving, "prepare", dict)
-    monkeypatch.setattr(serving, "load_tasks", lambda suite: [None])
-    monkeypatch.setattr(serving, "example_requests", capture)
+    [start] = requests_of(tuple(CAMERAS), [LONG])
+    task = Task("libero_spatial", 0, LONG, "", np.zeros((50, 1)))
+    monkeypatch.setattr(serving, "load_tasks", lambda suite: [task])
     monkeypatch.setattr(Batches, "built", [])
     monkeypatch.setattr(Batches, "asked", [])
 
     def build(max_batch: int, **backends: type[Pass]) -> tuple[Policy, Batching]:
         targets = [f"optim.{stage}._target_={__name__}.{of.__name__}" for stage, of in backends.items()]
         arguments = [*SERVED, "checkpoint=random_small", f"runner.max_batch={max_batch}", *targets]
-        return build_served_policy(check(compose("config", arguments)), [0])
+        return build_served_policy(check(compose("config", arguments)), [0], lambda: start.observation)
 
     return build
 
@@ -136,7 +135,8 @@ def answers(policy: Policy, batching: Batching, requests: Sequence[Request]) -> 
 
     async def ask() -> list[ServedChunk]:
         host = PolicyHost(
-            lambda: (policy, batching),
+            lambda _: (policy, batching),
+            no_look,
             max_batch=4,
             max_wait_ms=60_000,  # who waits for a batch that nobody serves is seen
             warmup_inferences=0,
