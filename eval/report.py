@@ -16,8 +16,9 @@ from eval.overview import Overview, Source, overview
 from eval.records import EPISODES_FILE
 from eval.report_folders import find_folders
 from eval.report_page import page
-from eval.run_folders import SWEEP_FILE, margin_points, read_sources, without_run
+from eval.run_folders import margin_points, read_sources, without_run
 from eval.summary import complain, report_console, say
+from eval.sweep_file import SWEEP_FILE
 from eval.words import counted
 from policies.listing import listing
 

@@ -37,10 +37,11 @@ from eval.compare import MARGIN
 from eval.overview import overview
 from eval.overview_table import markdown, render
 from eval.records import EPISODES_FILE, RUN_FILE, to_plain
-from eval.run_folders import SWEEP_FILE, JobRecord, margin_points, read_job_records, read_sources
+from eval.run_folders import margin_points, read_sources
 from eval.summary import complain, report_console, say
 from eval.sweep_check import Jobs, Reason, find_reasons, refusal
 from eval.sweep_config import Job, experiments, override, read_jobs
+from eval.sweep_file import SWEEP_FILE, JobRecord, read_job_records
 from eval.words import counted
 
 LOG_FILE = "job.log"  # beside the records: what the job printed

@@ -5,6 +5,7 @@ own in `hydra.sweeper.params`; the command line replaces those of the same key.
 """
 
 import itertools
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,10 @@ def experiments() -> list[str]:
 
 def override(key: str, value: str) -> str:
     """Return what sets a key to a text on a command line, quoted: unquoted, Hydra reads `a,b` as two values
-    and `2026_11` as a number."""
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    and `2026_11` as a number. `${` is escaped, with the backslashes before it: what follows would be looked
+    up."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def _params(fixed: Sequence[str]) -> list[str]:

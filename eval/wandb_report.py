@@ -12,7 +12,7 @@ from rich.text import Text
 
 from eval.summary import complain, report_console
 from eval.tracking import TrackingError
-from eval.wandb_sync import require_login
+from eval.wandb_login import require_login
 from eval.wandb_tracker import (
     EPISODE_INDEX,
     EPISODE_SUCCESS_RATE,

@@ -5,7 +5,6 @@ counted. A run that cannot be uploaded stops no other; the exit status is then 1
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from eval.records import EPISODES_FILE
 from eval.report_folders import find_folders
 from eval.summary import complain, say
 from eval.tracking import TrackingError
+from eval.wandb_login import require_login
 from eval.words import counted
 
 OFFLINE = "wandb/offline-run-*"
@@ -47,33 +47,6 @@ def find_offline(folders: Iterable[Path]) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     return (folder / EPISODES_FILE).is_file() or any(folder.glob(OFFLINE))
-
-
-def require_login(purpose: str = "uploading", *, way_out: str = "") -> None:
-    """Look for a login without asking for one.
-
-    Args:
-        purpose: what needs it.
-        way_out: what could be done without one.
-
-    Raises:
-        TrackingError: there is none, or W&B refuses it.
-    """
-    import wandb  # not installed where nothing is tracked
-
-    wandb.setup(settings=wandb.Settings(silent=True))
-    try:
-        logged_in = wandb.login(prompt=False, verify=True)
-    except wandb.errors.Error as error:
-        otherwise = f"; or {way_out}" if way_out else ""
-        raise TrackingError(f"W&B refused the login: {error}{otherwise}") from error
-    if not logged_in:
-        set_mode = os.environ.get("WANDB_MODE")
-        why = f" (WANDB_MODE={set_mode} is set)" if set_mode else ""
-        ways_out = "set WANDB_API_KEY or run `wandb login`"
-        if way_out:
-            ways_out = f"set WANDB_API_KEY, run `wandb login`, or {way_out}"
-        raise TrackingError(f"{purpose} needs a W&B login, and there is none{why}: {ways_out}")
 
 
 def upload(run: Path) -> int:

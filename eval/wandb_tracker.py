@@ -10,7 +10,7 @@ import wandb
 
 from eval.records import EpisodeRecord, InferenceRecord
 from eval.tracking import MODES, TrackedRun, TrackingError
-from eval.wandb_sync import require_login
+from eval.wandb_login import require_login
 
 # Dashboards are built on these names: they stay as they are.
 INFERENCE_INDEX = "inference/index"

@@ -15,8 +15,8 @@ import pytest
 from eval.metrics import RANDOM_WEIGHTS
 from eval.report import find_sources, main
 from eval.report_svg import Axis, Box, Point, boxes, latency_axis, pareto, ticks
-from eval.run_folders import SWEEP_FILE
 from eval.run_reader import read_run
+from eval.sweep_file import SWEEP_FILE
 from eval.video import video_name, write_video
 from tests.eval.browser import NAMES, Browser, find_browser
 from tests.eval.written_runs import write_run

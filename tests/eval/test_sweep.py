@@ -11,13 +11,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from eval.report import main as report
-from eval.run_folders import SWEEP_FILE
 from eval.schema import ConfigError
 from eval.sweep import TABLE_FILES, RunJob, main, run_process
 from eval.sweep_check import Reason, reason_against, refusal
 from eval.sweep_config import experiments, read_jobs
+from eval.sweep_file import SWEEP_FILE
 from tests.eval.written_runs import write_run
 
 
@@ -33,7 +34,8 @@ def parse(arguments: list[str]) -> dict[str, str]:
     """The keys and values of a job, as Hydra reads them."""
     parsed = OverridesParser.create().parse_overrides(arguments)
     assert not any(of.is_sweep_override() for of in parsed)
-    return {of.get_key_element(): str(of.value()) for of in parsed}
+    chosen = OmegaConf.create({of.get_key_element(): of.value() for of in parsed})
+    return {str(key): str(value) for key, value in chosen.items()}
 
 
 class Jobs:
@@ -183,7 +185,9 @@ def test_jobs_of_a_sweep_share_a_group_and_have_folders_of_their_own(tmp_path: P
     assert all(parse(arguments)["tracking.group"] == "mine" for arguments in named.seen)
 
 
-@pytest.mark.parametrize("name", ["a (1), b=c [d]{e}: it's", "2026_11_23", "null", "x\\'y\\"])
+@pytest.mark.parametrize(
+    "name", ["a (1), b=c [d]{e}: it's", "2026_11_23", "null", "x\\'y\\", "a${b}", "$\\${oc.env:HOME}\\\\${"]
+)
 def test_a_folder_may_have_any_name_whatever_it_means_to_hydra(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +251,14 @@ JOB = {"folder": "0_a", "label": "a", "overrides": ["policy=a"]}
         (
             json.dumps({"jobs": [{**JOB, "error": 1}]}),
             "is damaged: jobs[0].error must be text or null, got 1",
+        ),
+        (
+            json.dumps({"jobs": [{**JOB, "status": "0"}]}),
+            "is damaged: jobs[0].status must be a whole number or null, got '0'",
+        ),
+        (
+            json.dumps({"jobs": [{**JOB, "wall_s": "3"}]}),
+            "is damaged: jobs[0].wall_s must be a number or null, got '3'",
         ),
         (json.dumps({"jobs": [{**JOB, "size": 1}]}), "is damaged: jobs[0] has unknown keys: size"),
     ],
