@@ -1,6 +1,6 @@
 """Real observations for those who need some before a run: one of every input shape, or many of an episode.
 
-`eval.sim_stack.prepare()` must have run.
+Where they build an environment, `eval.sim_stack.prepare()` must have run.
 """
 
 from collections.abc import Iterator, Sequence

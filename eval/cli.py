@@ -33,6 +33,7 @@ from eval.summary import complain, render, report_console, say
 from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.video import VideoMode
 from eval.words import counted
+from policies.base import EpisodeKey
 
 T = TypeVar("T")
 
@@ -137,14 +138,18 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
-def open_runner(config: Config, tasks: Sequence[Task]) -> Runner:
-    """Return the runner that the configuration names, its policy built and the simulator checked."""
+def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
+    """Return the runner that the configuration names, its policy built and the simulator checked.
+
+    Args:
+        left: the episodes that it will be given.
+    """
     if config.runner.name == "ray":
         try:
             from eval.ray_runner import start_ray
         except ModuleNotFoundError as missing:
             raise RunnerError(f'runner=ray needs Ray ({missing}): pip install -e ".[ray]"') from missing
-        return start_ray(config, tasks)
+        return start_ray(config, tasks, left)
     if config.policy.kind != "oracle":
         choose_passes(config)  # what cannot run here says so before a simulator starts
     simulator = prepare()
@@ -176,7 +181,9 @@ def run(cfg: DictConfig) -> None:
             tracker = _tracker(config)
             tracker.check()
             earlier = stack.enter_context(reopen(start.folder)) if start.before else None
-            runner = stack.enter_context(closing(open_runner(config, tasks)))
+            done = earlier.done if earlier else frozenset()
+            left = [key for key in episodes.keys() if key not in done]  # noqa: SIM118  no mapping
+            runner = stack.enter_context(closing(open_runner(config, tasks, left)))
             plan = make_plan(config, tasks, episodes, runner, earlier)
             run_info = describe(start, config, plan, runner, earlier)
             tracker.start(tracked_run(start, config, plan, run_info))

@@ -60,13 +60,25 @@ class FirstLook:
 
     Attributes:
         answers: of `EpisodeWorker.build`, in a list: handed over bare, Ray would wait for it.
+        timeout_s: how long to wait, `runner.episode_timeout_s`.
     """
 
     answers: Sequence[Answer]
+    timeout_s: float
 
     def __call__(self) -> Observation:
-        """Wait for it; errors are those of `first_answers`."""
-        [observation] = first_answers(self.answers)
+        """Wait for it.
+
+        Raises:
+            RunnerError: it takes too long, and see `first_answers`.
+        """
+        ready, _ = ray.wait(list(self.answers), timeout=self.timeout_s)
+        if not ready:
+            raise RunnerError(
+                f"runner.episode_timeout_s={self.timeout_s:g} is over, and the first worker's environment "
+                "is not built; raise it if that may take longer"
+            )
+        [observation] = first_answers(ready)
         assert isinstance(observation, Observation)
         return observation
 
@@ -121,9 +133,9 @@ class PolicyHost:
           belong to a thread.
         * A batch that raises is served again one by one, so that an error stays with its episode.
         * When the GPU is lost, the process ends; the runner starts another.
+        * Requests wait until the policy is built.
 
     Args:
-        look: what `make_policy` is given.
         max_batch: requests that are served together at most; fewer where the policy's `Batching` says so.
         max_wait_ms: how long the first request of a batch waits for others.
         threads: of torch, as in the process that started the run: they enter the last bits on the CPU.
@@ -131,32 +143,37 @@ class PolicyHost:
 
     def __init__(
         self,
-        make_policy: MakePolicy,
-        look: Callable[[], Observation],
         *,
         max_batch: int,
         max_wait_ms: float,
         warmup_inferences: int,
         threads: int,
     ) -> None:
+        self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1e3
+        self._threads = threads
         self._warmup_left = warmup_inferences
         self._id = uuid.uuid4().hex
         self._thread = ThreadPoolExecutor(1)
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._server: asyncio.Task[None] | None = None
+        self._built = asyncio.Event()
         self._failure: Exception | None = None
-        try:
-            self._policy, self._batching = self._thread.submit(_make, make_policy, look, threads).result()
-            self._max_batch = self._batching.most(max_batch)
-        except Exception as error:  # noqa: BLE001  said when asked: an actor whose __init__ raises hides the type
-            self._failure = error
+        self._computing_since_s: float | None = None
 
-    async def facts(self) -> PolicyFacts:
-        """Return what is to be known of the policy; raise what building it raised."""
-        if self._failure is not None:
-            raise self._failure
-        policy = self._policy
+    async def build(self, make_policy: MakePolicy, look: Callable[[], Observation]) -> PolicyFacts:
+        """Build the policy and return what is to be known of it; raise what building it raised."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._policy, self._batching = await loop.run_in_executor(
+                self._thread, _make, make_policy, look, self._threads
+            )
+        except Exception as error:
+            self._failure = error
+            raise
+        finally:
+            self._built.set()
+        policy, self._max_batch = self._policy, self._batching.most(self._max_batch)
         return PolicyFacts(
             policy.name,
             policy.cameras,
@@ -169,6 +186,7 @@ class PolicyHost:
 
     async def report(self) -> tuple[str, Engagement]:
         """Return the name of this process and how the policy's stages have served in it."""
+        await self._built.wait()
         return self._id, {} if self._failure else self._policy.engagement()
 
     async def infer(self, request: Request, under_load: bool) -> ServedChunk:
@@ -177,6 +195,7 @@ class PolicyHost:
         Raises:
             CutOff: the policy is lost.
         """
+        await self._built.wait()
         if self._failure is not None:
             raise CutOff(f"the policy could not be built again: {self._failure}")
         waiting = _Waiting(request, under_load, asyncio.get_running_loop().create_future())
@@ -184,6 +203,10 @@ class PolicyHost:
         if self._server is None:
             self._server = asyncio.create_task(self._serve())
         return await waiting.answer
+
+    async def computing_s(self) -> float:
+        """Return for how long the policy has been computing the batch that it computes."""
+        return 0.0 if self._computing_since_s is None else time.monotonic() - self._computing_since_s
 
     async def _serve(self) -> None:
         while True:
@@ -205,6 +228,7 @@ class PolicyHost:
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         requests = [waiting.request for waiting in batch]
         loop = asyncio.get_running_loop()
+        self._computing_since_s = time.monotonic()
         try:
             chunks, infer_ms = await loop.run_in_executor(self._thread, self._infer, requests)
         except Exception as error:  # noqa: BLE001  whatever a policy raises is the answer
@@ -218,6 +242,8 @@ class PolicyHost:
                 for waiting in batch:
                     await self._answer([waiting])
             return
+        finally:
+            self._computing_since_s = None
         warmup = self._warmup_left > 0
         self._warmup_left -= 1
         for waiting, chunk in zip(batch, chunks, strict=True):
@@ -324,7 +350,7 @@ class EpisodeWorker:
         except Exception as error:  # noqa: BLE001  said when asked, as in PolicyHost
             self._failure = error
 
-    def simulator(self) -> "Simulator":
+    def simulator(self) -> Simulator:
         """Return what `setup` said, or raise what it raised."""
         if self._failure is not None:
             raise self._failure
@@ -336,13 +362,13 @@ class EpisodeWorker:
         Returns:
             what its cameras see at the start of `look_at`, where that is given.
         """
-        if self._failure is not None:
-            raise self._failure
-        self._first_env = build_env()
-        if look_at is None:
-            return None
-        self._first_env.reset(look_at)
-        return self._first_env.observe(tuple(CAMERAS), privileged=False)
+        self.simulator()
+        env, seen = build_env(), None
+        if look_at is not None:
+            env.reset(look_at)
+            seen = env.observe(tuple(CAMERAS), privileged=False)
+        self._first_env = env
+        return seen
 
     def roll(
         self,
@@ -366,6 +392,7 @@ class EpisodeWorker:
         if self._roller is None:
             self._policy = RemotePolicy(host, facts)
             self._roller = EpisodeRoller(plan, self._policy, self._first_env)
+            self._first_env = None  # the roller closes it
         self._policy.host, self._policy.under_load = host, under_load
         [task] = [task for task in plan.tasks if task.task_id == key.task_id]
         inferences: list[InferenceRecord] = []

@@ -6,7 +6,8 @@ in a batch the last bits of an action depend on the others in it.
 Non-obvious behaviors:
     * An episode's inferences are recorded with it, when it has ended.
     * A worker that dies, hangs or loses its policy leaves an error in the records. Its episode is tried again
-      up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. An exception
+      up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. A policy that
+      has computed one batch for half of an episode's limit is lost too when that is over. An exception
       of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
     * Ray restarts nothing: it would restart for ever what dies at each start. A policy process that dies is
       replaced by the runner, once, and each of its episodes has lost an attempt.
@@ -19,7 +20,6 @@ Non-obvious behaviors:
 import contextlib
 import itertools
 import logging
-import math
 import os
 import signal
 import socket
@@ -34,14 +34,14 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from eval.bookkeeper import Bookkeeper
 from eval.capture import first_episode
 from eval.engagement import Engagement, join
 from eval.episode import episode_record
 from eval.libero_env import LiberoEnv, Task
-from eval.plan import Plan, Shard
+from eval.plan import Plan
 from eval.ray_actors import (
     DIED,
     Answer,
@@ -65,8 +65,8 @@ from eval.serving import build_served_policy
 from eval.sim_stack import prepare
 from policies.base import EpisodeKey
 
-OBJECT_STORE_BYTES = 256 * 2**20  # two images a request, 0.4 MB, and as many requests as workers
-REQUEST_BYTES = 2**20  # more than a request has; so many go with the call itself
+OBJECT_STORE_BYTES = 256 * 2**20  # the plan, and videos that were not written yet
+REQUEST_BYTES = 2**20  # more than two images have, 0.4 MB; so many go with the call itself
 REACH_S = 10.0
 POLL_S = 1.0  # how often overdue workers are looked for
 GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL_VENDOR_LIBRARY_FILENAMES")
@@ -108,9 +108,14 @@ class _Worker:
     overdue: bool = False
 
 
-def start_ray(config: Config, tasks: Sequence[Task]) -> "RayRunner":
-    """Return the runner for a configuration; errors are those of `RayRunner`."""
-    shards = Shard.parse(config.shard).count if config.shard else 1
+def start_ray(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> "RayRunner":
+    """Return the runner for a configuration; errors are those of `RayRunner`.
+
+    Args:
+        left: the episodes that `run` will be given.
+    """
+    ids = {key.task_id for key in left}
+    tasks = [task for task in tasks if task.task_id in ids] or tasks[:1]
     envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}
     blind = config.policy.kind == "oracle"  # and ready at once
     return RayRunner(
@@ -118,8 +123,8 @@ def start_ray(config: Config, tasks: Sequence[Task]) -> "RayRunner":
         partial(build_served_policy, config, list(envs)),
         prepare,
         ahead=None if blind else Ahead(envs, first_episode(tasks, config.seed)),
-        most_episodes=math.ceil(len(tasks) * config.protocol.episodes / shards),
-        wants_gpu=config.policy.kind != "oracle" and config.policy.device != "cpu",
+        most_episodes=max(1, len(left)),
+        wants_gpu=not blind and config.policy.device != "cpu",
     )
 
 
@@ -161,17 +166,16 @@ class RayRunner:
         try:
             gpus = ray.cluster_resources().get("GPU", 0)
             self._gpu_share = min(1.0, gpus / options.policies) if wants_gpu else 0.0
+            self._hosts = [self._start_host() for _ in range(options.policies)]  # first: GPUs' nodes are few
             count = min(options.workers, most_episodes)
             self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
             simulators = [worker.handle.simulator.remote() for worker in self._workers]
             built = self._build_ahead(ahead) if ahead else []
-            self._look = FirstLook(built[:1])
-            self._hosts = [self._start_host() for _ in range(options.policies)]
-            self._facts: PolicyFacts = first_answers([host.facts.remote() for host in self._hosts])[0]
+            self._look = FirstLook(built[:1], options.episode_timeout_s)
+            self._facts: PolicyFacts = first_answers([self._build_policy(host) for host in self._hosts])[0]
             self.about: Mapping[str, Any] = self._facts.about
             self.simulator = _same(first_answers(simulators))
-            if built:
-                ray.wait(built, num_returns=len(built), timeout=options.episode_timeout_s)
+            self._replace_late(built)
             self.facts: Mapping[str, Any] = self._describe()
             if self._facts.one_at_a_time is not None:
                 log.warning(
@@ -211,7 +215,7 @@ class RayRunner:
         """Start Ray on this machine, or join the cluster at `runner.address`."""
         options = self.options
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        if options.address is None:  # on busy cores 9 ms a request instead of 14 through the object store
+        if options.address is None:  # through the object store it waits for more processes
             os.environ.setdefault("RAY_max_direct_call_object_size", str(REQUEST_BYTES))
         own = {
             "address": "local",  # a cluster that happens to run here is not ours
@@ -246,13 +250,14 @@ class RayRunner:
     def _start_host(self) -> Any:
         actor = ray.remote(num_cpus=1, num_gpus=self._gpu_share)(PolicyHost)
         return actor.remote(
-            self._make_policy,
-            self._look,
             max_batch=self.options.max_batch,
             max_wait_ms=self.options.max_wait_ms,
             warmup_inferences=self.options.warmup_inferences,
             threads=torch.get_num_threads(),
         )
+
+    def _build_policy(self, host: Any) -> Answer:
+        return host.build.remote(self._make_policy, self._look)
 
     def _start_worker(self) -> Any:
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
@@ -281,6 +286,20 @@ class RayRunner:
             "batch_sizes": self._facts.batch_sizes,  # None: every size up to max_batch
             "one_at_a_time": self._facts.one_at_a_time,
         }
+
+    def _replace_late(self, built: Sequence[Answer]) -> None:
+        """Wait for the environments, and replace workers that hang."""
+        limit_s = self.options.episode_timeout_s
+        late = ray.wait(list(built), num_returns=len(built), timeout=limit_s)[1] if built else []
+        for worker, answer in zip(self._workers, built, strict=False):
+            if answer in late:
+                log.warning(
+                    "runner.episode_timeout_s=%g is over, and worker %d has no environment; it is replaced",
+                    limit_s,
+                    worker.number,
+                )
+                self._replace(worker)
+                del self._task_of[worker.number]
 
     def _assign(self, books: Bookkeeper, *, quiet: bool) -> None:
         """Give idle workers something to do; to the first alone where it is to be quiet."""
@@ -340,6 +359,7 @@ class RayRunner:
         index = worker.number % len(self._hosts)
         if self._hosts[index] is None:
             self._hosts[index] = self._start_host()
+            self._build_policy(self._hosts[index])
         return self._hosts[index]
 
     def _lose(self, host: Any) -> None:
@@ -378,12 +398,22 @@ class RayRunner:
         record = episode_record(self._plan, task, key, Rollout(), time.monotonic() - worker.since_s, error)
         books.add_episode(record, retry=retry, cause=error)
 
+    def _hangs(self, host: Any) -> bool:
+        """Return whether a policy computes one batch for ever; one that is being built does not."""
+        try:
+            computing_s: float = ray.get(host.computing_s.remote(), timeout=POLL_S)
+        except (GetTimeoutError, *DIED):
+            return False  # its process is starting, or its end is about to be seen
+        return computing_s > self.options.episode_timeout_s / 2
+
     def _kill_overdue(self) -> None:
         """Kill workers that hang; their answers say that they died."""
         now_s = time.monotonic()
         for worker in self._running.values():
             if not worker.overdue and now_s - worker.since_s > self.options.episode_timeout_s:
                 worker.overdue = True
+                if self._hangs(worker.host):
+                    self._lose(worker.host)
                 ray.kill(worker.handle, no_restart=True)
 
 

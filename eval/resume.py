@@ -162,6 +162,11 @@ class Earlier:
     ) -> None:
         self.writer.close()
 
+    @property
+    def done(self) -> frozenset[EpisodeKey]:
+        """The episodes that need no other attempt."""
+        return _done(self.run)
+
     def rest_of(self, plan: Plan, policy: Mapping[str, Any], simulator: Mapping[str, Any]) -> Plan:
         """Return the plan without what has finished; errors are tried again.
 
@@ -173,7 +178,7 @@ class Earlier:
         foreign = plan.foreign(self.run.episodes)
         if foreign:
             raise Changed(f"{folder} holds {len(foreign)} episodes of another plan: {foreign[0]}")
-        return replace(plan, done=_done(self.run))
+        return replace(plan, done=self.done)
 
     def describe(self, now: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
         """Return run.json of the run from now on: as it was, with `now` and a line on this process."""

@@ -134,6 +134,8 @@ class ArithmeticPolicy:
     def _row(self, request: Request) -> ActionChunk:
         if happens("policy-kill", request.episode):
             os.kill(os.getpid(), signal.SIGKILL)
+        if happens("policy-hang", request.episode):
+            time.sleep(1000)
         if happens("gpu", request.episode):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if happens("policy-raise", request.episode):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -481,7 +482,8 @@ def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_e
         return {kind: len(list(tmp_path.glob(f"{kind}-*"))) for kind in ("policy", "worker", "env")}
 
     def build_env(task: Task) -> ArithmeticEnv:
-        time.sleep(1)
+        if task.task_id > 0:  # not the first worker's, which rolls the quiet episode
+            time.sleep(3)
         (tmp_path / f"env-{os.getpid()}").touch()
         return ArithmeticEnv(task)
 
@@ -494,18 +496,96 @@ def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_e
     assert started() == {"policy": 2, "worker": 3, "env": 3}
 
 
-@pytest.mark.parametrize(("shard", "most"), [("null", 6), ("2/4", 2)])
-def test_as_many_episodes_are_expected_as_protocol_and_shard_have(
-    monkeypatch: pytest.MonkeyPatch, shard: str, most: int
-) -> None:
+def handed_to_ray(monkeypatch: pytest.MonkeyPatch, left: Sequence[EpisodeKey], *arguments: str) -> Any:
+    """What the runner is made of when these episodes of three tasks are left."""
     handed_in: dict[str, Any] = {}
     monkeypatch.setattr(ray_runner, "RayRunner", lambda *_, **options: handed_in.update(options))
     GlobalHydra.instance().clear()
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
-        config = check(compose("config", ["runner=ray", "protocol.episodes=2", f"shard={shard}"]))
-    ray_runner.start_ray(config, tasks(3))
-    assert handed_in["most_episodes"] == most
+        config = check(compose("config", ["runner=ray", "protocol.seeding=openpi", *arguments]))
+    ray_runner.start_ray(config, tasks(3), left)
+    return SimpleNamespace(**handed_in)
+
+
+def test_environments_are_built_ahead_for_tasks_with_episodes_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = [EpisodeKey("libero_spatial", task, 1, 7) for task in (1, 2, 2)]
+    handed = handed_to_ray(monkeypatch, left)
+    assert handed.most_episodes == 3
+    assert handed.ahead.look_at == EpisodeKey("libero_spatial", 1, 0, 7)
+    built = {task: (build.args[0].task_id, build.keywords) for task, build in handed.ahead.build_envs.items()}
+    assert built == {task: (task, {"seeding": "openpi"}) for task in (1, 2)}
+
+
+def test_a_run_without_episodes_left_has_a_worker_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = handed_to_ray(monkeypatch, [])
+    assert (handed.most_episodes, list(handed.ahead.build_envs)) == (1, [0])
+
+
+def test_nothing_is_built_ahead_for_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [EpisodeKey("libero_spatial", 1, 0, 7)]
+    assert handed_to_ray(monkeypatch, left, "policy=oracle").ahead is None
+
+
+def sleep_once(folder: Path) -> Callable[[Task], ArithmeticEnv]:
+    """Builds environments, but the first call in the test hangs."""
+
+    def build_env(task: Task) -> ArithmeticEnv:
+        with contextlib.suppress(FileExistsError):
+            (folder / "slept").touch(exist_ok=False)
+            time.sleep(1000)
+        return ArithmeticEnv(task)
+
+    return build_env
+
+
+def test_a_worker_that_hangs_before_its_first_episode_is_replaced_and_costs_none_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    monkeypatch.setattr(fake_run, "build_env", sleep_once(tmp_path))
+    found = run(tmp_path / "ray", runner="ray", workers=1, retries=0, episode_timeout_s=4.0)
+    assert (results(found), found.superseded) == (expected, ())
+    assert "episode_timeout_s=4 is over, and worker 0 has no environment; it is replaced" in caplog.text
+
+
+def test_a_policy_does_not_wait_for_ever_for_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_run, "build_env", sleep_once(tmp_path))
+    monkeypatch.setattr(fake_run, "make_policy", lambda look: look())
+    over = r"^runner\.episode_timeout_s=2 is over, and the first worker's environment is not built; raise it"
+    with pytest.raises(RunnerError, match=over):
+        start("ray", order=tasks(1), workers=1, episode_timeout_s=2.0)
+
+
+def test_an_environment_that_raised_at_the_look_is_not_rolled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Damaged(ArithmeticEnv):
+        def reset(self, key: EpisodeKey) -> None:
+            if not hasattr(self, "key"):
+                self.key = key
+                raise RuntimeError("the renderer gave up")
+            raise AssertionError("an episode began in it")
+
+    expected = results(run(tmp_path / "local"))
+    monkeypatch.setattr(fake_run, "build_env", Damaged)
+    found = run(tmp_path / "ray", runner="ray", workers=1)
+    assert (results(found), found.superseded) == (expected, ())
+
+
+def test_a_policy_that_hangs_is_replaced(
+    tmp_path: Path, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    builds = Builds(tmp_path, ArithmeticPolicy)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    faults("policy-hang-1-1")
+    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=5.0)
+    assert results(found) == expected
+    assert {error.error_type for error in found.superseded} == {"EpisodeTimeout"}
+    assert builds.count == 2
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
@@ -544,14 +624,13 @@ def serve(
 
     async def ask() -> list[ServedChunk | BaseException]:
         host = PolicyHost(
-            lambda _: (policy, batching or Batching()),
-            no_look,
             max_batch=max_batch,
             max_wait_ms=50,
             warmup_inferences=1,
             threads=torch.get_num_threads(),
         )
-        answers = [host.infer(request, True) for request in requests]
+        answers = [host.infer(request, True) for request in requests]  # which wait until it is built
+        await host.build(lambda _: (policy, batching or Batching()), no_look)
         return await asyncio.gather(*answers, return_exceptions=True)
 
     return asyncio.run(ask())
@@ -608,9 +687,9 @@ def test_a_policy_that_could_not_be_built_again_cuts_episodes_off() -> None:
         raise OSError("no such device")
 
     async def ask() -> None:
-        host = PolicyHost(broken, no_look, max_batch=1, max_wait_ms=0, warmup_inferences=0, threads=1)
+        host = PolicyHost(max_batch=1, max_wait_ms=0, warmup_inferences=0, threads=1)
         with pytest.raises(OSError, match="no such device"):
-            await host.facts()
+            await host.build(broken, no_look)
         with pytest.raises(CutOff, match="could not be built again: no such device"):
             await host.infer(request(0), False)
 
@@ -630,7 +709,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster with a token of its own, in processes that this test ends."""
     home = tmp_path / "home"
     home.mkdir()
-    environ = os.environ | {
+    ours = {name: value for name, value in os.environ.items() if name != "RAY_max_direct_call_object_size"}
+    environ = ours | {  # without what a runner on this machine has set for itself
         "HOME": str(home),
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",

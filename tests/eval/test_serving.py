@@ -135,14 +135,12 @@ def answers(policy: Policy, batching: Batching, requests: Sequence[Request]) -> 
 
     async def ask() -> list[ServedChunk]:
         host = PolicyHost(
-            lambda _: (policy, batching),
-            no_look,
             max_batch=4,
             max_wait_ms=60_000,  # who waits for a batch that nobody serves is seen
             warmup_inferences=0,
             threads=torch.get_num_threads(),
         )
-        facts = await host.facts()
+        facts = await host.build(lambda _: (policy, batching), no_look)
         assert (facts.batch_sizes, facts.one_at_a_time) == (batching.sizes, batching.one_at_a_time)
         return await asyncio.gather(*(host.infer(request, True) for request in requests))
 
