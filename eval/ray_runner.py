@@ -166,7 +166,8 @@ class RayRunner:
         try:
             gpus = ray.cluster_resources().get("GPU", 0)
             self._gpu_share = min(1.0, gpus / options.policies) if wants_gpu else 0.0
-            self._hosts = [self._start_host() for _ in range(options.policies)]  # first: GPUs' nodes are few
+            # Before workers, which could fill up the nodes with GPUs.
+            self._hosts = [self._start_host() for _ in range(options.policies)]
             count = min(options.workers, most_episodes)
             self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
             simulators = [worker.handle.simulator.remote() for worker in self._workers]
