@@ -2,8 +2,6 @@
 
 import json
 import random
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,30 +17,10 @@ from eval.resume import Changed, nothing_left, recorded, refuse_changed, refuse_
 from eval.run_reader import read_run
 from tests.eval.fake_run import plan_of, results, run
 from tests.eval.fakes import FAULTS, STEP_S, ArithmeticPolicy
+from tests.eval.killed import kill_at_a_random_moment
 
-ROOT = Path(__file__).parents[2]
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
-
-
-def kill_at_a_random_moment(folder: Path, chance: random.Random) -> None:
-    """Run in another process and end it with -9 some time after its first records."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.eval.fake_run", str(folder), "local", "{}"],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    before = size(folder)
-    while process.poll() is None and size(folder) == before:
-        time.sleep(0.005)
-    time.sleep(chance.uniform(0, 0.5))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def size(folder: Path) -> int:
-    path = folder / "inferences.jsonl"
-    return path.stat().st_size if path.exists() else 0
 
 
 def test_a_run_that_is_killed_and_resumed_three_times_records_the_same(
@@ -55,7 +33,8 @@ def test_a_run_that_is_killed_and_resumed_three_times_records_the_same(
     with monkeypatch.context() as patch:
         patch.setenv(STEP_S, "0.01")
         for _ in range(3):
-            kill_at_a_random_moment(tmp_path / "killed", chance)
+            command = [sys.executable, "-m", "tests.eval.fake_run", str(tmp_path / "killed"), "local", "{}"]
+            kill_at_a_random_moment(command, tmp_path / "killed", chance)
     resumed = run(tmp_path / "killed")
     assert results(resumed) == expected
     assert resumed.run["finished"] is True
