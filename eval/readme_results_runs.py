@@ -4,7 +4,6 @@ The base is `runs/baseline_10`. Non-obvious behaviors:
     A comparison is of success: it leaves inferences out, also where they were kept. The page shows them.
 """
 
-import shlex
 from pathlib import Path
 
 from eval.compare import MARGIN
@@ -14,6 +13,7 @@ from eval.overview import Source, overview
 from eval.readme_results_data import REPORTS, data_folders, naming, report_of, run_folders
 from eval.readme_results_success import read_parts
 from eval.records import INFERENCES_FILE
+from eval.report import report_command
 from eval.report_page import page
 from eval.run_reader import Run, read_run
 
@@ -54,7 +54,7 @@ def pages(root: Path) -> dict[Path, str]:
         report_of(root, folder)
         shown = overview([Source(path, read_run(path)) for path in runs], MARGIN)
         names = (path.relative_to(root).as_posix() for path in runs)
-        command = shlex.join(["python", "-m", "eval.report", *names])
+        command = report_command(names, folder.name)
         found[root / REPORTS / f"{folder.name}.html"] = page(shown, folder.name, command)
     return found
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     out = options.out or options.runs[0] / REPORT_FILE
-    command = shlex.join(["python", "-m", "eval.report", *map(str, options.runs), *_chosen(options)])
+    command = report_command(map(str, options.runs), options.title, options.margin)
     try:
         shown = overview(find_sources(options.runs), options.margin)
         text = page(shown, options.title or default_title(shown), command)
@@ -58,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _chosen(options: argparse.Namespace) -> list[str]:
-    """Return the options that decide what the page says, where they are not the defaults."""
-    title = [f"--title={options.title}"] if options.title else []
-    return title if options.margin == MARGIN else [*title, f"--margin={options.margin}"]
+def report_command(folders: Iterable[str], title: str | None = None, margin: float = MARGIN) -> str:
+    """Return the command that makes a page again, with what is not a default of what the page says."""
+    chosen = [f"--title={title}"] if title else []
+    chosen += [f"--margin={margin}"] if margin != MARGIN else []
+    return shlex.join(["python", "-m", "eval.report", *folders, *chosen])
 
 
 def find_sources(folders: Iterable[Path]) -> list[Source]:
