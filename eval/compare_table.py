@@ -166,7 +166,10 @@ def engagement_rows(result: Comparison) -> Rows:
 
 
 def picture(result: Comparison) -> list[str]:
-    """Return the intervals as lines of text: `[---o---]`, with `:` at the margin and `|` at no difference."""
+    """Return the intervals as lines of text: `[---o---]`, with `:` at the margin and `|` at no difference.
+
+    Where an interval is so wide that the labels of both would touch, the margin has its label.
+    """
     intervals = list(_intervals(result))
     margin = result.margin / 100
     low = min(-2 * margin, *(interval.low for _, interval in intervals)) - margin / 4
@@ -179,14 +182,17 @@ def picture(result: Comparison) -> list[str]:
     axis = [" "] * PLOT_WIDTH
     for value, text in ((-margin, _points(-result.margin)), (0.0, "0")):
         start = max(0, min(column(value) - len(text) // 2, PLOT_WIDTH - len(text)))
-        axis[start : start + len(text)] = text
+        if not "".join(axis[max(0, start - 1) : start]).strip() and axis[start] == " ":
+            axis[start : start + len(text)] = text
     lines = ["points".ljust(label_width) + "".join(axis).rstrip()]
     for name, interval in intervals:
         row = [" "] * PLOT_WIDTH
-        row[column(-margin)], row[column(0.0)] = ":", "|"
         first, last = column(interval.low), column(interval.high)
         if first < last:
             row[first : last + 1] = ["[", *"-" * (last - first - 1), "]"]
+        for value, mark in ((-margin, ":"), (0.0, "|")):
+            if row[column(value)] in " -":
+                row[column(value)] = mark
         row[column(result.difference)] = "o"
         lines.append(name.ljust(label_width) + "".join(row).rstrip())
     return lines

@@ -470,6 +470,18 @@ def test_the_picture_shows_interval_margin_and_zero_in_their_places(
     assert axis.index("0") == row.index("|")
 
 
+def test_the_picture_of_a_wide_interval_keeps_its_marks_and_does_not_run_labels_together(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(write_run("base", count=2)), str(write_run("new", count=2))])
+    lines = capsys.readouterr().out.splitlines()
+    [axis] = [line for line in lines if line.startswith("points")]
+    label = len("paired, Newcombe")
+    [row] = [line[label:] for line in lines if line.startswith("paired, Newcombe") and "[" in line]
+    assert axis.split() == ["points", "-2"]
+    assert row.index("[") < row.index(":") < row.index("o") < row.index("]")
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_swapped_runs_say_the_opposite_and_order_does_not_matter(
