@@ -181,8 +181,7 @@ def run(cfg: DictConfig) -> None:
             tracker = _tracker(config)
             tracker.check()
             earlier = stack.enter_context(reopen(start.folder)) if start.before else None
-            done = earlier.done if earlier else frozenset()
-            left = [key for key in episodes.keys() if key not in done]  # noqa: SIM118  no mapping
+            left = episodes.left(earlier.done if earlier else ())
             runner = stack.enter_context(closing(open_runner(config, tasks, left)))
             plan = make_plan(config, tasks, episodes, runner, earlier)
             run_info = describe(start, config, plan, runner, earlier)

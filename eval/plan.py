@@ -1,7 +1,7 @@
 """What a run sets out to do: which episodes of which tasks, in which shard, and under which conditions."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -68,6 +68,10 @@ class Episodes:
         ]
         return tuple(keys if self.shard is None else self.shard.of(keys))
 
+    def left(self, done: Collection[EpisodeKey]) -> list[EpisodeKey]:
+        """Return the keys that are not done, in order."""
+        return [key for key in self.keys() if key not in done]
+
     def whole(self) -> Self:
         """Return what this is a shard of."""
         return replace(self, shard=None)
@@ -116,7 +120,7 @@ class Plan:
 
     def todo(self) -> list[tuple[Task, list[EpisodeKey]]]:
         """Return what is left of each task, in order; tasks of which nothing is left are not in it."""
-        keys = [key for key in self.episodes.keys() if key not in self.done]  # noqa: SIM118  no mapping
+        keys = self.episodes.left(self.done)
         by_task = [(task, [key for key in keys if key.task_id == task.task_id]) for task in self.tasks]
         return [(task, left) for task, left in by_task if left]
 

@@ -269,13 +269,12 @@ class RayRunner:
 
         What became of them is seen at their first episode.
         """
-        pairs = list(zip(self._workers, itertools.cycle(ahead.build_envs.items())))
-        self._task_of = {worker.number: task for worker, (task, _) in pairs}
-        look_at = [ahead.look_at, *[None] * (len(pairs) - 1)]
-        return [
-            worker.handle.build.remote(build_env, key)
-            for (worker, (_, build_env)), key in zip(pairs, look_at, strict=True)
-        ]
+        built = []
+        for worker, (task, build_env) in zip(self._workers, itertools.cycle(ahead.build_envs.items())):
+            self._task_of[worker.number] = task
+            look_at = ahead.look_at if worker is self._workers[0] else None
+            built.append(worker.handle.build.remote(build_env, look_at))
+        return built
 
     def _describe(self) -> dict[str, Any]:
         options = self.options

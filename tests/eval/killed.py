@@ -10,16 +10,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def kill_at_a_random_moment(
-    command: Sequence[str], folder: Path, chance: random.Random, most_s: float = 0.5
-) -> int:
-    """Run a command that records in `folder`, end it at most so long after its first records, and return its
-    exit status."""
+def kill_at_a_random_moment(command: Sequence[str], folder: Path, chance: random.Random) -> int:
+    """Run a command that records in `folder`, end it within half a second of its first records, and return
+    its exit status."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = _size(folder)
     while process.poll() is None and _size(folder) == before:
         time.sleep(0.005)
-    time.sleep(chance.uniform(0, most_s))
+    time.sleep(chance.uniform(0, 0.5))
     process.send_signal(signal.SIGKILL)
     return process.wait()
 
