@@ -6,9 +6,12 @@ in a batch the last bits of an action depend on the others in it.
 Non-obvious behaviors:
     * An episode's inferences are recorded with it, when it has ended.
     * A worker that dies, hangs or loses its policy leaves an error in the records. Its episode is tried again
-      up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. A policy that
-      has computed one batch for half of an episode's limit is lost too when that is over. An exception
+      up to `runner.retries` times, and only the last error counts towards `runner.max_errors`. An exception
       of simulator or policy is the episode's outcome, as with the local runner, and is not tried again.
+    * An episode begins when its worker and its policy are ready: `runner.episode_timeout_s` does not count
+      the time in which a process starts or a policy is built.
+    * After an episode that took too long, its policy gets no other while it computes the same batch. When
+      that has taken half of an episode's limit, the policy is replaced.
     * Ray restarts nothing: it would restart for ever what dies at each start. A policy process that dies is
       replaced by the runner, once, and each of its episodes has lost an attempt.
     * A policy whose backend serves no batches is asked one request at a time whatever `runner.max_batch` is;
@@ -20,6 +23,7 @@ Non-obvious behaviors:
 import contextlib
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -96,13 +100,32 @@ class EpisodeTimeout(RuntimeError):
     """An episode took longer than `runner.episode_timeout_s`; its process was killed."""
 
 
+@dataclass(eq=False)
+class _Host:
+    """A policy process.
+
+    Attributes:
+        built: the answer of its build.
+        suspected_s: when an episode that asked it took too long; None when it has computed something since.
+    """
+
+    handle: Any
+    built: Answer = None
+    suspected_s: float | None = None
+
+
 @dataclass
 class _Worker:
-    """A worker's handle, what it is doing, and the policy process that it was told to ask."""
+    """A worker's handle, what it is doing, and the policy process that it was told to ask.
+
+    Attributes:
+        started: the answer of its process when that is ready to simulate.
+    """
 
     number: int
     handle: Any
-    host: Any = None
+    started: Answer
+    host: _Host | None = None
     key: EpisodeKey | None = None
     since_s: float = 0.0
     overdue: bool = False
@@ -167,15 +190,16 @@ class RayRunner:
             gpus = ray.cluster_resources().get("GPU", 0)
             self._gpu_share = min(1.0, gpus / options.policies) if wants_gpu else 0.0
             # Before workers, which could fill up the nodes with GPUs.
-            self._hosts = [self._start_host() for _ in range(options.policies)]
+            self._hosts: list[_Host | None] = []
+            hosts = [self._start_host() for _ in range(options.policies)]
             count = min(options.workers, most_episodes)
-            self._workers = [_Worker(number, self._start_worker()) for number in range(count)]
-            simulators = [worker.handle.simulator.remote() for worker in self._workers]
+            self._workers = [_Worker(number, *self._start_worker()) for number in range(count)]
             built = self._build_ahead(ahead) if ahead else []
             self._look = FirstLook(built[:1], options.episode_timeout_s)
-            self._facts: PolicyFacts = first_answers([self._build_policy(host) for host in self._hosts])[0]
+            self._hosts += [self._build_policy(host) for host in hosts]
+            self._facts: PolicyFacts = first_answers([host.built for host in self._hosts if host])[0]
             self.about: Mapping[str, Any] = self._facts.about
-            self.simulator = _same(first_answers(simulators))
+            self.simulator = _same(first_answers([worker.started for worker in self._workers]))
             self._replace_late(built)
             self.facts: Mapping[str, Any] = self._describe()
             if self._facts.one_at_a_time is not None:
@@ -197,8 +221,7 @@ class RayRunner:
         with books:
             while self._schedule or self._running:
                 self._assign(books, quiet=quiet > 0)
-                done, _ = ray.wait(list(self._running), timeout=POLL_S)
-                for answer in done:
+                for answer in self._wait():
                     quiet -= 1
                     self._settle(answer, books)
                 self._kill_overdue()
@@ -257,12 +280,14 @@ class RayRunner:
             threads=torch.get_num_threads(),
         )
 
-    def _build_policy(self, host: Any) -> Answer:
-        return host.build.remote(self._make_policy, self._look)
+    def _build_policy(self, handle: Any) -> _Host:
+        return _Host(handle, handle.build.remote(self._make_policy, self._look))
 
-    def _start_worker(self) -> Any:
+    def _start_worker(self) -> tuple[Any, Answer]:
+        """Return a worker's handle and the answer that says that it is ready."""
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
-        return ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
+        handle: Any = ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
+        return handle, handle.simulator.remote()
 
     def _build_ahead(self, ahead: Ahead) -> list[Answer]:
         """Let workers build environments; return their answers.
@@ -301,22 +326,34 @@ class RayRunner:
                 self._replace(worker)
                 del self._task_of[worker.number]
 
+    def _wait(self) -> list[Answer]:
+        """Return the answers of episodes that ended; wait for them, or for a process that starts, a while."""
+        starting = _missing(
+            [*(worker.started for worker in self._workers), *(h.built for h in self._hosts if h)]
+        )
+        expected = [*self._running, *starting]
+        if not expected:  # a policy that may hang
+            time.sleep(POLL_S)
+            return []
+        return [answer for answer in ray.wait(expected, timeout=POLL_S)[0] if answer in self._running]
+
     def _assign(self, books: Bookkeeper, *, quiet: bool) -> None:
         """Give idle workers something to do; to the first alone where it is to be quiet."""
         workers = self._workers[:1] if quiet else self._workers
         for worker in workers:
             if self._schedule and worker.key is None:
-                self._begin(worker, books, under_load=len(workers) > 1)
+                host = self._host_of(worker)
+                if not _missing([worker.started, host.built]) and not self._may_hang(host):
+                    self._begin(worker, host, books, under_load=len(workers) > 1)
 
-    def _begin(self, worker: _Worker, books: Bookkeeper, *, under_load: bool) -> None:
+    def _begin(self, worker: _Worker, host: _Host, books: Bookkeeper, *, under_load: bool) -> None:
         key = self._schedule.next(worker.number)
         assert key is not None, "the schedule is not empty"
-        worker.key, worker.since_s, worker.overdue = key, time.monotonic(), False
+        worker.key, worker.since_s, worker.overdue, worker.host = key, time.monotonic(), False, host
         [task] = [task for task in self._plan.tasks if task.task_id == key.task_id]
         books.start_episode(key, task.language)
-        worker.host = self._host_of(worker)
         answer = worker.handle.roll.remote(
-            self._plan_ref, worker.host, self._facts, key, under_load, self.simulator
+            self._plan_ref, host.handle, self._facts, key, under_load, self.simulator
         )
         self._running[answer] = worker
 
@@ -325,6 +362,7 @@ class RayRunner:
         worker = self._running.pop(answer)
         key, worker.key = worker.key, None
         assert key is not None, "a running worker has an episode"
+        assert worker.host is not None, "and a policy"
         try:
             result: Result = ray.get(answer)
         except RayTaskError as error:
@@ -352,28 +390,29 @@ class RayRunner:
     def _replace(self, worker: _Worker) -> None:
         """Give a worker another process; the lost one may be alive where nobody reaches it."""
         ray.kill(worker.handle, no_restart=True)
-        worker.handle, worker.overdue = self._start_worker(), False
+        worker.handle, worker.started = self._start_worker()
+        worker.overdue = False
 
-    def _host_of(self, worker: _Worker) -> Any:
+    def _host_of(self, worker: _Worker) -> _Host:
         """Return the policy process that a worker asks, a new one where that was lost."""
         index = worker.number % len(self._hosts)
-        if self._hosts[index] is None:
-            self._hosts[index] = self._start_host()
-            self._build_policy(self._hosts[index])
-        return self._hosts[index]
+        host = self._hosts[index]
+        if host is None:
+            host = self._hosts[index] = self._build_policy(self._start_host())
+        return host
 
-    def _lose(self, host: Any) -> None:
+    def _lose(self, host: _Host) -> None:
         """Let a policy process be replaced before it is asked again, unless it was replaced already."""
         self._hosts = [None if own is host else own for own in self._hosts]
 
-    def _end_lost(self, host: Any) -> None:
+    def _end_lost(self, host: _Host) -> None:
         """End a policy process that was lost, as soon as no episode waits for its answers.
 
         It may be alive and keep its GPU. Killed earlier, it would leave errors that name the kill.
         """
         needed = [*self._hosts, *(worker.host for worker in self._running.values())]
         if all(other is not host for other in needed):
-            ray.kill(host, no_restart=True)
+            ray.kill(host.handle, no_restart=True)
 
     def _keep(self, result: Result, books: Bookkeeper) -> None:
         if result.served_by:
@@ -398,13 +437,24 @@ class RayRunner:
         record = episode_record(self._plan, task, key, Rollout(), time.monotonic() - worker.since_s, error)
         books.add_episode(record, retry=retry, cause=error)
 
-    def _hangs(self, host: Any) -> bool:
-        """Return whether a policy computes one batch for ever; one that is being built does not."""
+    def _may_hang(self, host: _Host) -> bool:
+        """Return whether a policy still computes what an episode that took too long had asked for.
+
+        One that has computed it for too long, or says nothing any more, is lost.
+        """
+        if host.suspected_s is None:
+            return False
         try:
-            computing_s: float = ray.get(host.computing_s.remote(), timeout=POLL_S)
+            computing_s: float = ray.get(host.handle.computing_s.remote(), timeout=REACH_S)
         except (GetTimeoutError, *DIED):
-            return False  # its process is starting, or its end is about to be seen
-        return computing_s > self.options.episode_timeout_s / 2
+            computing_s = math.inf
+        if computing_s < time.monotonic() - host.suspected_s:
+            host.suspected_s = None
+            return False
+        if computing_s > self.options.episode_timeout_s / 2:
+            self._lose(host)
+            self._end_lost(host)
+        return True
 
     def _kill_overdue(self) -> None:
         """Kill workers that hang; their answers say that they died."""
@@ -412,9 +462,14 @@ class RayRunner:
         for worker in self._running.values():
             if not worker.overdue and now_s - worker.since_s > self.options.episode_timeout_s:
                 worker.overdue = True
-                if self._hangs(worker.host):
-                    self._lose(worker.host)
+                if worker.host is not None:
+                    worker.host.suspected_s = now_s
                 ray.kill(worker.handle, no_restart=True)
+
+
+def _missing(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers that have not come."""
+    return ray.wait(list(answers), num_returns=len(answers), timeout=0)[1] if answers else []
 
 
 def _same(simulators: Sequence[Simulator]) -> Mapping[str, Any]:

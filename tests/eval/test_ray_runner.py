@@ -588,6 +588,25 @@ def test_a_policy_that_hangs_is_replaced(
     assert builds.count == 2
 
 
+def test_episodes_do_not_pay_for_a_policy_that_is_built_longer_than_they_may_take(
+    tmp_path: Path, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout_s = 8.0
+
+    def late() -> ArithmeticPolicy:
+        time.sleep(timeout_s + 2)
+        return ArithmeticPolicy()
+
+    expected = results(run(tmp_path / "local"))
+    builds = Builds(tmp_path, ArithmeticPolicy, late)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    faults("policy-kill-1-1")
+    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=timeout_s)
+    assert results(found) == expected
+    assert {error.error_type for error in found.superseded} == {"CutOff"}
+    assert builds.count == 2
+
+
 def test_a_cluster_that_is_not_there_is_named() -> None:
     with pytest.raises(RunnerError, match=r"Ray cannot be used at runner\.address=127\.0\.0\.1:1: .*refused"):
         start("ray", address="127.0.0.1:1")
