@@ -41,9 +41,10 @@ eval: install  ## default evaluation; more with ARGS="suite=... policy=..."
 test: install  ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: install  ## ruff
+lint: install  ## ruff, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: install  ## mypy
 	$(BIN)/mypy
@@ -53,7 +54,7 @@ format: install  ## ruff, rewriting
 	$(BIN)/ruff format .
 
 results: install  ## README's results, their plots, comparisons and pages, from docs/results/data
-	$(BIN)/python -m eval.readme_results
+	$(BIN)/python -m tools.results
 
 constraints: install  ## write what is installed to constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -12,87 +12,37 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
-from eval import provenance
-from eval.bookkeeper import Bookkeeper, RunFailed
-from eval.build import build_policy, choose_device, choose_passes
-from eval.capture import example_requests
-from eval.choices import policy_label
-from eval.command import Refused, command
-from eval.libero_env import Task, load_tasks
-from eval.messages import one_line
-from eval.metrics import Summary, is_random, setting, summarise
-from eval.plan import Episodes, Plan, Shard
-from eval.recording import recording
-from eval.records import RunWriter, Seeding, refuse_used
-from eval.resume import Earlier, nothing_left, recorded, refuse_changed, refuse_joined, reopen
-from eval.run_reader import read_run
-from eval.runner import LocalRunner, Runner, RunnerError
-from eval.schema import RAY_ONLY, Config, ConfigError
-from eval.sim_stack import SimStackError, prepare
-from eval.summary import complain, render, report_console, say
-from eval.tracking import NullTracker, SafeTracker, TrackedRun, TrackingError
-from eval.video import VideoMode
-from eval.words import counted
-from policies.base import EpisodeKey
+from eval.analysis.summary import Summary, is_random, setting, summarise
+from eval.app import CommandError, command
+from eval.config.errors import one_line
+from eval.config.groups import policy_label
+from eval.config.schema import Config, ConfigError
+from eval.config.tasks import check, choose_episodes, choose_tasks, refuse_ignored
+from eval.episodes.plan import Plan
+from eval.episodes.resume import ResumedRun, reopen
+from eval.records import provenance
+from eval.records.episodes import Episodes
+from eval.records.folders import refuse_used
+from eval.records.reader import read_run
+from eval.records.recording import recording
+from eval.records.resume import nothing_left, recorded, refuse_changed, refuse_joined
+from eval.records.video import VideoMode
+from eval.records.writer import RunWriter
+from eval.render.console import print_error, print_info, report_console
+from eval.render.summary import render
+from eval.runners.base import Runner, RunnerError
+from eval.runners.local import LocalRunner
+from eval.runners.recorder import RunFailed, RunRecorder
+from eval.sim.stack import SimulatorError
+from eval.sim.tasks import Task
+from eval.tracking.base import NullTracker, SafeTracker, TrackedRun, TrackingError
+from policies.seeding import Seeding
+from policies.text import pluralize
 
 T = TypeVar("T")
 
 # What may be raised before the first episode, apart from OmegaConf's.
-STARTING = (ValueError, OSError, SimStackError, TrackingError, RunnerError)
-
-
-def check(cfg: DictConfig) -> Config:
-    """Return the configuration as dataclasses.
-
-    Raises:
-        ConfigError: a value out of range, or a key without a value.
-    """
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
-    return config
-
-
-def choose_tasks(config: Config) -> list[Task]:
-    """Return the tasks that suite and protocol choose.
-
-    Raises:
-        ConfigError: a task or an episode that the suite does not have.
-    """
-    tasks = load_tasks(config.suite.name)
-    number = config.protocol.num_tasks
-    if number is not None and number > len(tasks):
-        raise ConfigError(
-            f"protocol.num_tasks must be <= {len(tasks)} for {config.suite.name}, or null for all, "
-            f"got {number}"
-        )
-    ids = config.suite.tasks if config.suite.tasks is not None else range(len(tasks))[:number]
-    missing = [i for i in ids if not 0 <= i < len(tasks)]
-    if missing:
-        raise ConfigError(f"suite.tasks must be 0 to {len(tasks) - 1} for {config.suite.name}, got {missing}")
-    last = config.protocol.first_episode + config.protocol.episodes - 1
-    for i in ids:
-        states = len(tasks[i].init_states)
-        if last >= states:
-            raise ConfigError(
-                f"protocol.first_episode + protocol.episodes must be <= {states}, the official initial "
-                f"states of {config.suite.name} task {i}, "
-                f"got {config.protocol.first_episode} + {config.protocol.episodes}"
-            )
-    return [tasks[i] for i in ids]
-
-
-def refuse_ignored(config: Config, overrides: list[str]) -> None:
-    """Raise ConfigError for overrides that the chosen policy or runner would not read."""
-    ignored = [text for text in overrides if text.lstrip("+~").startswith(("checkpoint", "denoise"))]
-    if config.policy.kind == "oracle" and ignored:
-        raise ConfigError(
-            "policy=oracle has no checkpoint and no denoise steps; "
-            f"drop {', '.join(ignored)} or choose another policy"
-        )
-    names = {f"runner.{name}" for name in RAY_ONLY}
-    of_ray = [text for text in overrides if text.lstrip("+~").partition("=")[0] in names]
-    if config.runner.name != "ray" and of_ray:
-        raise ConfigError(f"runner={config.runner.name} does not read {', '.join(of_ray)}; add runner=ray")
+STARTING = (ValueError, OSError, SimulatorError, TrackingError, RunnerError)
 
 
 @dataclass(frozen=True)
@@ -138,31 +88,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
-def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
-    """Return the runner that the configuration names, its policy built and the simulator checked.
-
-    Args:
-        left: the episodes that it will be given.
-    """
-    if config.runner.name == "ray":
-        try:
-            from eval.ray_runner import start_ray
-        except ModuleNotFoundError as missing:
-            raise RunnerError(f'runner=ray needs Ray ({missing}): pip install -e ".[ray]"') from missing
-        return start_ray(config, tasks, left)
-    if config.policy.kind != "oracle":
-        choose_passes(config)  # what cannot run here says so before a simulator starts
-    simulator = prepare()
-    return LocalRunner(
-        build_policy(config, lambda policy: example_requests(tasks, policy, config.seed)), simulator
-    )
-
-
 def run(cfg: DictConfig) -> None:
     """Do one run, or go on with one, from checks to printed summary; of a finished one, print that alone.
 
     Raises:
-        Refused: before the first episode; nothing was recorded.
+        CommandError: before the first episode; nothing was recorded.
         RunFailed: the records are kept and the summary is printed, but the run is no result.
     """
     with ExitStack() as stack:
@@ -173,9 +103,12 @@ def run(cfg: DictConfig) -> None:
             if start.before is None:
                 refuse_used(start.folder)
             elif (over := nothing_left(start.folder, start.before)) is not None:
-                say(f"nothing is left to run: {counted(len(over.episodes), 'episode')} finished")
+                print_info(f"nothing is left to run: {pluralize(len(over.episodes), 'episode')} finished")
                 _show(summarise(over), start.folder)
                 return
+            # The network's modules take seconds to import; what is refused above needs none of them.
+            from eval.runners.open import open_runner
+
             tasks = choose_tasks(config)
             episodes = choose_episodes(config, tasks)
             tracker = _tracker(config)
@@ -187,50 +120,29 @@ def run(cfg: DictConfig) -> None:
             run_info = describe(start, config, plan, runner, earlier)
             tracker.start(tracked_run(start, config, plan, run_info))
         except (*STARTING, OmegaConfBaseException) as error:
-            raise Refused(str(error)) from error
+            raise CommandError(str(error)) from error
         label = policy_label(plan.policy, run_info["config"])
-        say(announcement(plan, label, runner.about, start.folder))
+        print_info(announcement(plan, label, runner.about, start.folder))
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
         if config.record_observations:
             assert isinstance(runner, LocalRunner)
             stack.enter_context(recording(runner, start.folder, config.record_observations))
-        books = Bookkeeper(
+        recorder = RunRecorder(
             plan, writer, tracker, run_info, runner.engagement, earlier.run if earlier else None
         )
         try:
-            runner.run(plan, books)
+            runner.run(plan, recorder)
         except BaseException:
-            for problem in _close(books):
-                complain(problem)
-            say(f"go on with it: python -m eval resume={start.folder}")
+            for problem in _close(recorder):
+                print_error(problem)
+            print_info(f"go on with it: python -m eval resume={start.folder}")
             raise
-        for problem in _close(books):
+        for problem in _close(recorder):
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
 
 
-def choose_episodes(config: Config, tasks: Sequence[Task]) -> Episodes:
-    """Return the episodes that protocol and shard choose.
-
-    Raises:
-        ConfigError: the shard has none.
-    """
-    episodes = Episodes(
-        suite=config.suite.name,
-        tasks=tuple(task.task_id for task in tasks),
-        first=config.protocol.first_episode,
-        count=config.protocol.episodes,
-        seed=config.seed,
-        shard=Shard.parse(config.shard) if config.shard else None,
-    )
-    if not episodes.keys():
-        raise ConfigError(
-            f"shard={config.shard} has none of the {len(episodes.whole().keys())} episodes; use fewer shards"
-        )
-    return episodes
-
-
 def make_plan(
-    config: Config, tasks: Sequence[Task], episodes: Episodes, runner: Runner, earlier: Earlier | None
+    config: Config, tasks: Sequence[Task], episodes: Episodes, runner: Runner, earlier: ResumedRun | None
 ) -> Plan:
     """Return the plan of a run, or of what is left of it.
 
@@ -256,9 +168,11 @@ def make_plan(
 
 
 def describe(
-    start: Start, config: Config, plan: Plan, runner: Runner, earlier: Earlier | None
+    start: Start, config: Config, plan: Plan, runner: Runner, earlier: ResumedRun | None
 ) -> dict[str, Any]:
     """Return what run.json says besides the outcome."""
+    from eval.episodes.policy import choose_device
+
     gpu = (choose_device(config.policy.device).index or 0) if config.runner.name == "local" else 0
     origin = provenance.collect(gpu)
     now = {
@@ -298,7 +212,7 @@ def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path
     """Return what a user wants to know before the first episode is over."""
     tasks, shard = len(plan.tasks), plan.episodes.shard
     parts = [
-        f"{counted(plan.num_episodes, 'episode')} of {plan.tasks[0].suite} "
+        f"{pluralize(plan.num_episodes, 'episode')} of {plan.tasks[0].suite} "
         + (
             f"(shard {shard} of {tasks} tasks x {plan.episodes.count})"
             if shard
@@ -314,7 +228,7 @@ def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path
     return " | ".join(part for part in parts if part)
 
 
-def _close(books: Bookkeeper) -> list[Exception]:
+def _close(recorder: RunRecorder) -> list[Exception]:
     """Write run.json, mirror and print the summary of whatever was recorded; return what went wrong.
 
     Each step is tried whatever became of the one before.
@@ -328,12 +242,12 @@ def _close(books: Bookkeeper) -> list[Exception]:
             problems.append(error)
             return None
 
-    folder = books.writer.folder
-    attempt(books.write_run)
+    folder = recorder.writer.folder
+    attempt(recorder.write_run)
     summary = attempt(lambda: _summary(folder))
-    attempt(lambda: books.tracker.finish(summary.to_dict() if summary else {}))
-    if books.tracker.error:
-        attempt(books.write_run)
+    attempt(lambda: recorder.tracker.finish(summary.to_dict() if summary else {}))
+    if recorder.tracker.error:
+        attempt(recorder.write_run)
         summary = attempt(lambda: _summary(folder))
     _show(summary, folder)
     return problems
@@ -353,11 +267,11 @@ def _summary(folder: Path) -> Summary | None:
 def _tracker(config: Config) -> SafeTracker:
     if config.tracking.name == "none":
         return SafeTracker(NullTracker())
-    from eval.wandb_tracker import WandbTracker  # not installed where nothing is tracked
+    from eval.tracking.wandb import WandbTracker  # not installed where nothing is tracked
 
     return SafeTracker(WandbTracker(config.tracking.mode, config.tracking.project, config.tracking.entity))
 
 
 def main() -> None:
-    """Run the command line; `eval.command` says how it ends."""
+    """Run the command line; `eval.app` says how it ends."""
     command("config", run)

@@ -20,15 +20,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.arguments import ArgumentParser
-from eval.comparable import NotComparable
-from eval.compare_table import markdown, render
-from eval.comparison import compare
-from eval.records import to_plain
-from eval.run_reader import Run, read_run
-from eval.summary import complain, report_console
+from eval.analysis.comparable import NotComparable
+from eval.analysis.comparison import MARGIN, compare
+from eval.app import ArgumentParser
+from eval.records.reader import Run, read_run
+from eval.records.schema import to_plain
+from eval.render.comparison import markdown, render
+from eval.render.console import print_error, report_console
 
-MARGIN = 2.0  # percentage points; 189 episodes can show it
 NOT_COMPARABLE = 2  # exit status
 STATUSES = (
     "exit status: 0 when NEW is non-inferior and all backends served every call, 1 when not, "
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
             options.markdown.write_text(markdown(result), encoding="utf-8")
     except (NotComparable, OSError) as error:
-        complain(error)
+        print_error(error)
         return NOT_COMPARABLE
     if options.json:
         sys.stdout.write(

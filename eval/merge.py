@@ -13,15 +13,17 @@ from typing import Any
 
 from rich.text import Text
 
-from eval.engagement import join
-from eval.metrics import summarise
-from eval.plan import Episodes
-from eval.records import EpisodeRecord, InferenceRecord, RecordingError, RunWriter
-from eval.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
-from eval.run_reader import Run, read_run
-from eval.summary import complain, render, report_console
-from eval.words import counted
+from eval.analysis.summary import summarise
+from eval.records.engagement import join
+from eval.records.episodes import Episodes
+from eval.records.reader import Run, read_run
+from eval.records.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.writer import RecordingError, RunWriter
+from eval.render.console import print_error, report_console
+from eval.render.summary import render
 from policies.base import EpisodeKey
+from policies.text import pluralize
 
 Attempt = tuple[EpisodeRecord, Sequence[InferenceRecord]]
 
@@ -95,7 +97,7 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
         for change in origin_changes(runs[0].run["provenance"], run.run["provenance"])
     ]
     if joined.duplicates:
-        notes.append(f"{counted(len(joined.duplicates), 'episode')} in several parts, counted once")
+        notes.append(f"{pluralize(len(joined.duplicates), 'episode')} in several parts, counted once")
     if joined.different:
         notes.append(
             f"{len(joined.different)} of them with another result in a later part, the first part counts: "
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merge(options.parts, out)
         summary = summarise(read_run(out))
     except (OSError, ValueError, RecordingError) as error:
-        complain(error)
+        print_error(error)
         return 1
     report_console().print(render(summary))
     report_console().print(Text(f"records: {out}"), soft_wrap=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.text import Text
 
-from eval.summary import complain, report_console
-from eval.tracking import TrackingError
-from eval.wandb_login import require_login
-from eval.wandb_tracker import (
+from eval.render.console import print_error, report_console
+from eval.tracking.base import TrackingError
+from eval.tracking.login import require_login
+from eval.tracking.wandb import (
     EPISODE_INDEX,
     EPISODE_SUCCESS_RATE,
     EPISODE_VIDEO,
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None, save: Save = save) -> int:
         require_login()
         address = save(report)
     except Exception as error:  # noqa: BLE001  the service and its library may raise anything; nothing is lost
-        complain(error)
+        print_error(error)
         return 1
     report_console().print(Text(f"report: {address}"), soft_wrap=True)
     return 0

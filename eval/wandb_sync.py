@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from eval.records import EPISODES_FILE
-from eval.report_folders import find_folders
-from eval.summary import complain, say
-from eval.tracking import TrackingError
-from eval.wandb_login import require_login
-from eval.words import counted
+from eval.records.folders import EPISODES_FILE, find_folders
+from eval.render.console import print_error, print_info
+from eval.tracking.base import TrackingError
+from eval.tracking.login import require_login
+from policies.text import pluralize
 
 OFFLINE = "wandb/offline-run-*"
 UPLOADED = "*.wandb.synced"  # what `wandb sync` leaves behind
@@ -36,11 +35,11 @@ def find_offline(folders: Iterable[Path]) -> list[Path]:
         tracked = [run for run in runs if any(run.glob(OFFLINE))]
         if not tracked:
             raise FileNotFoundError(
-                f"{folder} holds no offline W&B run ({OFFLINE}), but {counted(len(runs), 'run')} that "
+                f"{folder} holds no offline W&B run ({OFFLINE}), but {pluralize(len(runs), 'run')} that "
                 "tracked online or with tracking=none"
             )
         if runs != [folder]:
-            say(f"{folder} has {counted(len(runs), 'run')}, {len(tracked)} of them tracked offline")
+            print_info(f"{folder} has {pluralize(len(runs), 'run')}, {len(tracked)} of them tracked offline")
         found += [offline for run in tracked for offline in sorted(run.glob(OFFLINE))]
     return list(dict.fromkeys(found))
 
@@ -68,18 +67,18 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
         if runs and not options.dry_run:
             require_login()
     except (OSError, TrackingError) as error:
-        complain(error)
+        print_error(error)
         return 1
     failed = []
     for run in runs:
-        say(f"{'would upload' if options.dry_run else 'uploading'} {run}")
+        print_info(f"{'would upload' if options.dry_run else 'uploading'} {run}")
         if not options.dry_run and upload(run) != 0:
             failed.append(run)
     done = "would upload" if options.dry_run else "uploaded"
-    before = f"{len(found) - len(runs)} of {counted(len(found), 'offline run')} had been uploaded before"
-    say(f"{done} {len(runs) - len(failed)}; {before}")
+    before = f"{len(found) - len(runs)} of {pluralize(len(found), 'offline run')} had been uploaded before"
+    print_info(f"{done} {len(runs) - len(failed)}; {before}")
     for run in failed:
-        complain(f"{run} was not uploaded")
+        print_error(f"{run} was not uploaded")
     return 1 if failed else 0
 
 

@@ -1,7 +1,8 @@
-"""Passes: what makes a stage faster, or raises; and the counters that prove it ran.
+"""Backends: what makes a stage faster, or raises; and the counters that prove it ran.
 
-A pass is a frozen dataclass of options. Called with a `StageSource`, it returns a `CountedStage` or raises.
-`apply_passes` refuses one that hands the bare stage back, wrapped or not, and one that was not compared
+A backend is a frozen dataclass of options. Called with a `StageContext`, it returns a `CountedStage` or
+raises.
+`apply_backends` refuses one that hands the bare stage back, wrapped or not, and one that was not compared
 with it.
 """
 
@@ -14,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from policies.pi05.stages import STAGES
+from optim.options import ON_MISMATCH
+from policies.pi05.dims import STAGES
 
 Args = tuple[Tensor | None, ...]
 """Arguments of one call of a stage, in the order of its `forward`."""
 
-ON_MISMATCH = ("raise", "fallback")
 FALLBACK = "eager (fallback)"
 LOGGED_MISSES = (1, 10, 100, 1_000, 10_000, 100_000)  # every one would drown the rest of the log
 
@@ -30,15 +31,15 @@ class StageMismatch(RuntimeError):
     """Inputs are not what the engine was built for: say which one, from what to what."""
 
 
-class PassError(RuntimeError):
-    """A pass could not engage; names the stage and the pass."""
+class BackendError(RuntimeError):
+    """A backend could not engage; names the stage and the backend."""
 
 
-class CannotRun(PassError):
-    """Passes cannot run on this machine.
+class CannotRun(BackendError):
+    """Backends cannot run on this machine.
 
     Attributes:
-        reasons: by stage, what its pass raised.
+        reasons: by stage, what its backend raised.
     """
 
     def __init__(self, message: str, reasons: Mapping[str, Exception]) -> None:
@@ -47,16 +48,16 @@ class CannotRun(PassError):
 
 
 @dataclass(frozen=True)
-class StageSource:
-    """What a pass works on.
+class StageContext:
+    """What a backend works on.
 
     Attributes:
         name: vision, prefix or denoise.
-        stage: the eager module; a pass leaves it as it is.
+        stage: the eager module; a backend leaves it as it is.
         examples: arguments of calls to this stage, captured from real observations: at least one for every
             combination of shapes that is to be served.
         amax: of each linear of the stage, by its name in it, the largest absolute input over the calibration
-            observations (`optim.calibrate`); empty unless the pass has `needs_amax`.
+            observations (`optim.calibrate`); empty unless the backend has `needs_amax`.
         weights_sha256: of the checkpoint, for caches.
     """
 
@@ -126,19 +127,19 @@ class CountedStage:
         return result
 
 
-class Pass(ABC):
+class Backend(ABC):
     """One technique for one stage; subclasses are frozen dataclasses of its options.
 
     Attributes:
-        needs_examples: whether it reads `StageSource.examples`.
-        needs_amax: whether it reads `StageSource.amax`.
+        needs_examples: whether it reads `StageContext.examples`.
+        needs_amax: whether it reads `StageContext.amax`.
     """
 
     needs_examples: ClassVar[bool] = True
     needs_amax: ClassVar[bool] = False
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027  most run anywhere
-        """Raise RuntimeError if this machine cannot run the pass; cheap, called before anything is loaded.
+        """Raise RuntimeError if this machine cannot run the backend; cheap, called before anything is loaded.
 
         Args:
             name: of the stage.
@@ -149,32 +150,34 @@ class Pass(ABC):
     def serves_batches(self) -> bool:
         """Whether its engines take several requests at once.
 
-        Where they do not, examples are of one request, and nobody asks for more (`eval.serving`).
+        Where they do not, examples are of one request, and nobody asks for more (`eval.runners.ray.serving`).
         """
         return True
 
     @abstractmethod
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the stage, optimised."""
 
 
-def check_passes(passes: Mapping[str, Pass], device: torch.device, dtype: torch.dtype) -> None:
-    """Raise CannotRun for all passes that this machine cannot run."""
+def check_backends(backends: Mapping[str, Backend], device: torch.device, dtype: torch.dtype) -> None:
+    """Raise CannotRun for all backends that this machine cannot run."""
     reasons: dict[str, Exception] = {}
-    for name, chosen in passes.items():
+    for name, chosen in backends.items():
         try:
             chosen.check(name, device, dtype)
         except Exception as error:  # noqa: BLE001  the other stages have reasons of their own; all are raised
             reasons[name] = error
     if reasons:
-        each = (f"optim.{name}={passes[name]!r} cannot run here: {error}" for name, error in reasons.items())
+        each = (
+            f"optim.{name}={backends[name]!r} cannot run here: {error}" for name, error in reasons.items()
+        )
         raise CannotRun("; ".join(each), reasons)
 
 
-def apply_passes(
-    sources: Mapping[str, StageSource], passes: Mapping[str, Pass], *, on_mismatch: str = "raise"
+def apply_backends(
+    sources: Mapping[str, StageContext], backends: Mapping[str, Backend], *, on_mismatch: str = "raise"
 ) -> dict[str, CountedStage]:
-    """Return every stage, optimised by its pass.
+    """Return every stage, optimised by its backend.
 
     Args:
         sources: of each stage; `Pi05Policy.example_inputs` makes their examples.
@@ -182,32 +185,32 @@ def apply_passes(
             the miss is counted and logged.
 
     Raises:
-        ValueError: a stage without a pass, a pass without a stage, or an unknown `on_mismatch`.
-        PassError: a pass raised; or returned something that does not count, that is the eager stage, or that
-            was not compared with it (`optim.engines.serve` does, and says so in the details).
+        ValueError: a stage without a backend, a backend without a stage, or an unknown `on_mismatch`.
+        BackendError: a backend raised; or returned something that does not count, that is the eager stage, or
+            that was not compared with it (`engines.serve` does, and says so in the details).
     """
-    for what, mapping in (("sources", sources), ("passes", passes)):
+    for what, mapping in (("sources", sources), ("backends", backends)):
         if set(mapping) != set(STAGES):
             raise ValueError(f"{what} must name exactly {STAGES}, got {tuple(mapping)}")
     if on_mismatch not in ON_MISMATCH:
         raise ValueError(f"on_mismatch must be one of {', '.join(ON_MISMATCH)}, got {on_mismatch!r}")
     optimised = {}
     for name in STAGES:
-        label = f"optim.{name}={passes[name]!r}"
+        label = f"optim.{name}={backends[name]!r}"
         try:
-            result = passes[name](sources[name])
+            result = backends[name](sources[name])
         except Exception as error:
-            raise PassError(f"{label} did not engage: {type(error).__name__}: {error}") from error
+            raise BackendError(f"{label} did not engage: {type(error).__name__}: {error}") from error
         if not isinstance(result, CountedStage):
-            raise PassError(f"{label} must return a CountedStage, got {type(result).__name__}")
-        if passes[name].needs_examples:
+            raise BackendError(f"{label} must return a CountedStage, got {type(result).__name__}")
+        if backends[name].needs_examples:
             if result.engine is sources[name].stage:
-                raise PassError(
+                raise BackendError(
                     f"{label} must return another engine than the eager stage, which it was given"
                 )
             if "parity" not in result.details:
-                raise PassError(
-                    f"{label} must compare its engine with the stage; let optim.engines.serve do it"
+                raise BackendError(
+                    f"{label} must compare its engine with the stage; let optim.core.engines.serve do it"
                 )
         if on_mismatch == "fallback":
             result.fallback = sources[name].stage

@@ -15,15 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 from torch import Tensor, nn
 
-from eval.build import eager_policy, load
-from eval.capture import collect_requests, spread
-from eval.cli import choose_tasks
-from eval.command import Refused, command
-from eval.observations import load_requests, save_requests
-from eval.schema import Config, ConfigError, register_schema
-from eval.sim_stack import SimStackError, prepare
-from eval.summary import report_console, say
-from optim.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
+from eval.app import CommandError, command
+from eval.config.schema import Config, ConfigError, register_schema
+from eval.config.tasks import choose_tasks
+from eval.episodes.capture import collect_requests
+from eval.episodes.policy import eager_policy, load
+from eval.records.observations import load_requests, save_requests, spread
+from eval.render.console import print_info, report_console
+from eval.sim.stack import SimulatorError, prepare
+from optim.core.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
@@ -106,7 +106,7 @@ def calibrate(checkpoint: Checkpoint, policy: Pi05Policy, requests: Sequence[Req
     """Return the scales of a checkpoint.
 
     Args:
-        policy: runs the checkpoint's own stages (`eval.build.eager_policy`).
+        policy: runs the checkpoint's own stages (`eval.episodes.policy.eager_policy`).
         requests: real observations.
         source: where they came from, for the record.
 
@@ -165,7 +165,7 @@ def run(cfg: DictConfig) -> None:
     """Collect or read observations, measure, write the scales, print what was done.
 
     Raises:
-        Refused: something is missing or does not fit; no scales were written.
+        CommandError: something is missing or does not fit; no scales were written.
     """
     try:
         config = OmegaConf.to_object(cfg)
@@ -184,7 +184,7 @@ def run(cfg: DictConfig) -> None:
         policy = eager_policy(config, checkpoint)
         if saved is None:
             prepare()
-            say(f"collecting {options.count} observations of {config.suite.name}: minutes on a CPU")
+            print_info(f"collecting {options.count} observations of {config.suite.name}: minutes on a CPU")
             requests = collect_requests(
                 tasks, policy, config.seed, options.count, max_steps=config.suite.max_steps
             )
@@ -195,11 +195,11 @@ def run(cfg: DictConfig) -> None:
             requests, source = saved, f"file {Path(str(options.observations)).name}"
         scales = calibrate(checkpoint, policy, requests, source)
         write_scales(path, scales)
-    except (ValueError, FloatingPointError, OSError, SimStackError, OmegaConfBaseException) as error:
-        raise Refused(str(error)) from error
+    except (ValueError, FloatingPointError, OSError, SimulatorError, OmegaConfBaseException) as error:
+        raise CommandError(str(error)) from error
     report_console().print(Text(summary(scales, path)), soft_wrap=True)
     for warning in warnings(scales.amax):
-        say(f"warning: {warning}")
+        print_info(f"warning: {warning}")
 
 
 def summary(scales: Scales, path: Path) -> str:
@@ -230,7 +230,7 @@ def warnings(amax: Amax) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; `eval.command` says how it ends."""
+    """Run the command line; `eval.app` says how it ends."""
     register_schema("calibrate", CalibrateRun)
     command("calibrate", run)
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from optim.base import Args, CountedStage, Pass, StageSource
+from optim.base import Args, Backend, CountedStage, StageContext
+from optim.core.engines import serve
+from optim.core.parity import TOLERANCE
+from optim.core.requirements import require_cuda, require_warmup
 from optim.cuda_graph import capture_each
-from optim.engines import serve
-from optim.fuse import fuse, replace_modules
-from optim.fused_attention import use_split_attention
-from optim.parity import TOLERANCE
-from optim.prepared import prepare
-from optim.requirements import require_cuda, require_warmup
+from optim.kernels.split_attention import use_split_attention
+from optim.rewrite.merge_linears import fuse, replace_modules
+from optim.rewrite.prepared import prepare
 
 # Dynamo refuses to compile one function for more shapes than this; every length of a prompt is one.
 MOST_SHAPES = 64
@@ -22,12 +22,12 @@ ATTENTIONS = ("sdpa", "split")
 
 
 @dataclass(frozen=True)
-class Compile(Pass):
+class Compile(Backend):
     """Compile a stage whole (of denoise: one Euler step); a graph break is an error.
 
     Attributes:
         cuda_graph: replay it in a CUDA graph, where there is CUDA; without, every call goes through Python.
-        attention: sdpa: PyTorch's; split: `optim.fused_attention`, for denoise on a GPU.
+        attention: sdpa: PyTorch's; split: `optim.kernels.split_attention`, for denoise on a GPU.
         warmup: runs before the capture.
 
     Raises:
@@ -50,7 +50,7 @@ class Compile(Pass):
                 raise RuntimeError(f"attention=split serves denoise; set optim.{name}.attention=sdpa")
             require_cuda(name, device)
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the stage compiled for each combination of shapes."""
         device = next(source.stage.parameters()).device
         dtype = str(_dtype(source.stage)).removeprefix("torch.")

@@ -2,7 +2,7 @@
 
 A replay issues all kernels of a stage in one launch, so a stage that is bound by launches from Python becomes
 bound by its kernels. Denoise is captured as the whole K-step loop; what depends on t alone is computed before
-(`optim.prepared`).
+(`optim.rewrite.prepared`).
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from optim.base import Args, CountedStage, Pass, StageSource
-from optim.engines import serve
-from optim.prepared import prepare
-from optim.requirements import require_cuda, require_warmup
+from optim.base import Args, Backend, CountedStage, StageContext
+from optim.core.engines import serve
+from optim.core.requirements import require_cuda, require_warmup
+from optim.rewrite.prepared import prepare
 
 TOLERANCE = 1e-3  # the same kernels; cuBLAS may split a sum in another way with another workspace
 
@@ -69,7 +69,7 @@ class Captured:
         The returned tensors are the recording's buffers: the next call overwrites them, so clone what must
         outlive it. Inputs are copied into buffers; the caller's tensors are free after the call. Whatever the
         function reads besides its arguments (weights) is read where it lay at the capture: after replacing
-        such a tensor, call `recapture`. Shapes are the caller's to check (`optim.engines`).
+        such a tensor, call `recapture`. Shapes are the caller's to check (`optim.core.engines`).
     """
 
     def __init__(self, function: Callable[..., Any], args: Args, recorder: Recorder) -> None:
@@ -105,7 +105,7 @@ def capture_each(function: Callable[..., Any], *, warmup: int) -> Callable[[Args
 
 
 @dataclass(frozen=True)
-class CudaGraph(Pass):
+class CudaGraph(Backend):
     """Capture a stage and replay it; its kernels are eager PyTorch's.
 
     Attributes:
@@ -124,7 +124,7 @@ class CudaGraph(Pass):
         """Raise RuntimeError without an NVIDIA GPU."""
         require_cuda(name, device)
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the stage as graphs, one for each combination of shapes; they share their memory."""
         return serve(
             source,

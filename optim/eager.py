@@ -1,4 +1,4 @@
-"""Eager: the stage as it is, counted. The baseline that every other pass is compared with."""
+"""Eager: the stage as it is, counted. The baseline that every other backend is compared with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from optim.base import CountedStage, Pass, StageSource
+from optim.base import Backend, CountedStage, StageContext
 
 
 @dataclass(frozen=True)
-class Eager(Pass):
+class Eager(Backend):
     """Call the module."""
 
     needs_examples: ClassVar[bool] = False
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the stage, counted."""
         return CountedStage("eager", source.stage)
 

@@ -12,16 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from optim.base import CountedStage, Pass, StageSource
+from optim.base import Backend, CountedStage, StageContext
 from optim.compile import build_compiled
-from optim.engines import serve
-from optim.fuse import INPUT_OF, fuse, replace_modules
-from optim.parity import TOLERANCE
-from optim.requirements import require_cuda, require_dtype, require_warmup
+from optim.core.engines import serve
+from optim.core.fp8_format import FP8_CAPABILITY, FP8_MAX, quantise
+from optim.core.parity import TOLERANCE
+from optim.core.requirements import require_cuda, require_dtype, require_warmup
+from optim.rewrite.merge_linears import INPUT_OF, fuse, replace_modules
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0  # largest finite e4m3fn
-FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 LINEARS = ("all", "mlp")
 MULTIPLE = 16  # `_scaled_mm` wants both sides of a weight to be multiples of it
 
@@ -74,11 +72,6 @@ class Fp8Linear(nn.Module):
         )
 
 
-def quantise(x: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return x * inverse_scale in e4m3, saturated: what a bare cast does depends on torch's version."""
-    return (x.float() * inverse_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
-
-
 def with_fp8_linears(stage: nn.Module, amax: Mapping[str, float], linears: str) -> nn.Module:
     """Return a fused stage whose layers' linears are FP8; embeddings and the projector stay as they are.
 
@@ -105,7 +98,7 @@ def with_fp8_linears(stage: nn.Module, amax: Mapping[str, float], linears: str) 
 
 
 @dataclass(frozen=True)
-class Fp8(Pass):
+class Fp8(Backend):
     """FP8 linears in vision or prefix, compiled and captured.
 
     Attributes:
@@ -132,7 +125,7 @@ class Fp8(Pass):
         require_cuda(name, device, FP8_CAPABILITY, "FP8")
         require_dtype(dtype, torch.bfloat16)
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the stage in FP8."""
         stage = with_fp8_linears(source.stage, source.amax, self.linears)
         counted = [module for module in stage.modules() if isinstance(module, Fp8Linear)]

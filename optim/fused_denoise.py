@@ -15,25 +15,25 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from optim.base import CountedStage, Pass, StageSource
+from optim.base import Backend, CountedStage, StageContext
+from optim.core.engines import serve
+from optim.core.parity import TOLERANCE
+from optim.core.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from optim.cuda_graph import capture_each
-from optim.engines import serve
-from optim.fused_attention import HEAD_DIMS
-from optim.fused_denoise_ops import (
+from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
     Prefix,
     Sizes,
     Weight,
     Weights,
-    denoise,
     interleave,
     pack_qkv,
 )
-from optim.fused_ring import arrange, denoise_ring
-from optim.parity import TOLERANCE
-from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.rope import ConsecutivePositions, half_tables
+from optim.kernels.denoise.phases import denoise
+from optim.kernels.denoise.ring import arrange, denoise_ring
+from optim.kernels.split_attention import HEAD_DIMS
+from optim.rewrite.rope import ConsecutivePositions, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
 
 WEIGHTS = ("bf16", "fp8")
@@ -152,7 +152,7 @@ def sizes_of(stage: Denoise) -> Sizes:
 
 
 @dataclass(frozen=True)
-class Fused(Pass):
+class Fused(Backend):
     """Denoise as one persistent kernel, captured in a CUDA graph.
 
     Attributes:
@@ -191,7 +191,7 @@ class Fused(Pass):
         require_dtype(dtype, torch.bfloat16)
         require_triton()
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the denoise stage as one kernel."""
         stage = source.stage
         assert isinstance(stage, Denoise)

@@ -15,17 +15,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optim.base import CountedStage, Pass, StageSource
+from optim.base import Backend, CountedStage, StageContext
+from optim.core.engines import serve
+from optim.core.fp8_format import FP8_CAPABILITY
+from optim.core.parity import TOLERANCE
+from optim.core.requirements import require_cuda, require_dtype, require_triton, require_warmup
 from optim.cuda_graph import capture_each
-from optim.engines import serve
-from optim.fp8 import FP8_CAPABILITY, with_fp8_linears
-from optim.fused_attention import HEAD_DIMS
-from optim.fused_flash import flash, image_attention
-from optim.fused_patches import embed_patches
-from optim.fused_rows import Norm, add_norm, geglu, gelu, layer_norm, rope_split
-from optim.parity import TOLERANCE
-from optim.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.rope import ConsecutivePositions, half_tables
+from optim.fp8 import with_fp8_linears
+from optim.kernels.flash import flash, image_attention
+from optim.kernels.patches import embed_patches
+from optim.kernels.rows import Norm, add_norm, geglu, gelu, layer_norm, rope_split
+from optim.kernels.split_attention import HEAD_DIMS
+from optim.rewrite.rope import ConsecutivePositions, half_tables
 from policies.pi05.layers import NORM_EPS, RMSNorm
 from policies.pi05.prefix import Prefix
 from policies.pi05.vision import Vision
@@ -135,7 +136,7 @@ def rms_norm(module: RMSNorm) -> Norm:
 
 
 @dataclass(frozen=True)
-class FusedFp8(Pass):
+class FusedFp8(Backend):
     """Vision or prefix in FP8 on fused kernels, captured in a CUDA graph.
 
     Attributes:
@@ -159,7 +160,7 @@ class FusedFp8(Pass):
         require_dtype(dtype, torch.bfloat16)
         require_triton()
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         """Return the stage on fused kernels."""
         engine = fused_stage(with_fp8_linears(source.stage, source.amax, "all"))
         return serve(

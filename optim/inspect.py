@@ -20,18 +20,19 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from eval.build import choose_passes, eager_policy, load, require_backend
-from eval.capture import example_requests
-from eval.cli import choose_tasks
-from eval.command import Refused, command
-from eval.libero_env import Task
-from eval.observations import load_requests
-from eval.schema import Config, ConfigError, register_schema
-from eval.sim_stack import SimStackError, prepare
-from eval.summary import report_console, say
-from optim.base import STAGES, Args
-from optim.engines import signature
+from eval.app import CommandError, command
+from eval.config.schema import Config, ConfigError, register_schema
+from eval.config.tasks import choose_tasks
+from eval.episodes.capture import example_requests
+from eval.episodes.policy import choose_backends, eager_policy, load, require_backend
+from eval.records.observations import load_requests
+from eval.render.console import print_info, report_console
+from eval.sim.stack import SimulatorError, prepare
+from eval.sim.tasks import Task
+from optim.base import Args
+from optim.core.engines import signature
 from policies.base import Request
+from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
 from policies.pi05.preprocess import ModelInputs
 
@@ -91,7 +92,7 @@ def run(cfg: DictConfig) -> None:
     """Print what a configuration's stages get, give and compile for.
 
     Raises:
-        Refused: something is missing or wrong.
+        CommandError: something is missing or wrong.
     """
     try:
         config = OmegaConf.to_object(cfg)
@@ -99,14 +100,14 @@ def run(cfg: DictConfig) -> None:
         tasks = choose_tasks(replace(config, protocol=replace(config.protocol, num_tasks=None)))
         backends = {stage: backend_of(stage, getattr(config.optim, stage)) for stage in STAGES}
         saved = _saved(config)
-        say(f"reading the weights of checkpoint {config.checkpoint.name}")
+        print_info(f"reading the weights of checkpoint {config.checkpoint.name}")
         checkpoint = load(config)
         policy = eager_policy(config, checkpoint)
         requests = _observe(config, policy, tasks, saved)
-        say(f"running {len(requests)} observations through the stages")
+        print_info(f"running {len(requests)} observations through the stages")
         examples = policy.example_inputs([[request] for request in requests])
-    except (ValueError, KeyError, OSError, SimStackError, OmegaConfBaseException) as error:
-        raise Refused(str(error)) from error
+    except (ValueError, KeyError, OSError, SimulatorError, OmegaConfBaseException) as error:
+        raise CommandError(str(error)) from error
     shown = {stage: examples[stage][0] for stage in STAGES}
     prompts = {f"prompt of task {task.task_id}": _ask(requests[0], task) for task in tasks}
     tables = (
@@ -140,7 +141,7 @@ def backend_of(stage: str, options: Any) -> tuple[str, str, bool]:
 def cannot_run(config: Config) -> str | None:
     """Return why the policy's backends cannot run here; None if they can."""
     try:
-        choose_passes(config)
+        choose_backends(config)
     except ConfigError as error:
         return str(error)
     return None
@@ -228,7 +229,7 @@ def _observe(
     the prompt alone decides; where it carries the state, lengths are those of the file's states.
     """
     if saved is None:
-        say("starting the simulator, for the first task's images; every task gives its words")
+        print_info("starting the simulator, for the first task's images; every task gives its words")
         prepare()
         return example_requests(tasks, policy, config.seed)
     found: dict[object, Request] = {}
@@ -264,7 +265,7 @@ def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], 
 
 
 def main() -> None:
-    """Run the command line; `eval.command` says how it ends."""
+    """Run the command line; `eval.app` says how it ends."""
     register_schema("inspect", InspectRun)
     command("inspect", run)
 

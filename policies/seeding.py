@@ -1,11 +1,15 @@
 """Seeds from names: the same words give the same seed in every process, on every machine."""
 
 import hashlib
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import EpisodeKey
+
+Seeding = Literal["paired", "openpi"]
+SEEDINGS = get_args(Seeding)
 
 
 def _digest(*parts: str | int) -> bytes:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.sim_stack import prepare
+from eval.sim.stack import prepare
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

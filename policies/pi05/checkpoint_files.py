@@ -9,22 +9,13 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from policies.listing import listing
+from policies.pi05.checkpoint_config import PICKLES
 from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
+from policies.text import shorten
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["config.json", "model.safetensors", "policy_preprocessor*", "tokenizer.model"]
 HUB_TIMEOUT_S = 10.0  # for metadata; the download itself takes what it takes
-
-
-def refuse_pickle(path: str) -> None:
-    """Raise ValueError for a path that names a pickle."""
-    if path.endswith(PICKLES):
-        raise ValueError(
-            f"checkpoint.path must be a folder with model.safetensors, got the pickle {path!r}; "
-            "unpickling runs code from the file, so convert it to safetensors where you trust it"
-        )
 
 
 def find_folder(path: str, layout: str, revision: str | None) -> Path:
@@ -59,13 +50,13 @@ def find_weights(folder: Path) -> Path:
         return weights
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise ValueError(
-            f"{folder} has no model.safetensors, only pickles: {listing(pickles)}; "
+            f"{folder} has no model.safetensors, only pickles: {shorten(pickles)}; "
             "unpickling runs code from the file, so convert them to safetensors where you trust them"
         )
     hint = "save it as one model.safetensors"
     if (folder / "params").is_dir():
         hint = "it looks like a JAX checkpoint: run openpi's examples/convert_jax_model_to_pytorch.py first"
-    held = listing(sorted(path.name for path in folder.iterdir())) or "nothing in it"
+    held = shorten(sorted(path.name for path in folder.iterdir())) or "nothing in it"
     raise FileNotFoundError(f"no {weights}; the folder has {held}; {hint}")
 
 
@@ -113,7 +104,7 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
             "copy them from the training run or set checkpoint.norm_stats to the file"
         )
     raise ValueError(
-        f"{len(found)} norm stats match {folder / pattern}: {listing(found)}; "
+        f"{len(found)} norm stats match {folder / pattern}: {shorten(found)}; "
         "set checkpoint.norm_stats to the one of the training data"
     )
 

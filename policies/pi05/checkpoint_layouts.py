@@ -8,13 +8,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from policies.listing import listing
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import Pi05Dims
 from policies.pi05.prefix import Prefix
 from policies.pi05.vision import Vision
-
-LAYOUT_PREFIX = {"native": "", "openpi": "", "lerobot": "model."}
+from policies.text import shorten
 
 _PALIGEMMA = "paligemma_with_expert.paligemma."
 _TOWER = f"{_PALIGEMMA}model.vision_tower.vision_model."
@@ -178,7 +176,7 @@ def _match(
 def _listing(title: str, names: Iterable[str]) -> str:
     names = sorted(names)
     indent = "\n    "
-    return f"\n  {len(names)} {title}:{indent}{listing(names, indent)}"
+    return f"\n  {len(names)} {title}:{indent}{shorten(names, indent)}"
 
 
 def _check_tied(head: Tensor, embedding: Tensor, path: Path) -> None:

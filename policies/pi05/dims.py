@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FORMS = ("lean", "full")
+STAGES = ("vision", "prefix", "denoise")
+
+
 PALIGEMMA_VOCAB = 257152
 OPENPI_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 LIBERO_MASKED_CAMERAS = ("right_wrist_0_rgb",)  # LIBERO has two cameras (openpi policies/libero_policy.py)

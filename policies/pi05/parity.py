@@ -24,10 +24,10 @@ from policies.pi05.checkpoint_files import find_weights, read_config
 from policies.pi05.checkpoint_layouts import load_stages
 from policies.pi05.denoise import Denoise
 from policies.pi05.devices import find_device
-from policies.pi05.dims import Pi05Dims
+from policies.pi05.dims import FORMS, Pi05Dims
 from policies.pi05.policy import run_stages
 from policies.pi05.prefix import Prefix
-from policies.pi05.preprocess import FORMS, assemble, prepare_images
+from policies.pi05.preprocess import assemble, prepare_images
 from policies.pi05.timing import StageTimer
 
 ACTIONS = re.compile(r"out\.actions_([1-9][0-9]*)")  # the number is that of Euler steps

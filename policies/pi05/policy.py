@@ -13,10 +13,9 @@ from torch import Tensor
 
 from policies.base import ActionChunk, Request
 from policies.pi05.checkpoint import Checkpoint
-from policies.pi05.dims import Pi05Dims
+from policies.pi05.dims import FORMS, STAGES, Pi05Dims
 from policies.pi05.postprocess import Postprocess
-from policies.pi05.preprocess import FORMS, ModelInputs, Preprocess
-from policies.pi05.stages import STAGES
+from policies.pi05.preprocess import ModelInputs, Preprocess
 from policies.pi05.timing import StageTimer
 from policies.seeding import action_noise
 
@@ -118,7 +117,7 @@ class Pi05Policy:
     ) -> dict[str, list[tuple[Tensor | None, ...]]]:
         """Return, per stage, the arguments of one call for each batch of requests.
 
-        These are the examples of an `optim.base.StageSource`.
+        These are the examples of an `optim.base.StageContext`.
 
         Non-obvious behaviors:
             An engine that reuses its output buffers would overwrite an earlier example, so call this on eager

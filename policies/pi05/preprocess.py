@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.base import Observation
-from policies.pi05.dims import Pi05Dims
+from policies.pi05.dims import FORMS, Pi05Dims
 from policies.pi05.norm_stats import STATE_DIM, Normalizer
 from policies.pi05.prompt import PromptTokenizer
 
-FORMS = ("lean", "full")
 Frames = Sequence[Sequence[NDArray[np.uint8]]]
 """Of a batch: for each observation its images (H, W, C), all of one size."""
 LoadImages = Callable[[Frames, int, torch.device], Tensor]

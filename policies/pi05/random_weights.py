@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from policies.files import ROOT
 from policies.pi05.checkpoint_layouts import assign, meta_stages, named_tensors, parameter_dtype
 from policies.pi05.dims import PI05_SMALL, Pi05Dims
+
+TOKENIZER_PATH = ROOT / "policies" / "reference" / "weights" / "tokenizer.model"
 
 
 def random_stages(

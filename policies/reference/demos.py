@@ -25,10 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.libero_env import LiberoEnv, Task, load_tasks
-from eval.sim_stack import prepare
+from eval.sim.env import LiberoEnv
+from eval.sim.stack import prepare
+from eval.sim.tasks import Task, load_tasks
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Policy, Request
-from policies.oracle import BOWL, PLATE, SUITE, OraclePolicy
+from policies.oracle import OraclePolicy
+from policies.oracle.scene import BOWL, PLATE, SUITE
 from policies.pi05.preprocess import CAMERA_SOURCES, resize_with_pad
 from policies.reference.learner import load_learner
 from policies.reference.sizes import DIMS

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from optim.eager import eager_stages
-from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
+from policies.pi05.checkpoint import load_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.policy import Pi05Policy
 from policies.reference.sizes import DIMS
 

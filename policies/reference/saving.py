@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from policies.pi05.checkpoint import save_checkpoint
 from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages, save_weights
 from policies.pi05.norm_stats import OPENPI_EPS, NormStats, read_json_stats
+from policies.pi05.random_weights import TOKENIZER_PATH
 from policies.reference.data import DemoPool
 from policies.reference.sizes import DIMS
-from policies.reference.tokenizer import TOKENIZER_PATH
 
 STATE_FILE = "train_state.pt"
 MIN_HALF_RANGE = 0.1  # of an action's quantiles: dims that hardly move must not be blown up

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import sentencepiece
 
-from eval.libero_env import SUITES
+from eval.sim.tasks import SUITES
 from policies.pi05.prompt import clean_instruction
 
 VOCAB_SIZE = 512  # 4 specials, 256 bytes, the rest learned
-TOKENIZER_PATH = Path(__file__).parent / "weights" / "tokenizer.model"
 
 
 def libero_instructions() -> list[str]:

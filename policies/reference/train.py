@@ -23,15 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.libero_env import load_tasks
-from policies.oracle import SUITE
+from eval.sim.tasks import load_tasks
+from policies.oracle.scene import SUITE
 from policies.pi05.denoise import AdaptiveNorm, Denoise
 from policies.pi05.prompt import PromptTokenizer
-from policies.pi05.random_weights import random_stages
+from policies.pi05.random_weights import TOKENIZER_PATH, random_stages
 from policies.reference.data import DemoPool, padded_actions
 from policies.reference.saving import STATE_FILE, frozen_stats, load_weights, resume, save
 from policies.reference.sizes import DIMS
-from policies.reference.tokenizer import TOKENIZER_PATH
 
 TRUTH_SCALE = 10.0  # metres to about order one
 

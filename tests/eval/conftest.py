@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eval.records import EpisodeRecord, InferenceRecord
+from eval.records.schema import EpisodeRecord, InferenceRecord
 
 EPISODE = EpisodeRecord(
     suite="libero_spatial",

@@ -9,18 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval import episode as episode_module
-from eval.bookkeeper import Bookkeeper
-from eval.capture import first_episode
-from eval.libero_env import LiberoEnv, Task
-from eval.plan import Episodes, Plan, Shard
-from eval.records import EPISODES_FILE, RunWriter
-from eval.resume import reopen
-from eval.run_reader import Run, read_run
-from eval.runner import LocalRunner, Runner
-from eval.schema import RunnerConfig
-from eval.tracking import NullTracker, SafeTracker
-from eval.video import VideoMode
+from eval.config.schema import RunnerConfig
+from eval.episodes import runner as episode_module
+from eval.episodes.capture import first_episode
+from eval.episodes.plan import Plan
+from eval.episodes.resume import reopen
+from eval.records.episodes import Episodes, Shard
+from eval.records.folders import EPISODES_FILE
+from eval.records.reader import Run, read_run
+from eval.records.video import VideoMode
+from eval.records.writer import RunWriter
+from eval.runners.base import Runner
+from eval.runners.local import LocalRunner
+from eval.runners.recorder import RunRecorder
+from eval.sim.env import LiberoEnv
+from eval.sim.tasks import Task
+from eval.tracking.base import NullTracker, SafeTracker
 from tests.eval.fakes import SIMULATOR, ArithmeticPolicy, fakes_in_use, make_policy, tasks, use_fakes
 
 NUM_TASKS, NUM_EPISODES = 3, 4
@@ -62,14 +66,14 @@ def start(
     """A runner of the fakes."""
     if runner == "local":
         return LocalRunner(ArithmeticPolicy(), SIMULATOR)
-    from eval.ray_runner import Ahead, RayRunner
+    from eval.runners.ray.start import Prebuild, launch
 
     envs = {task.task_id: partial(build_env, task) for task in order}
-    return RayRunner(
+    return launch(
         RunnerConfig("ray", **options),
         make_policy,
         use_fakes,
-        ahead=Ahead(envs, first_episode(order, 7)) if order else None,
+        prebuild=Prebuild(envs, first_episode(order, 7)) if order else None,
         most_episodes=most_episodes,
         wants_gpu=False,
     )
@@ -95,13 +99,13 @@ def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options
             info = earlier.describe({"runner": started.facts}, PROVENANCE)
         with earlier.writer if earlier else RunWriter(folder) as writer:
             tracker = SafeTracker(NullTracker())
-            books = Bookkeeper(
+            recorder = RunRecorder(
                 plan, writer, tracker, info, started.engagement, earlier.run if earlier else None
             )
             try:
-                started.run(plan, books)
+                started.run(plan, recorder)
             finally:
-                books.write_run()
+                recorder.write_run()
     return read_run(folder)
 
 

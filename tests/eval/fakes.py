@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import episode as episode_module
-from eval.batching import Batching
-from eval.libero_env import Task
+from eval.episodes import runner as episode_module
+from eval.runners.ray.batching import Batching
+from eval.sim.tasks import Task
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from policies.seeding import action_noise
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from policies.files import ROOT
 
 
 def kill_at_a_random_moment(command: Sequence[str], folder: Path, chance: random.Random) -> int:

@@ -19,20 +19,22 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from eval.choices import options
+from eval.app import CONF, CommandError
 from eval.cli import main, plain
-from eval.command import CONF, Refused
-from eval.records import RUN_FILE, EpisodeRecord, RunWriter
-from eval.run_reader import read_run
-from eval.runner import LocalRunner
-from eval.schema import register
+from eval.config.groups import options
+from eval.config.schema import register
+from eval.records.folders import RUN_FILE
+from eval.records.reader import read_run
+from eval.records.schema import EpisodeRecord
+from eval.records.writer import RunWriter
+from eval.runners.local import LocalRunner
+from policies.files import ROOT
 from policies.pi05.checkpoint import file_sha256
+from policies.pi05.dims import STAGES
 from policies.pi05.norm_stats import unit_stats, write_json_stats
-from policies.pi05.stages import STAGES
 from tests.eval.fake_run import results
 from tests.eval.wandb_file import history
 
-ROOT = Path(__file__).parents[2]
 Refusal = Callable[..., str]
 
 BASELINE = ("policy=baseline", "checkpoint=random_small")
@@ -230,7 +232,7 @@ def test_a_folder_with_records_is_refused_before_anything_starts(refusal: Refusa
 
 
 def test_a_full_trace_is_there_for_those_who_ask(command_line: Callable[..., None]) -> None:
-    with pytest.raises(Refused, match=r"denoise\.steps must be >= 1, got 0"):
+    with pytest.raises(CommandError, match=r"denoise\.steps must be >= 1, got 0"):
         command_line("denoise.steps=0", full_error="1")
 
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.comparable import NotComparable
+from eval.analysis.comparable import NotComparable
+from eval.analysis.comparison import compare
 from eval.compare import main
-from eval.comparison import compare
-from eval.records import EpisodeRecord, InferenceRecord, RunWriter
-from eval.run_reader import Run
+from eval.records.reader import Run
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.writer import RunWriter
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -34,7 +35,7 @@ def write_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> WriteRun:
     """Write a run of `count` episodes over ten tasks, all or the first `quiet` alone; return its folder."""
-    monkeypatch.setattr("eval.records.os.fsync", lambda descriptor: None)  # no power is lost here
+    monkeypatch.setattr("eval.records.writer.os.fsync", lambda descriptor: None)  # no power is lost here
 
     def write(
         name: str,

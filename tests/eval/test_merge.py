@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.analysis.summary import summarise
 from eval.merge import main, merge
-from eval.metrics import summarise
-from eval.records import EPISODES_FILE
-from eval.resume import Changed
-from eval.run_reader import read_run
+from eval.records.folders import EPISODES_FILE
+from eval.records.reader import read_run
+from eval.records.resume import Changed
 from tests.eval.fake_run import plan_of, results, run
 from tests.eval.fakes import FAULTS
 

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from eval.metrics import summarise
-from eval.records import EpisodeRecord, InferenceRecord, RunWriter
-from eval.run_reader import Run
-from eval.summary import main, render
+from eval.analysis.summary import summarise
+from eval.records.reader import Run
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.writer import RunWriter
+from eval.render.summary import render
+from eval.summary import main
+from policies.files import ROOT
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -189,7 +192,7 @@ def test_a_pipe_gets_plain_text_that_is_wide_enough(write_run: WriteRun) -> None
     }
     done = subprocess.run(
         [sys.executable, "-m", "eval.summary", str(write_run(weights_label="RANDOM WEIGHTS"))],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env={**environment, "LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.records import EPISODES_FILE
+from eval.records.folders import EPISODES_FILE
 from eval.wandb_sync import find_offline, main
 
 

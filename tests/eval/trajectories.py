@@ -7,9 +7,10 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.libero_env import LiberoEnv, load_tasks
-from eval.rollout import sha256
-from eval.sim_stack import prepare
+from eval.episodes.rollout import sha256
+from eval.sim.env import LiberoEnv
+from eval.sim.stack import prepare
+from eval.sim.tasks import load_tasks
 from policies.base import EpisodeKey
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (8, 7))

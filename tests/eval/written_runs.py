@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.records import RunWriter
+from eval.records.writer import RunWriter
 from tests.eval.conftest import EPISODE, INFERENCE
 
 STAGES = ("vision", "prefix", "denoise")

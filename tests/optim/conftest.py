@@ -1,9 +1,9 @@
-"""What the tests of passes share."""
+"""What the tests of backends share."""
 
 import pytest
 import torch
 
-from optim.base import StageSource
+from optim.base import StageContext
 from policies.pi05.checkpoint import Checkpoint
 from tests.optim.small import random_checkpoint, random_request, sources
 
@@ -19,6 +19,6 @@ def small() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def small_sources(small: Checkpoint) -> dict[str, StageSource]:
+def small_sources(small: Checkpoint) -> dict[str, StageContext]:
     """Two observations, whose prompts differ in length."""
     return sources(small, [random_request(0), random_request(1, "open the top drawer of the wooden cabinet")])

@@ -1,18 +1,18 @@
-"""The FP8 linears of `optim.fp8` without compiler and graph, with scales that may be wrong, as a pass."""
+"""The FP8 linears of `optim.fp8` without compiler and graph, with scales that may be wrong, as a backend."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 
-from optim.base import CountedStage, Pass, StageSource
+from optim.base import Backend, CountedStage, StageContext
 from optim.calibrate import observe_amax
+from optim.core.parity import require_parity
 from optim.fp8 import Fp8Linear, with_fp8_linears
-from optim.parity import require_parity
 
 
 @dataclass(frozen=True)
-class Fp8OnCpu(Pass):
+class Fp8OnCpu(Backend):
     """FP8 linears whose scales may be off.
 
     Attributes:
@@ -24,7 +24,7 @@ class Fp8OnCpu(Pass):
     factor: float = 1.0
     disagreement: float = 1.0
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         def infer() -> None:
             with torch.no_grad():
                 for args in source.examples:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from optim.base import STAGES, Args, StageSource
+from optim.base import Args, StageContext
 from optim.eager import eager_stages
 from policies.base import EpisodeKey, Observation, Request
-from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from policies.pi05.checkpoint import Checkpoint, load_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
+from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
-from policies.reference.tokenizer import TOKENIZER_PATH
+from policies.pi05.random_weights import TOKENIZER_PATH
 
 SHIPPED = TOKENIZER_PATH.parent
 
@@ -73,13 +75,13 @@ def eager_policy(checkpoint: Checkpoint, form: str = "lean", prompt_multiple: in
 
 def sources(
     checkpoint: Checkpoint, requests: list[Request], form: str = "lean", prompt_multiple: int = 1
-) -> dict[str, StageSource]:
-    """What each stage's pass gets, calibrated on the requests themselves."""
+) -> dict[str, StageContext]:
+    """What each stage's backend gets, calibrated on the requests themselves."""
     examples = eager_policy(checkpoint, form, prompt_multiple).example_inputs(
         [[request] for request in requests]
     )
     return {
-        name: StageSource(
+        name: StageContext(
             name,
             checkpoint.stages[name],
             examples[name],

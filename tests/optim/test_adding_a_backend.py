@@ -7,10 +7,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from eval.build import build_policy
-from eval.cli import check
-from eval.command import CONF
-from eval.schema import register
+from eval.app import CONF
+from eval.config.schema import register
+from eval.config.tasks import check
+from eval.episodes.policy import build_policy
 from tests.optim.small import random_request
 
 BACKEND = '''
@@ -18,17 +18,17 @@ BACKEND = '''
 
 from dataclasses import dataclass
 
-from optim.base import CountedStage, Pass, StageSource
-from optim.engines import serve
+from optim.base import CountedStage, Backend, StageContext
+from optim.core.engines import serve
 
 
 @dataclass(frozen=True)
-class Toy(Pass):
+class Toy(Backend):
     """Multiplies by `factor`, which had better be 1."""
 
     factor: float = 1.0
 
-    def __call__(self, source: StageSource) -> CountedStage:
+    def __call__(self, source: StageContext) -> CountedStage:
         def build(args):
             def engine(*args):
                 keys, values, mask = source.stage(*args)

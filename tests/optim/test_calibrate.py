@@ -15,18 +15,18 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from eval.command import CONF
-from eval.observations import save_requests
-from eval.schema import register, register_schema
+from eval.app import CONF
+from eval.config.schema import register, register_schema
+from eval.records.observations import save_requests
 from optim import calibrate as module
-from optim import scales
 from optim.calibrate import CalibrateConfig, CalibrateRun, calibrate, main, observe_amax, warnings
+from optim.core import scales
+from optim.core.scales import linears, load_scales
 from optim.eager import eager_stages
-from optim.scales import linears, load_scales
 from policies.base import EpisodeKey, Observation, Request
 from policies.pi05.checkpoint import Checkpoint
+from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
-from policies.pi05.stages import STAGES
 from tests.optim.small import random_checkpoint
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from optim.base import StageSource
+from optim.base import StageContext
+from optim.core.parity import stage_parity
 from optim.cuda_graph import Captured, CudaGraph
-from optim.parity import stage_parity
-from optim.prepared import PreparedDenoise, PreparedPrefix, prepare
+from optim.rewrite.prepared import PreparedDenoise, PreparedPrefix, prepare
 from policies.pi05.denoise import Denoise
 from policies.pi05.prefix import Prefix
 
@@ -78,7 +78,7 @@ def test_capture_needs_a_gpu_and_says_so() -> None:
         CudaGraph(warmup=0)
 
 
-def test_a_captured_stage_follows_new_observations(small_sources: dict[str, StageSource]) -> None:
+def test_a_captured_stage_follows_new_observations(small_sources: dict[str, StageContext]) -> None:
     for name, source in small_sources.items():
         first, second = source.examples
         if name != "vision":  # the prompts differ in length
@@ -89,7 +89,7 @@ def test_a_captured_stage_follows_new_observations(small_sources: dict[str, Stag
                 assert stage_parity(captured(*args), source.stage(*args)).rel_error < 1e-6
 
 
-def test_prepared_stages_compute_what_the_stages_do(small_sources: dict[str, StageSource]) -> None:
+def test_prepared_stages_compute_what_the_stages_do(small_sources: dict[str, StageContext]) -> None:
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any) -> Any:
             calls.append(function.__name__)
@@ -110,7 +110,7 @@ def test_prepared_stages_compute_what_the_stages_do(small_sources: dict[str, Sta
             assert len(calls) == counted
 
 
-def test_prepared_prefix_keeps_the_mask(small_sources: dict[str, StageSource]) -> None:
+def test_prepared_prefix_keeps_the_mask(small_sources: dict[str, StageContext]) -> None:
     source = small_sources["prefix"]
     tokens, _, prompt, _ = source.examples[0]
     assert prompt is not None

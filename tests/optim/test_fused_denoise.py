@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from optim import fused_denoise
-from optim.base import StageSource
+from optim.base import StageContext
+from optim.core.parity import stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, sizes_of
-from optim.fused_denoise_ops import Sizes, denoise_reference, pack_qkv
-from optim.fused_ring import cut, places, require_ring, slots
-from optim.parity import stage_parity
+from optim.kernels.denoise.contract import Sizes, denoise_reference, pack_qkv
+from optim.kernels.denoise.ring import cut, places, require_ring, slots
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_SMALL, GemmaDims
 from tests.optim.small import random_checkpoint, random_request, sources
@@ -32,7 +32,7 @@ def test_the_kernels_reference_is_the_stage(form: str, weights: str, least: floa
             assert least <= stage_parity(fused(*args), source.stage(*args)).rel_error < most
 
 
-def test_two_requests_at_once_are_the_stage_too(small_sources: dict[str, StageSource]) -> None:
+def test_two_requests_at_once_are_the_stage_too(small_sources: dict[str, StageContext]) -> None:
     stage = small_sources["denoise"].stage
     assert isinstance(stage, Denoise)
     noise, keys, values, _ = small_sources["denoise"].examples[0]

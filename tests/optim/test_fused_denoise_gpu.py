@@ -9,9 +9,9 @@ from torch import Tensor
 
 from optim import fused_denoise
 from optim.base import StageMismatch
+from optim.core.parity import compare, stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, expert_layers, pack
-from optim.fused_denoise_ops import Scratch, Weights, denoise_reference
-from optim.parity import compare, stage_parity
+from optim.kernels.denoise.contract import Scratch, Weights, denoise_reference
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
 from policies.reference.sizes import DIMS as REFERENCE

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from optim import fused_flash, fused_fp8, fused_patches, fused_rows
-from optim.base import StageSource
+from optim import fused_fp8
+from optim.base import StageContext
+from optim.core.parity import stage_parity
 from optim.fp8 import with_fp8_linears
 from optim.fused_fp8 import FusedFp8, fused_stage
-from optim.parity import stage_parity
+from optim.kernels import flash as fused_flash
+from optim.kernels import patches as fused_patches
+from optim.kernels import rows as fused_rows
 from tests.optim.small import random_checkpoint, random_request, sources
 
 
@@ -58,7 +61,7 @@ def test_the_references_in_their_order_are_the_stage_in_fp8(
 
 
 def test_prompts_of_a_batch_are_independent(
-    small_sources: dict[str, StageSource], monkeypatch: pytest.MonkeyPatch
+    small_sources: dict[str, StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_references(monkeypatch)
     source = small_sources["prefix"]

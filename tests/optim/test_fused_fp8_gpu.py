@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from optim.base import StageMismatch
-from optim.fp8 import FP8
-from optim.fused_flash import flash, flash_reference, image_attention, image_attention_reference
+from optim.core.fp8_format import FP8
+from optim.core.parity import compare, stage_parity
 from optim.fused_fp8 import FusedFp8
-from optim.fused_patches import embed_patches, embed_patches_reference
-from optim.fused_rows import (
+from optim.kernels.flash import flash, flash_reference, image_attention, image_attention_reference
+from optim.kernels.patches import embed_patches, embed_patches_reference
+from optim.kernels.rows import (
     Norm,
     add_norm,
     add_norm_reference,
@@ -20,7 +21,6 @@ from optim.fused_rows import (
     rope_split,
     rope_split_reference,
 )
-from optim.parity import compare, stage_parity
 from policies.pi05.dims import PI05_FULL
 from policies.pi05.vision import PatchEmbeddings
 from tests.optim.small import random_checkpoint, random_request, sources

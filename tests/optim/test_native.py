@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from optim.base import StageMismatch, StageSource
+from optim.base import StageContext, StageMismatch
 from optim.compile import Compile
-from optim.fp8 import FP8, Fp8, Fp8Linear, quantise, with_fp8_linears
-from optim.fuse import fuse
-from optim.fused_attention import reference
-from optim.parity import ParityError, compare, require_parity, stage_parity
+from optim.core.fp8_format import FP8, quantise
+from optim.core.parity import ParityError, compare, require_parity, stage_parity
+from optim.fp8 import Fp8, Fp8Linear, with_fp8_linears
+from optim.kernels.split_attention import reference
+from optim.rewrite.merge_linears import fuse
 from policies.pi05.denoise import SuffixAttention
 
 
 @pytest.mark.parametrize("name", ["vision", "prefix", "denoise"])
 def test_fused_stage_equals_the_stage_and_shares_what_it_does_not_fuse(
-    name: str, small_sources: dict[str, StageSource]
+    name: str, small_sources: dict[str, StageContext]
 ) -> None:
     source = small_sources[name]
     before = {key: value.clone() for key, value in source.stage.state_dict().items()}
@@ -57,7 +58,7 @@ def test_fp8_linear_meets_the_linear_within_its_resolution(bias: bool) -> None:
 @pytest.mark.parametrize("name", ["vision", "prefix"])
 @pytest.mark.parametrize(("linears", "bound"), [("all", 0.15), ("mlp", 0.10)])
 def test_fp8_stage_meets_eager_and_a_broken_scale_does_not(
-    name: str, linears: str, bound: float, small_sources: dict[str, StageSource]
+    name: str, linears: str, bound: float, small_sources: dict[str, StageContext]
 ) -> None:
     source = small_sources[name]
     fp8 = with_fp8_linears(source.stage, source.amax, linears)
@@ -70,7 +71,7 @@ def test_fp8_stage_meets_eager_and_a_broken_scale_does_not(
         require_parity(with_fp8_linears(source.stage, broken, linears), source.stage, source.examples, bound)
 
 
-def test_a_linear_without_calibration_is_an_error(small_sources: dict[str, StageSource]) -> None:
+def test_a_linear_without_calibration_is_an_error(small_sources: dict[str, StageContext]) -> None:
     source = small_sources["prefix"]
     amax = {key: value for key, value in source.amax.items() if key != "layers.1.mlp.down_proj"}
     with pytest.raises(ValueError, match=r"no calibrated maximum for the input of layers.1.mlp.down_proj"):
@@ -144,7 +145,9 @@ def test_the_reference_of_split_attention_is_the_attention_of_the_stage(groups: 
     assert compare(SuffixAttention()(*args, bias), reference(*args, bias)).rel_error < 1e-6
 
 
-def test_compiled_stage_serves_two_lengths_and_refuses_a_third(small_sources: dict[str, StageSource]) -> None:
+def test_compiled_stage_serves_two_lengths_and_refuses_a_third(
+    small_sources: dict[str, StageContext],
+) -> None:
     source = small_sources["denoise"]
     stage = Compile()(source)
     assert stage.details["engines"] == 2

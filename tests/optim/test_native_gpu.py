@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from optim.base import STAGES, Pass, StageMismatch, StageSource, apply_passes
+from optim.base import Backend, StageContext, StageMismatch, apply_backends
 from optim.compile import Compile
+from optim.core.parity import ParityError, compare, stage_parity
 from optim.cuda_graph import CudaGraph, capture
 from optim.fp8 import Fp8
-from optim.fuse import replace_modules
-from optim.fused_attention import BLOCK_KEYS, SplitAttention, reference, use_split_attention
-from optim.parity import ParityError, compare, stage_parity
+from optim.kernels.split_attention import BLOCK_KEYS, SplitAttention, reference, use_split_attention
+from optim.rewrite.merge_linears import replace_modules
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.denoise import SuffixAttention
+from policies.pi05.dims import STAGES
 from tests.optim.small import eager_policy, random_checkpoint, random_request, sources
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +29,7 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def of_gpu(checkpoint: Checkpoint) -> dict[str, StageSource]:
+def of_gpu(checkpoint: Checkpoint) -> dict[str, StageContext]:
     return sources(checkpoint, REQUESTS)
 
 
@@ -50,7 +51,7 @@ def test_recapture_reads_replaced_weights() -> None:
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("chosen", [CudaGraph(), Compile()], ids=["cuda_graph", "compile"])
 def test_stage_serves_two_lengths_with_fresh_inputs_and_refuses_a_third(
-    name: str, chosen: Pass, of_gpu: dict[str, StageSource], checkpoint: Checkpoint
+    name: str, chosen: Backend, of_gpu: dict[str, StageContext], checkpoint: Checkpoint
 ) -> None:
     source = of_gpu[name]
     stage = chosen(source)
@@ -68,9 +69,9 @@ def test_stage_serves_two_lengths_with_fresh_inputs_and_refuses_a_third(
 
 @pytest.mark.parametrize("form", ["lean", "full"])
 def test_native_policy_meets_eager_end_to_end(form: str, checkpoint: Checkpoint) -> None:
-    passes: dict[str, Pass] = {"vision": Fp8(), "prefix": Fp8(), "denoise": Compile(attention="split")}
+    backends: dict[str, Backend] = {"vision": Fp8(), "prefix": Fp8(), "denoise": Compile(attention="split")}
     eager = eager_policy(checkpoint, form)
-    fast = eager.with_stages(apply_passes(sources(checkpoint, REQUESTS, form), passes))
+    fast = eager.with_stages(apply_backends(sources(checkpoint, REQUESTS, form), backends))
     for request in [*REQUESTS, random_request(5)]:
         ours, theirs = (torch.from_numpy(policy.infer([request])[0].actions_HJ) for policy in (fast, eager))
         assert compare(ours, theirs).rel_error < 0.2
@@ -78,14 +79,14 @@ def test_native_policy_meets_eager_end_to_end(form: str, checkpoint: Checkpoint)
     assert [facts["calls"] for facts in fast.engagement().values()] == [3, 3, 3]
 
 
-def test_a_broken_scale_is_refused(of_gpu: dict[str, StageSource]) -> None:
+def test_a_broken_scale_is_refused(of_gpu: dict[str, StageContext]) -> None:
     source = of_gpu["prefix"]
     amax = {name: value / 64 for name, value in source.amax.items()}
     with pytest.raises(ParityError, match="the engine computes something else"):
-        Fp8()(StageSource(source.name, source.stage, source.examples, amax))
+        Fp8()(StageContext(source.name, source.stage, source.examples, amax))
 
 
-def test_split_attention_takes_the_place_of_every_suffix_attention(of_gpu: dict[str, StageSource]) -> None:
+def test_split_attention_takes_the_place_of_every_suffix_attention(of_gpu: dict[str, StageContext]) -> None:
     stage = replace_modules(of_gpu["denoise"].stage, use_split_attention)
     found = [module for module in stage.modules() if isinstance(module, SuffixAttention)]
     assert [type(module) for module in found] == [SplitAttention] * 3

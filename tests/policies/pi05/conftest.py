@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from policies.base import EpisodeKey, Observation, Request
-from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from policies.files import ROOT
+from policies.pi05.checkpoint import Checkpoint, load_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.dims import Pi05Dims
-from policies.reference.tokenizer import TOKENIZER_PATH
+from policies.pi05.random_weights import TOKENIZER_PATH
 from tests.policies.pi05.folder import Folder
 
-FIXTURE = Path(__file__).parents[2] / "parity" / "pi05_small"
+FIXTURE = ROOT / "tests" / "parity" / "pi05_small"
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from policies.pi05.checkpoint import CheckpointConfig, file_sha256, load_checkpoint, save_checkpoint
+from policies.pi05.checkpoint import file_sha256, load_checkpoint, save_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
 from policies.pi05.norm_stats import unit_stats
-from policies.reference.tokenizer import TOKENIZER_PATH
+from policies.pi05.random_weights import TOKENIZER_PATH
 from tests.policies.pi05.folder import Folder
 
 MakeConfig = Callable[..., CheckpointConfig]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from optim.base import STAGES, CountedStage
+from optim.base import CountedStage
 from optim.eager import eager_stages
 from policies.base import Policy, Request
 from policies.pi05.checkpoint import Checkpoint
+from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
 from policies.pi05.timing import StageTimer
 from policies.seeding import action_noise

@@ -9,9 +9,11 @@ import pytest
 import sentencepiece
 
 from policies.base import Request
-from policies.pi05.checkpoint import CheckpointConfig, load_checkpoint
+from policies.pi05.checkpoint import load_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.prompt import PromptTokenizer, clean_instruction, discretise_state, state_prompt
-from policies.reference.tokenizer import TOKENIZER_PATH, libero_instructions, train
+from policies.pi05.random_weights import TOKENIZER_PATH
+from policies.reference.tokenizer import libero_instructions, train
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.pi05.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from policies.pi05.checkpoint import Checkpoint, load_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.denoise import Denoise, euler_timesteps
 from policies.pi05.layers import MASKED, attend, mask_bias
 from policies.pi05.policy import run_stages

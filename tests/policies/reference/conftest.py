@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from eval.libero_env import CAMERA_SIZE
+from eval.sim.env import CAMERA_SIZE
 from policies.base import Observation
-from policies.oracle import BOWL, METRES_PER_ACTION, PLATE
+from policies.oracle.policy import METRES_PER_ACTION
+from policies.oracle.scene import BOWL, PLATE
 
 PLATE_POSITION = np.array([0.07, 0.20, 0.90])
 POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])

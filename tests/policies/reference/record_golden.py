@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.libero_env import LiberoEnv, load_tasks
-from eval.sim_stack import prepare
+from eval.sim.env import LiberoEnv
+from eval.sim.stack import prepare
+from eval.sim.tasks import load_tasks
 from policies.base import Request
 from tests.policies.reference.shipped import KEY, shipped_policy
 

@@ -2,10 +2,10 @@
 
 from hydra import compose, initialize_config_dir
 
-from eval.build import build_policy
-from eval.cli import check
-from eval.command import CONF
-from eval.schema import register
+from eval.app import CONF
+from eval.config.schema import register
+from eval.config.tasks import check
+from eval.episodes.policy import build_policy
 from policies.base import EpisodeKey, Policy
 
 KEY = EpisodeKey("libero_spatial", 4, 0, 7)

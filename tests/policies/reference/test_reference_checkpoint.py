@@ -5,7 +5,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from policies.base import Observation, Policy, Request
-from policies.reference.tokenizer import TOKENIZER_PATH
+from policies.pi05.random_weights import TOKENIZER_PATH
 from tests.policies.reference.record_golden import GOLDEN
 from tests.policies.reference.shipped import KEY, shipped_policy
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.libero_env import LiberoEnv, load_tasks
+from eval.sim.env import LiberoEnv
+from eval.sim.tasks import load_tasks
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
 from policies.reference.demos import (
     CAMERAS,

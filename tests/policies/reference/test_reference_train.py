@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from policies.pi05.prompt import PromptTokenizer
+from policies.pi05.random_weights import TOKENIZER_PATH
 from policies.reference import saving as saving_module
 from policies.reference import train as train_module
 from policies.reference.data import DemoPool, augment, padded_actions
 from policies.reference.demos import Demo, save_demo
 from policies.reference.sizes import DIMS
-from policies.reference.tokenizer import TOKENIZER_PATH
 from policies.reference.train import Learner, Recipe, fresh_stages, learning_rate, train
 from tests.optim.small import reference_checkpoint
 

@@ -1,0 +1,95 @@
+"""Whether two runs can be compared, and in what they differ besides the policy."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from eval.analysis.summary import Summary, is_random
+from eval.records.reader import Run
+from eval.records.schema import EpisodeRecord
+
+Pair = tuple[EpisodeRecord, EpisodeRecord]
+"""BASE's and NEW's record of one episode."""
+
+
+class NotComparable(ValueError):
+    """A difference of these two runs would mean nothing; the message says why."""
+
+
+def refuse(base: Run, new: Run, ours: Summary, theirs: Summary) -> None:
+    """Raise NotComparable for runs whose difference would mean nothing."""
+    for name, run, summary in (("BASE", base, ours), ("NEW", new, theirs)):
+        labels = {summary.weights_label, *(episode.weights_label for episode in run.episodes)}
+        for label in sorted(filter(is_random, labels), key=str):
+            raise NotComparable(f"{name} has {label}, whose success means nothing; use a trained checkpoint")
+    same: dict[str, tuple[Any, Any]] = {
+        "suites": (sorted(ours.suites), sorted(theirs.suites)),
+        "seeding": (ours.seeding, theirs.seeding),
+        "checkpoint_sha256": (ours.checkpoint_sha256, theirs.checkpoint_sha256),
+    }
+    in_run_json = {
+        "norm_stats_sha256": ("policy", "norm_stats_sha256"),
+        "tokenizer_sha256": ("policy", "tokenizer_sha256"),
+        "suite.max_steps": ("config", "suite", "max_steps"),
+    }
+    found = {name: _both(base, new, *path) for name, path in in_run_json.items()}
+    same |= {name: both for name, both in found.items() if None not in both}
+    for name, (before, after) in same.items():
+        if before != after:
+            raise NotComparable(f"{name} of the two runs must be the same, got {before} and {after}")
+
+
+def differing(base: Run, new: Run, pairs: Sequence[Pair]) -> list[str]:
+    """Say in what the two runs differ besides the policy."""
+    warnings = []
+    starts = sum(b.initial_state_sha256 != n.initial_state_sha256 for b, n in pairs)
+    if starts:
+        warnings.append(f"{starts} of {len(pairs)} pairs did not start from the same simulator state")
+    if len({(b.suite, b.task_id) for b, _ in pairs}) == 1:
+        warnings.append("all pairs are of one task: nothing is known of others")
+    # the hash is of the first episode of a run
+    frames = _both(base, new, "first_frame_sha256")
+    if base.episodes[0].key == new.episodes[0].key and None not in frames and frames[0] != frames[1]:
+        warnings.append("the first camera image differs: renderer, versions or settle steps do")
+    for name, run in (("BASE", base), ("NEW", new)):
+        if run.run.get("finished") is False:
+            warnings.append(f"{name}: run.json says that the run did not finish")
+        loaded = sum(record.under_load for record in run.inferences)
+        if loaded:
+            warnings.append(
+                f"{name}: others ran beside {loaded} of {len(run.inferences)} inferences, "
+                "whose times are left out"
+            )
+    named = {
+        "GL backend": ("gl_backend",),
+        "GL renderer": ("simulator", "gl_renderer"),
+        "device": ("policy", "device"),
+        "GPU driver": ("provenance", "gpu", "driver"),
+        "CPU": ("provenance", "cpu", "model"),
+        "Python": ("provenance", "python"),
+        "commit": ("provenance", "git", "commit"),
+        "replan steps": ("policy", "replan_steps"),
+    }
+    packages = _both(base, new, "provenance", "packages")
+    for package in sorted({*(packages[0] or {}), *(packages[1] or {})}):
+        named[package] = ("provenance", "packages", package)
+    for name, path in named.items():
+        before, after = _both(base, new, *path)
+        if before != after:
+            warnings.append(f"{name} differs: {_spell(before)} and {_spell(after)}")
+    return warnings
+
+
+def _both(base: Run, new: Run, *path: str) -> tuple[Any, Any]:
+    return _at(base.run, path), _at(new.run, path)
+
+
+def _at(run: Mapping[str, Any], path: Iterable[str]) -> Any:
+    """Return what run.json says under nested keys; None where it does not."""
+    value: Any = run
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _spell(value: Any) -> str:
+    return "unknown" if value is None else str(value)

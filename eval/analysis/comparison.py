@@ -1,0 +1,328 @@
+"""What the records of two runs say of their difference, as a pure function that ignores their order.
+
+BASE and NEW are the two runs; a difference is NEW - BASE, and a speed-up is BASE's time over NEW's.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval.analysis.comparable import NotComparable, Pair, differing, refuse
+from eval.analysis.statistics import (
+    Interval,
+    PairedCounts,
+    Ratio,
+    Verdict,
+    by_cluster,
+    episodes_needed,
+    mcnemar_exact,
+    median_ratio,
+    newcombe,
+    smallest_difference,
+    smallest_margin,
+    verdict,
+)
+from eval.analysis.summary import (
+    StageEngagement,
+    SuccessRate,
+    Summary,
+    disagreements,
+    success_rate,
+    summarise,
+)
+from eval.records.reader import Run
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from policies.base import EpisodeKey
+from policies.text import pluralize
+
+MARGIN = 2.0  # percentage points; 189 episodes can show it
+
+
+HOST_TO_HOST = "host to host"
+# The range of n episodes holds the median with 1 - 2 / 2^n: 94 % for 5, 88 % for 4.
+ENOUGH_EPISODES = 5
+
+Milliseconds = dict[str, dict[EpisodeKey, list[float]]]
+"""Stage, or `HOST_TO_HOST`, to the latencies of each episode."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs.
+
+    Attributes:
+        success: over the pairs; errors: episodes of the run that raised, in no pair.
+        setting: device, precision, form, denoise and replan steps.
+        problems: why its backends cannot be said to have served every call; empty is good.
+    """
+
+    policy: str
+    checkpoint: str | None
+    setting: str | None
+    commit: str | None
+    commit_dirty: bool | None
+    episodes: int
+    errors: int
+    success: SuccessRate
+    engagement: tuple[StageEngagement, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskPairs:
+    """The pairs of one task."""
+
+    suite: str
+    task_id: int
+    instruction: str
+    counts: PairedCounts
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Episodes that are in no pair: recorded by one run alone, or raised in one of them."""
+
+    base_alone: int
+    new_alone: int
+    raised: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, compared.
+
+    Attributes:
+        margin: the loss of success that is accepted, in percentage points.
+        lost, won: episodes in which BASE alone, or NEW alone, succeeded.
+        mcnemar_p: exact, two-sided.
+        newcombe: of the difference, episodes drawn from these tasks; by_task: tasks drawn again, None with
+            one task or where no episode differs.
+        if_errors_count: Newcombe's, had NEW failed and BASE succeeded wherever one of them raised; None
+            without such episodes.
+        verdict: at the margin, from all the limits above.
+        smallest_difference: the smallest that McNemar's test could show with so many pairs, a fraction; None
+            if none.
+        smallest_margin: what so many pairs could show non-inferiority above, if all agreed, a fraction.
+        episodes_needed: pairs that could show the margin, if all succeeded.
+        more_steps: control steps that NEW took more than BASE, the mean of the episodes that both solved, and
+            more_steps_by_task its interval, tasks drawn again; None where there are none. It may show harm
+            that success does not.
+        latency: speed-up of each stage and host to host, where both runs have it; warm-up, and inferences
+            that others ran beside, left out.
+    """
+
+    base: Side
+    new: Side
+    margin: float
+    left_out: LeftOut
+    counts: PairedCounts
+    tasks: tuple[TaskPairs, ...]
+    lost: tuple[str, ...]
+    won: tuple[str, ...]
+    difference: float
+    newcombe: Interval
+    by_task: Interval | None
+    if_errors_count: Interval | None
+    mcnemar_p: float
+    verdict: Verdict
+    smallest_difference: float | None
+    smallest_margin: float
+    episodes_needed: int
+    more_steps: float | None
+    more_steps_by_task: Interval | None
+    latency: Mapping[str, Ratio]
+    warnings: tuple[str, ...]
+
+    @property
+    def engaged(self) -> bool:
+        """Whether every backend of both runs served all of its calls."""
+        return not (self.base.problems or self.new.problems)
+
+    @property
+    def passed(self) -> bool:
+        """Whether NEW may take BASE's place: not inferior, and engaged."""
+        return self.verdict == "non-inferior" and self.engaged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison in dicts, lists and scalars, ready for JSON."""
+        return asdict(self) | {"engaged": self.engaged, "passed": self.passed}
+
+
+def compare(base: Run, new: Run, margin: float) -> Comparison:
+    """Return the comparison of two runs at a margin in percentage points.
+
+    Raises:
+        NotComparable: records are missing or mixed, weights are random or differ, or suite, seeding or time
+            limit do; or no episode was finished by both.
+    """
+    summaries = _summary("BASE", base), _summary("NEW", new)
+    refuse(base, new, *summaries)
+    others = {episode.key: episode for episode in new.episodes}
+    common = sorted(
+        ((episode, others[episode.key]) for episode in base.episodes if episode.key in others),
+        key=lambda pair: pair[0].key,
+    )
+    pairs = [pair for pair in common if all(episode.success is not None for episode in pair)]
+    if not pairs:
+        raise NotComparable(_nothing_shared(base, new, len(common)))
+    counts = _count(pairs)
+    interval, tasks = newcombe(counts), _tasks(pairs)
+    clustered = by_cluster({(of.suite, of.task_id): _differences(of.counts) for of in tasks})
+    if_errors_count = newcombe(_count(common)) if len(common) > len(pairs) else None
+    sides = [
+        _side(run, summary, [pair[i] for pair in pairs])
+        for i, (run, summary) in enumerate(zip((base, new), summaries, strict=True))
+    ]
+    keys = {pair[0].key for pair in pairs}
+    more_steps = _more_steps(pairs)
+    steps = [difference for of in more_steps.values() for difference in of]
+    theirs, ours = (_milliseconds(run.inferences, keys) for run in (base, new))
+    latency = _latency(theirs, ours)
+    return Comparison(
+        base=sides[0],
+        new=sides[1],
+        margin=margin,
+        left_out=LeftOut(
+            len(base.episodes) - len(common), len(new.episodes) - len(common), len(common) - len(pairs)
+        ),
+        counts=counts,
+        tasks=tasks,
+        lost=tuple(str(b.key) for b, n in pairs if b.success and not n.success),
+        won=tuple(str(b.key) for b, n in pairs if n.success and not b.success),
+        difference=counts.difference,
+        newcombe=interval,
+        by_task=clustered,
+        if_errors_count=if_errors_count,
+        mcnemar_p=mcnemar_exact(counts),
+        verdict=verdict(interval.hull(clustered).hull(if_errors_count), margin),
+        smallest_difference=smallest_difference(counts.n),
+        smallest_margin=smallest_margin(counts.n, counts.both + counts.lost),
+        episodes_needed=episodes_needed(margin),
+        more_steps=sum(steps) / len(steps) if steps else None,
+        more_steps_by_task=by_cluster(more_steps),
+        latency=latency,
+        warnings=(
+            *_own_warnings(sides, summaries),
+            *differing(base, new, pairs),
+            *_few_episodes(latency, len(theirs.get(HOST_TO_HOST, ())), len(ours.get(HOST_TO_HOST, ()))),
+        ),
+    )
+
+
+def engagement_problems(run: Run, engagement: Sequence[StageEngagement]) -> tuple[str, ...]:
+    """Return why a run's backends cannot be said to have served every call; empty for one without stages."""
+    problems = disagreements(engagement, run.inferences)
+    if not run.run:
+        problems.append("run.json is missing, which says whether backends engaged")
+    return tuple(problems)
+
+
+def _summary(name: str, run: Run) -> Summary:
+    try:
+        return summarise(run)
+    except ValueError as error:
+        raise NotComparable(f"{name}: {error}") from error
+
+
+def _nothing_shared(base: Run, new: Run, common: int) -> str:
+    if common:
+        return f"no episode was finished by both runs: of {common} in both, each raised in one of them"
+    ours, theirs = (f"{len(run.episodes)} from {min(e.key for e in run.episodes)}" for run in (base, new))
+    return f"no episode is in both runs ({ours}; {theirs}); give both the same seed, tasks and episodes"
+
+
+def _count(pairs: Iterable[Pair]) -> PairedCounts:
+    """Count pairs by outcome; one that raised counts against NEW."""
+    found = [(base.success is not False, new.success is True) for base, new in pairs]
+    return PairedCounts(
+        both=found.count((True, True)),
+        lost=found.count((True, False)),
+        won=found.count((False, True)),
+        neither=found.count((False, False)),
+    )
+
+
+def _differences(counts: PairedCounts) -> list[int]:
+    return [-1] * counts.lost + [1] * counts.won + [0] * (counts.both + counts.neither)
+
+
+def _tasks(pairs: Iterable[Pair]) -> tuple[TaskPairs, ...]:
+    by_task: defaultdict[tuple[str, int], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_task[pair[0].suite, pair[0].task_id].append(pair)
+    return tuple(
+        TaskPairs(suite, task_id, of[0][0].instruction, _count(of))
+        for (suite, task_id), of in sorted(by_task.items())
+    )
+
+
+def _more_steps(pairs: Iterable[Pair]) -> dict[tuple[str, int], list[int]]:
+    """Return, by task, how many more steps NEW took in each episode that both solved."""
+    found: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    for base, new in pairs:
+        if base.success and new.success:
+            found[base.suite, base.task_id].append(new.steps - base.steps)
+    return dict(found)
+
+
+def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side:
+    return Side(
+        policy=summary.policy,
+        checkpoint=summary.checkpoint,
+        setting=summary.setting,
+        commit=summary.commit,
+        commit_dirty=summary.commit_dirty,
+        episodes=summary.episodes,
+        errors=summary.total.errors,
+        success=success_rate(episodes),
+        engagement=summary.engagement,
+        problems=engagement_problems(run, summary.engagement),
+    )
+
+
+def _latency(base: Milliseconds, new: Milliseconds) -> dict[str, Ratio]:
+    """Return the speed-up of each component that both runs have."""
+    ratios = {name: median_ratio(base[name], new[name]) for name in base if name in new}
+    return {name: ratio for name, ratio in ratios.items() if ratio is not None}
+
+
+def _few_episodes(latency: Mapping[str, Ratio], base: int, new: int) -> list[str]:
+    """Say that the ratios are of too few episodes for intervals over them.
+
+    Args:
+        base, new: episodes of the pairs that the run has latencies of.
+    """
+    whole = latency.get(HOST_TO_HOST)
+    if whole is None or whole.episodes >= ENOUGH_EPISODES:
+        return []
+    trust = (
+        "which gives no interval" if whole.interval is None else "too few for their intervals to be believed"
+    )
+    return [
+        f"latency ratios are of {pluralize(whole.episodes, 'episode')} (BASE has latencies of {base}, "
+        f"NEW of {new}), {trust}; record {ENOUGH_EPISODES} or more in both: runner.quiet_episodes=N with "
+        "runner=ray, or more episodes"
+    ]
+
+
+def _milliseconds(inferences: Iterable[InferenceRecord], keys: set[EpisodeKey]) -> Milliseconds:
+    """Return the latencies of stages, in the order of the pipeline, and of whole inferences, by episode."""
+    found: defaultdict[str, defaultdict[EpisodeKey, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in inferences:
+        if record.warmup or record.under_load or record.key not in keys:
+            continue
+        for name, milliseconds in record.stage_ms.items():
+            found[name][record.key].append(milliseconds)
+        found[HOST_TO_HOST][record.key].append(record.infer_ms)
+    return {name: dict(of) for name, of in found.items()}
+
+
+def _own_warnings(sides: Iterable[Side], summaries: Iterable[Summary]) -> list[str]:
+    """Return what each run's own summary warns of, but for its engagement problems, which are said apart."""
+    return [
+        f"{name}: {warning}"
+        for name, side, summary in zip(("BASE", "NEW"), sides, summaries, strict=True)
+        for warning in summary.warnings
+        if warning not in side.problems
+    ]

@@ -1,0 +1,343 @@
+"""Runs side by side, as a pure function: success, latency, verdict against the first, Pareto front."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.analysis.comparable import NotComparable
+from eval.analysis.comparison import HOST_TO_HOST, Comparison, compare, engagement_problems
+from eval.analysis.latency import LatencyStats
+from eval.analysis.summary import Summary, summarise
+from eval.records.reader import Run
+from policies.text import pluralize, shorten
+
+# Overrides that the other columns of a table say already, or that are of one machine.
+SAID_ELSEWHERE = ("policy=", "denoise.steps=", "hydra.", "tracking", "+experiment=", "video=", "runner")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run and where it is from.
+
+    Attributes:
+        run: its records; None when there are none to read.
+        reason: why `run` is None.
+    """
+
+    folder: Path
+    run: Run | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Percentiles of n latencies in milliseconds."""
+
+    n: int
+    p5_ms: float
+    p25_ms: float
+    p50_ms: float
+    p75_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run.
+
+    Attributes:
+        number: its row, from 1; label: policy, denoise steps, and what else tells it from the others.
+        flags: what must be known before its numbers are believed.
+        spreads: stage, or `HOST_TO_HOST`, to the latencies that `under_load` says; without warm-up.
+        under_load: whether all its latencies are of inferences that others ran beside.
+        speed_up: p50 of the first run over this one's, host to host; None under load or on another device.
+        comparison: against the first run; None for itself, and where `not_comparable` says why.
+        problems: why its backends cannot be said to have served every call.
+        on_front: whether no other run is at least as good in success and latency, and better in one.
+    """
+
+    number: int
+    label: str
+    folder: Path
+    run: Run
+    summary: Summary
+    flags: tuple[str, ...]
+    spreads: Mapping[str, Spread]
+    under_load: bool
+    speed_up: float | None
+    comparison: Comparison | None
+    not_comparable: str | None
+    problems: tuple[str, ...]
+    on_front: bool
+
+    @property
+    def latency(self) -> LatencyStats | None:
+        """Host to host, of one request at a time on an otherwise idle machine."""
+        return self.summary.infer
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict against the first run, in words."""
+        if self.problems:
+            return "not engaged"
+        if self.comparison is not None:
+            return self.comparison.verdict
+        return "-" if self.not_comparable is None else "not comparable"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry in dicts, lists and scalars, without its records."""
+        return {
+            "number": self.number,
+            "label": self.label,
+            "folder": str(self.folder),
+            "flags": list(self.flags),
+            "verdict": self.verdict,
+            "not_comparable": self.not_comparable,
+            "problems": list(self.problems),
+            "speed_up": self.speed_up,
+            "on_front": self.on_front,
+            "summary": self.summary.to_dict(),
+            "comparison": None if self.comparison is None else self.comparison.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Runs side by side; the first that has numbers is what the others are compared with.
+
+    Attributes:
+        margin: the loss of success that is accepted, in percentage points.
+        missing: folders that hold no episode, and why.
+        first_is_missing: whether the run that was named first is among those.
+    """
+
+    entries: tuple[Entry, ...]
+    missing: tuple[tuple[Path, str], ...]
+    margin: float
+    first_is_missing: bool = False
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return the stages that any run has, in the order of the pipeline, and `HOST_TO_HOST` last."""
+        stages = {name: None for entry in self.entries for name in entry.spreads if name != HOST_TO_HOST}
+        return (*stages, *([HOST_TO_HOST] if any(entry.spreads for entry in self.entries) else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the overview in dicts, lists and scalars, ready for JSON."""
+        return {
+            "margin": self.margin,
+            "first_is_missing": self.first_is_missing,
+            "runs": [entry.to_dict() for entry in self.entries],
+            "missing": [{"folder": str(folder), "reason": reason} for folder, reason in self.missing],
+        }
+
+
+def overview(sources: Sequence[Source], margin: float) -> Overview:
+    """Return runs side by side, in their order.
+
+    Raises:
+        ValueError: none of them holds an episode, or the records of one contradict one another.
+    """
+    found: list[tuple[Path, Run]] = []
+    missing: list[tuple[Path, str]] = []
+    for source in sources:
+        if source.run is not None and source.run.episodes:
+            found.append((source.folder, source.run))
+        else:
+            missing.append((source.folder, source.reason or "no episode is recorded"))
+    if not found:
+        reasons = shorten((f"{folder}: {reason}" for folder, reason in missing), "; ")
+        raise ValueError(f"no episode to report on: {reasons or 'no run was given'}")
+    summaries = [_summary(folder, run) for folder, run in found]
+    labels = _labels([run for _, run in found], summaries)
+    base, base_summary = found[0][1], summaries[0]
+    entries = []
+    for number, ((folder, run), summary, label) in enumerate(zip(found, summaries, labels, strict=True), 1):
+        comparison, reason = (None, None) if number == 1 else _compared(base, run, margin)
+        entries.append(
+            Entry(
+                number=number,
+                label=label,
+                folder=folder,
+                run=run,
+                summary=summary,
+                flags=_flags(run, summary),
+                spreads=spreads(run, under_load=summary.infer is None),
+                under_load=summary.infer is None and summary.infer_under_load is not None,
+                speed_up=_speed_up(base, run, base_summary, summary) if number > 1 else None,
+                comparison=comparison,
+                not_comparable=reason,
+                problems=engagement_problems(run, summary.engagement),
+                on_front=False,
+            )
+        )
+    first_is_missing = found[0][0] != sources[0].folder
+    return Overview(_with_front(entries), tuple(missing), margin, first_is_missing)
+
+
+def spreads(run: Run, *, under_load: bool) -> dict[str, Spread]:
+    """Return the spread of each stage and of whole inferences, of those under load or of the others."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for record in run.inferences:
+        if record.warmup or record.under_load is not under_load:
+            continue
+        for stage, stage_ms in record.stage_ms.items():
+            values[stage].append(stage_ms)
+        values[HOST_TO_HOST].append(record.infer_ms)
+    return {
+        name: Spread(len(of), *(float(p) for p in np.percentile(of, [5, 25, 50, 75, 95])))
+        for name, of in values.items()
+    }
+
+
+def headline(shown: Overview) -> list[str]:
+    """Return what the runs say in a few sentences."""
+    base = shown.entries[0]
+    first = f"{base.label}: {_success(base)}"
+    if base.latency is not None:
+        first += (
+            f"; {base.latency.p50_ms:.1f} ms from observation to action "
+            f"(median of {base.latency.n}; {base.latency.hz:.1f} Hz by the mean)"
+        )
+    lines = [first]
+    if shown.first_is_missing:
+        lines.insert(
+            0, f"The first run has no numbers ({shown.missing[0][1]}); run 1 is the next that has some"
+        )
+    others = shown.entries[1:]
+    if not others:
+        return lines
+    passed = [entry for entry in others if entry.comparison is not None and entry.comparison.passed]
+    timed = [entry for entry in passed if entry.speed_up is not None and entry.latency is not None]
+    margin = pluralize(f"{shown.margin:g}", "point")
+    if timed:
+        best = max(timed, key=lambda entry: entry.speed_up or 0.0)
+        assert best.latency is not None
+        lines.append(
+            f"Fastest of those shown to lose less than {margin} of success: {best.label}, "
+            f"{best.latency.p50_ms:.1f} ms ({best.speed_up:.2f}x), {_success(best)}"
+        )
+    elif passed:
+        lines.append(
+            f"Shown to lose less than {margin} of success: {', '.join(entry.label for entry in passed)}"
+        )
+    else:
+        lines.append(f"No run is shown to lose less than {margin} of success against {base.label}")
+        compared = [entry.comparison for entry in others if entry.comparison is not None]
+        if compared and all(result.counts.n < result.episodes_needed for result in compared):
+            most = max(compared, key=lambda result: result.counts.n)
+            lines[-1] += (
+                f": {pluralize(most.counts.n, 'pair')} could show {most.smallest_margin * 100:.1f} points at "
+                f"best, {margin} would take {most.episodes_needed}"
+            )
+    if inferior := [entry.label for entry in others if entry.verdict == "inferior"]:
+        lines.append(f"Shown to lose more than {margin}: {', '.join(inferior)}")
+    return lines
+
+
+def _success(entry: Entry) -> str:
+    total = entry.summary.total
+    if total.low is None or total.high is None:
+        return "no episode finished"
+    text = (
+        f"{total.successes} of {pluralize(total.finished, 'episode')} succeeded "
+        f"(95 % interval {total.low * 100:.1f} to {total.high * 100:.1f} %)"
+    )
+    return f"{text}, but with {entry.summary.weights_label}" if entry.summary.random_weights else text
+
+
+def _summary(folder: Path, run: Run) -> Summary:
+    try:
+        return summarise(run)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _compared(base: Run, run: Run, margin: float) -> tuple[Comparison | None, str | None]:
+    try:
+        return compare(base, run, margin), None
+    except NotComparable as error:
+        return None, str(error).replace("BASE", "the first run").replace("NEW", "this run")
+
+
+def _labels(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
+    """Return policy, denoise steps, and the overrides that not all share; a number where that repeats."""
+    overrides = [_told(run) for run in runs]
+    shared = set.intersection(*(set(of) for of in overrides))
+    labels = []
+    for run, summary, of in zip(runs, summaries, overrides, strict=True):
+        steps = (run.run.get("policy") or {}).get("denoise_steps")
+        parts = [
+            summary.policy,
+            None if steps is None else pluralize(steps, "step"),
+            *(text for text in of if text not in shared),
+        ]
+        labels.append(", ".join(part for part in parts if part))
+    seen: Counter[str] = Counter()
+    told_apart = []
+    for label in labels:
+        seen[label] += 1
+        told_apart.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return told_apart
+
+
+def _told(run: Run) -> list[str]:
+    return [text for text in run.run.get("overrides") or () if not text.startswith(SAID_ELSEWHERE)]
+
+
+def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
+    """Return what must be known of a run before its numbers are believed, in a few words each."""
+    facts = run.run
+    shard = (facts.get("config") or {}).get("shard")
+    parts = len(facts.get("parts") or ())
+    found = (
+        summary.weights_label if summary.random_weights else None,
+        "latency under load" if summary.infer is None and summary.infer_under_load else None,
+        "partly under load" if summary.infer and summary.infer_under_load else None,
+        f"{pluralize(parts, 'part')} joined" if parts else f"shard {shard}" if shard else None,
+        "resumed" if facts.get("resumed") else None,
+        "run.json is missing" if not facts else None,
+        "not finished" if facts.get("finished") is False else None,
+        pluralize(summary.total.errors, "error") if summary.total.errors else None,
+        "uncommitted changes" if summary.commit_dirty else None,
+    )
+    return tuple(flag for flag in found if flag)
+
+
+def _device(run: Run) -> Any:
+    return (run.run.get("policy") or {}).get("device")
+
+
+def _speed_up(base: Run, run: Run, ours: Summary, theirs: Summary) -> float | None:
+    if ours.infer is None or theirs.infer is None or _device(base) != _device(run):
+        return None
+    return ours.infer.p50_ms / theirs.infer.p50_ms
+
+
+def _with_front(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Return the entries with `on_front` set.
+
+    Only runs that can be compared with the first are in question: trained weights, the same episodes and
+    device, backends that served every call, latencies not under load.
+    """
+    base = entries[0]
+    points = {
+        entry.number: (entry.summary.infer.p50_ms, entry.summary.total.rate)
+        for entry in entries
+        if entry.summary.infer is not None
+        and entry.summary.total.rate is not None
+        and not entry.summary.random_weights
+        and not entry.problems
+        and (entry is base or entry.comparison is not None)
+        and _device(entry.run) == _device(base.run)
+    }
+    front = {number for number, point in points.items() if not any(_beats(o, point) for o in points.values())}
+    return tuple(replace(entry, on_front=entry.number in front) for entry in entries)
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    return other != point and other[0] <= point[0] and other[1] >= point[1]

@@ -1,0 +1,51 @@
+"""What a command line says of runs: their folders, or those of sweeps, and the margin."""
+
+import argparse
+import math
+from pathlib import Path
+
+from eval.analysis.overview import Source
+from eval.records.folders import EPISODES_FILE
+from eval.records.reader import read_run
+from eval.records.sweep import SWEEP_FILE, read_job_records
+
+
+def margin_points(text: str) -> float:
+    """Return a margin of success that was typed, in percentage points.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not above 0 and below 100.
+    """
+    value = float(text)
+    if not (math.isfinite(value) and 0 < value < 100):
+        raise argparse.ArgumentTypeError(f"must be percentage points above 0 and below 100, got {text}")
+    return value
+
+
+def read_sources(folder: Path) -> list[Source]:
+    """Return the run of a folder, or those of a sweep in the order of its jobs.
+
+    Raises:
+        FileNotFoundError: the folder holds neither records nor a sweep.
+        ValueError: records of a run are damaged (in a sweep, its job is a source without a run), or a sweep's
+            list of jobs is.
+    """
+    if (folder / EPISODES_FILE).is_file():
+        return [Source(folder, read_run(folder))]
+    if (folder / SWEEP_FILE).is_file():
+        return [_of_job(folder / job.folder, job.error) for job in read_job_records(folder / SWEEP_FILE)]
+    raise FileNotFoundError(f"{folder} holds no run: no {EPISODES_FILE} and no {SWEEP_FILE} in it")
+
+
+def without_run(folder: Path, error: Exception) -> Source:
+    """Return what stands for a run that cannot be read; the reason does not name the folder again."""
+    return Source(folder, None, str(error).removeprefix(str(folder)).lstrip("/ "))
+
+
+def _of_job(folder: Path, error: str | None) -> Source:
+    if not (folder / EPISODES_FILE).is_file():
+        return Source(folder, None, error or "not run yet")
+    try:
+        return Source(folder, read_run(folder), error)
+    except (OSError, ValueError) as damage:
+        return without_run(folder, damage)

@@ -1,0 +1,301 @@
+"""Metrics: what a run's records say, as pure functions that do not depend on their order."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval.analysis.latency import LatencyStats, latency_stats
+from eval.analysis.statistics import wilson
+from eval.config.groups import policy_label
+from eval.records.reader import Run
+from eval.records.schema import EpisodeRecord, InferenceRecord
+
+# What a summary needs of run.json; eval/runners/base.py writes them.
+RUN_KEYS = (
+    "weights_label",
+    "gl_backend",
+    "engagement",
+    "provenance",
+    "planned_episodes",
+    "tracking_error",
+    "video_error",
+)
+
+RANDOM_WEIGHTS = "RANDOM WEIGHTS"  # how the label of weights that nobody trained begins
+
+
+def is_random(weights_label: str | None) -> bool:
+    """Return whether a label says that nobody trained these weights."""
+    return (weights_label or "").startswith(RANDOM_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """Successes of finished episodes; errors are counted apart and are in neither.
+
+    Attributes:
+        successes, finished, errors: episodes.
+        rate: successes / finished; None, like the interval, when nothing finished.
+        low, high: Wilson score interval at 95 % (two-sided, without continuity correction).
+    """
+
+    successes: int
+    finished: int
+    errors: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class TaskSuccess:
+    """Success on one task."""
+
+    suite: str
+    task_id: int
+    instruction: str
+    success: SuccessRate
+
+
+@dataclass(frozen=True)
+class EpisodeError:
+    """An episode that raised; `retried` when a later attempt replaced it, which then counts instead."""
+
+    episode: str
+    error_type: str
+    error_message: str
+    retried: bool
+
+
+@dataclass(frozen=True)
+class StageEngagement:
+    """Whether a stage's backend did the work: calls it served, that missed it, and that it refused."""
+
+    stage: str
+    backend: str
+    calls: int
+    misses: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers.
+
+    Attributes:
+        policy_label: the policy, with the stages whose backend is not that of its own configuration.
+        weights_label: what the weights are: where they came from, or RANDOM WEIGHTS and their kind.
+        setting: device, precision, form, denoise and replan steps; None for a policy without a network.
+        commit: of the harness; `commit_dirty` when its tree had changes.
+        episodes: recorded ones, finished or not; planned_episodes: how many the run set out to do.
+        suites: suite to success; total: all suites pooled.
+        infer: host to host; stages: stage to its own statistics, each with its n; both of one request at a
+            time on an otherwise idle machine, without warm-up. infer is None when there are none.
+        infer_under_load, stages_under_load: the same of inferences that others ran beside: a throughput's
+            latency, not a robot's.
+        mean_batch: requests served together, on average over the inferences under load.
+        warnings: from reading the records and from comparing them; none is harmless.
+    """
+
+    policy: str
+    policy_label: str
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+    weights_label: str | None
+    setting: str | None
+    seeding: str
+    gl_backend: str | None
+    commit: str | None
+    commit_dirty: bool | None
+    episodes: int
+    planned_episodes: int | None
+    tasks: tuple[TaskSuccess, ...]
+    suites: Mapping[str, SuccessRate]
+    total: SuccessRate
+    errors: tuple[EpisodeError, ...]
+    infer: LatencyStats | None
+    stages: Mapping[str, LatencyStats]
+    infer_under_load: LatencyStats | None
+    stages_under_load: Mapping[str, LatencyStats]
+    mean_batch: float | None
+    warmup_inferences: int
+    engagement: tuple[StageEngagement, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the success rate says nothing of a trained policy."""
+        return is_random(self.weights_label)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary in dicts, lists and scalars, ready for JSON."""
+        return asdict(self)
+
+
+def setting(about: Mapping[str, Any]) -> str | None:
+    """Return what of a policy's provenance decides its numbers; None for a policy without a network."""
+    if "dtype" not in about:
+        return None
+    return (
+        f"{about['device']} {about['dtype']}, {about['form']} form, {about['denoise_steps']} denoise steps, "
+        f"replan {about['replan_steps']}"
+    )
+
+
+def success_rate(records: Iterable[EpisodeRecord]) -> SuccessRate:
+    """Count successes, finished episodes and errors, with the Wilson interval of the rate."""
+    outcomes = [record.success for record in records]
+    successes = outcomes.count(True)
+    errors = outcomes.count(None)
+    finished = len(outcomes) - errors
+    if finished == 0:
+        return SuccessRate(0, 0, errors, None, None, None)
+    interval = wilson(successes, finished)
+    return SuccessRate(successes, finished, errors, successes / finished, interval.low, interval.high)
+
+
+def summarise(run: Run) -> Summary:
+    """Return a run's summary.
+
+    Raises:
+        ValueError: when no episode is recorded, or the episodes are of different policies, checkpoints or
+            seedings: one number over them would be false.
+    """
+    if not run.episodes:
+        raise ValueError("the run holds no episode records")
+    policy, checkpoint, checkpoint_sha256, seeding = _one(
+        "policy, checkpoint, checkpoint_sha256, seeding",
+        {(e.policy, e.checkpoint, e.checkpoint_sha256, e.seeding) for e in run.episodes},
+    )
+    warnings = list(run.warnings)
+    warnings += [f"run.json does not say {key}" for key in RUN_KEYS if run.run and key not in run.run]
+    planned = run.run.get("planned_episodes")
+    if planned is not None and planned != len(run.episodes):
+        warnings.append(f"{len(run.episodes)} of {planned} planned episodes are recorded")
+    if run.run.get("tracking_error"):
+        warnings.append(f"tracking stopped: {run.run['tracking_error']}")
+    if run.run.get("video_error"):
+        warnings.append(f"a video is missing: {run.run['video_error']}")
+    timed = [record for record in run.inferences if not record.warmup]
+    warnings += run.run.get("notes", [])
+    if reason := (run.run.get("runner") or {}).get("one_at_a_time"):
+        warnings.append(f"requests were served one at a time: {reason}")
+    engagement = _engagement(run.run.get("engagement") or {})
+    infer, stages = _latencies((record for record in timed if not record.under_load), engagement)
+    loaded = [record for record in timed if record.under_load]
+    infer_under_load, stages_under_load = _latencies(loaded, engagement)
+    warnings += disagreements(engagement, run.inferences)
+    git = (run.run.get("provenance") or {}).get("git") or {}
+    return Summary(
+        policy=policy,
+        policy_label=policy_label(policy, run.run.get("config") or {}),
+        checkpoint=checkpoint,
+        checkpoint_sha256=checkpoint_sha256,
+        weights_label=run.run.get("weights_label"),
+        setting=setting(run.run.get("policy") or {}),
+        seeding=seeding,
+        gl_backend=run.run.get("gl_backend"),
+        commit=git.get("commit"),
+        commit_dirty=git.get("dirty"),
+        episodes=len(run.episodes),
+        planned_episodes=planned,
+        tasks=_tasks(run.episodes),
+        suites={
+            suite: success_rate(e for e in run.episodes if e.suite == suite)
+            for suite in sorted({e.suite for e in run.episodes})
+        },
+        total=success_rate(run.episodes),
+        errors=_errors(run),
+        infer=infer,
+        stages=stages,
+        infer_under_load=infer_under_load,
+        stages_under_load=stages_under_load,
+        mean_batch=math.fsum(record.batch for record in loaded) / len(loaded) if loaded else None,
+        warmup_inferences=len(run.inferences) - len(timed),
+        engagement=engagement,
+        warnings=tuple(warnings),
+    )
+
+
+def _one(names: str, found: set[Any]) -> Any:
+    if len(found) != 1:
+        raise ValueError(f"one run must have one ({names}), got {sorted(found, key=str)}")
+    return found.pop()
+
+
+def _tasks(episodes: Iterable[EpisodeRecord]) -> tuple[TaskSuccess, ...]:
+    by_task: defaultdict[tuple[str, int], list[EpisodeRecord]] = defaultdict(list)
+    for episode in episodes:
+        by_task[episode.suite, episode.task_id].append(episode)
+    return tuple(
+        TaskSuccess(
+            suite,
+            task_id,
+            _one(f"instruction of {suite} task {task_id}", {e.instruction for e in records}),
+            success_rate(records),
+        )
+        for (suite, task_id), records in sorted(by_task.items())
+    )
+
+
+def _errors(run: Run) -> tuple[EpisodeError, ...]:
+    last = [(episode, False) for episode in run.episodes if episode.success is None]
+    replaced = [(episode, True) for episode in run.superseded]
+    errors = [
+        (e.key, EpisodeError(str(e.key), str(e.error_type), str(e.error_message), retried))
+        for e, retried in replaced + last
+    ]
+    ordered = sorted(errors, key=lambda item: (item[0], not item[1].retried, item[1].error_message))
+    return tuple(error for _, error in ordered)
+
+
+def _latencies(
+    inferences: Iterable[InferenceRecord], engagement: Iterable[StageEngagement]
+) -> tuple[LatencyStats | None, dict[str, LatencyStats]]:
+    """Return statistics of whole inferences and of each stage; calls that another than the stage's backend
+    served have a row of their own."""
+    backends = {engaged.stage: engaged.backend for engaged in engagement}
+    infer_ms: list[float] = []
+    stages_ms: defaultdict[str, list[float]] = defaultdict(list)
+    for record in inferences:
+        infer_ms.append(record.infer_ms)
+        for stage, stage_ms in record.stage_ms.items():
+            served = record.backends.get(stage)
+            strange = stage in backends and served is not None and served != backends[stage]
+            stages_ms[f"{stage} by {served}" if strange else stage].append(stage_ms)
+    # Stages in the order in which a record names them: that of the pipeline.
+    stages = {stage: latency_stats(values) for stage, values in stages_ms.items()}
+    return (latency_stats(infer_ms) if infer_ms else None), stages
+
+
+def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngagement, ...]:
+    return tuple(
+        StageEngagement(stage, of["backend"], of["calls"], of["misses"], of.get("refused", 0))
+        for stage, of in engagement.items()
+    )
+
+
+def disagreements(
+    engagement: Collection[StageEngagement], inferences: Iterable[InferenceRecord]
+) -> list[str]:
+    """Say where engagement is bad news, or is not what the inferences' own records say."""
+    served: defaultdict[str, set[str]] = defaultdict(set)
+    for record in inferences:
+        for stage, backend in record.backends.items():
+            served[stage].add(backend)
+    found = []
+    for engaged in engagement:
+        stage, backend = engaged.stage, engaged.backend
+        if engaged.calls == 0:
+            found.append(f"{stage}: {backend} never engaged")
+        if engaged.misses:
+            found.append(f"{stage}: {engaged.misses} calls missed {backend}")
+        if engaged.refused:
+            found.append(f"{stage}: {backend} refused {engaged.refused} calls")
+        others = served[stage] - {backend}
+        if others:
+            found.append(f"{stage}: inferences were served by {sorted(others)} besides {backend}")
+    unreported = served.keys() - {engaged.stage for engaged in engagement}
+    return found + [f"{stage}: run.json does not say who served it" for stage in sorted(unreported)]

@@ -1,0 +1,130 @@
+"""What every command line of the project shares: Hydra's configuration, and errors on one line."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eval.config import groups as choices
+from eval.config import schema
+from eval.records.writer import RecordingError
+from eval.render.console import print_error, print_info
+from eval.runners.recorder import RunFailed
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but for the exit status of a wrong command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message; exit with `os.EX_USAGE`."""
+        self.print_usage(sys.stderr)
+        self.exit(os.EX_USAGE, f"{self.prog}: error: {message}\n")
+
+
+CONF = str(choices.CONF)  # absolute: Hydra would look for a relative path beside the caller's file
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class CommandError(RuntimeError):
+    """The command could not start; the message is one readable line."""
+
+
+USER_ERRORS = (CommandError, RunFailed, RecordingError, OSError)
+
+
+class Flags(argparse.ArgumentParser):
+    """The flags of a command line; a wrong one is one line and exit status 2.
+
+    Args:
+        config_name: the file in conf/ that it composes, whose `hydra.help.app_name` is what it is called.
+        parents: parsers that know flags.
+    """
+
+    def __init__(self, config_name: str, parents: Sequence[argparse.ArgumentParser] = ()) -> None:
+        name = OmegaConf.load(Path(CONF, f"{config_name}.yaml")).hydra.help.app_name
+        super().__init__(prog=name, parents=list(parents), add_help=False)
+
+    def check(self, words: Sequence[str]) -> None:
+        """End the process unless all flags are known, and `key=value` stand together."""
+        _, rest = self.parse_known_args(words)
+        self.refuse_flags(rest)
+        if rest:
+            self.error(f"{' '.join(rest)} must stand with the other KEY=VALUE, without a flag between them")
+
+    def refuse_flags(self, words: Sequence[str]) -> None:
+        """End the process if there are flags among the words."""
+        if flags := [word for word in words if word.startswith("-")]:
+            self.error(f"unknown flag {', '.join(flags)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong; exit with 2."""
+        print_error(f"{message}; `{self.prog} --help` explains keys and flags")
+        self.exit(2)
+
+
+def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
+    """Run a command line; user errors are one line and exit status 1, wrong flags 2, HYDRA_FULL_ERROR=1 shows
+    the whole trace.
+
+    Args:
+        config_name: the file in conf/ that it composes.
+        run: does the work of one job; the other jobs of a sweep go on when it raises an error of the user's.
+    """
+    Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all of its usage
+    schema.register()
+    before = os.environ.get(FULL_ERROR)
+    full_trace = before == "1"
+    failed = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
+
+    def job(cfg: DictConfig) -> None:
+        schema.register()  # a launcher may have started another process
+        try:
+            run(cfg)
+        except USER_ERRORS as error:
+            if full_trace or not _is_here():
+                raise
+            print_error(error)
+            failed.append(error)
+        finally:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+
+    os.environ[FULL_ERROR] = "1"  # Hydra would print and exit by itself
+    try:
+        hydra.main(config_path=CONF, config_name=config_name, version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
+        if full_trace:
+            raise
+        print_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print_info("interrupted; what was recorded is kept")
+        sys.exit(130)
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
+    if failed:
+        sys.exit(1)
+
+
+def _is_here() -> bool:
+    """Whether jobs run in the process of the command line, so that it knows of those that failed."""
+    return str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no folder behind where nothing was written."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,111 @@
+"""Hydra's and OmegaConf's errors in one readable line that names the key, the value and the way out."""
+
+import difflib
+import re
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from eval.config.groups import backend_name, backends
+from policies.pi05.dims import STAGES
+
+# Hydra's words for several values where there is no sweep.
+SEVERAL = r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=(.*?)'(?: requires --multirun$|; 1\.)"
+# OmegaConf's words for a value of the wrong type, and ours.
+PLAINER = (
+    (r"Value '(.*)' of type '.*' could not be converted to Integer", r"must be a whole number, got '\1'"),
+    (r"Value '(.*)' is not a valid bool.*", r"must be true or false, got '\1'"),
+    (r"Cannot convert '.*' to string: '(.*)'", r"must be text, got \1"),
+    (r"Invalid value assigned: (\w+) is not a ListConfig.*", r"must be a list, as in [0,3], got \1"),
+    (r"field '.*' is not Optional", "must have a value, got null"),
+)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line; the most specific one where Hydra wraps OmegaConf."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        options = ", ".join(option for option in error.options if not option.startswith("_"))
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group} must be one of {options}, got {name!r}"
+    if isinstance(error, OverrideParseException):
+        reason = _head(error).partition("; ")[2].partition("; See ")[0]
+        return f"cannot read the override {error.override!r} ({reason}); write key=value"
+    if isinstance(error, ConfigCompositionException) and (several := re.match(SEVERAL, _head(error))):
+        return _several_values(several[1], several[2])
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} has no value; give one with {cause.full_key}=..."
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key} {_plainer(_head(cause))}"
+    return _head(error)
+
+
+def _head(error: BaseException) -> str:
+    """Return the lines of a message before OmegaConf's list of node properties, joined."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [
+        line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)
+    ]
+    return "; ".join(kept)
+
+
+def _plainer(message: str) -> str:
+    for theirs, ours in PLAINER:
+        if re.fullmatch(theirs, message):
+            return re.sub(theirs, ours, message)
+    return f"cannot be used: {message}"
+
+
+def _several_values(key: str, values: str) -> str:
+    if _is_list(key):
+        return f"{key} must be a list, got {values}; write {key}=[{values}]"
+    return f"{key} must be one value, got {values}; add -m to run them one after another"
+
+
+def _is_list(key: str) -> bool:
+    """Return whether the schema has a list under a key with dots."""
+    from eval.config.schema import Config  # imports torch: a second for commands that only read records
+
+    node: Any = Config
+    for name in key.split("."):
+        node = get_type_hints(node).get(name) if isinstance(node, type) else None
+    return any(get_origin(kind) is list for kind in (node, *get_args(node)))
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    parent, _, _ = str(error.full_key).rpartition(".")
+    of_a_stage = parent.removeprefix("optim.")
+    if of_a_stage in STAGES and isinstance(error.parent_node, DictConfig):
+        elsewhere = _other_backends(of_a_stage, str(error.key), error.parent_node)
+        if elsewhere is not None:
+            return elsewhere
+    nodes = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    known = [str(name) for name in nodes if name != "_target_"]
+    close = difflib.get_close_matches(str(error.key), known, n=1)
+    hint = (
+        f"did you mean {parent + '.' if parent else ''}{close[0]}?"
+        if close
+        else f"known keys: {', '.join(known) or 'none'}"
+    )
+    return f"unknown key {error.full_key}; {hint}"
+
+
+def _other_backends(stage: str, option: str, chosen: DictConfig) -> str | None:
+    """Return that an option is one of other backends of a stage; None if no backend has it."""
+    having = [f"optim/{stage}={name}" for name, options in backends(stage).items() if option in options]
+    if not having:
+        return None
+    now = (
+        f"optim/{stage}={backend_name(stage, chosen)}" if "_target_" in chosen else "a policy without stages"
+    )
+    add = f"add {having[0]}" if len(having) == 1 else "add one of them"
+    return f"optim.{stage}.{option} is an option of {', '.join(having)}, not of {now}; {add}"

@@ -1,0 +1,63 @@
+"""What conf/ offers: the options of a group, the backends of a stage, what a policy is made of."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from policies.files import ROOT
+
+CONF = ROOT / "conf"
+
+
+def options(group: str) -> list[str]:
+    """Return what can be chosen of a group; files that begin with _ are parts of others."""
+    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
+
+
+def backends(stage: str) -> dict[str, dict[str, Any]]:
+    """Return the backends of a stage, each with its options as its YAML has them."""
+    group = f"optim/{stage}"
+    return {name: _read(group, name) for name in options(group)}
+
+
+def backend_name(stage: str, chosen: Mapping[str, Any]) -> str:
+    """Return the backend whose YAML `chosen` was composed from, or its class where no YAML has that."""
+    alike = {
+        name: sum(chosen.get(key) == value for key, value in yaml.items())
+        for name, yaml in backends(stage).items()
+        if yaml["_target_"] == chosen["_target_"]
+    }
+    return max(alike, key=lambda name: alike[name], default=str(chosen["_target_"]))
+
+
+def recipe(policy: str) -> dict[str, str]:
+    """Return the backend of each stage, and of `images`, that a policy's own YAML names; none without one."""
+    if policy not in options("policy"):
+        return {}
+    yaml = _read("policy", policy)
+    named = {"images": yaml["images"]} if "images" in yaml else {}
+    for entry in yaml.get("defaults", []):
+        if isinstance(entry, dict):
+            [(group, name)] = entry.items()
+            named[group.partition("@")[0].removeprefix("/optim/")] = name
+    return named
+
+
+def policy_label(policy: str, config: Mapping[str, Any]) -> str:
+    """Return a policy's name, with the stages whose backend is not that of its own YAML.
+
+    Args:
+        config: a whole configuration in plain values, or what a record has of one.
+    """
+    optim = config.get("optim") or {}
+    other = [
+        f"{stage} {name}"
+        for stage, own in recipe(policy).items()
+        if "_target_" in (optim.get(stage) or {}) and (name := backend_name(stage, optim[stage])) != own
+    ]
+    return f"{policy} ({', '.join(other)})" if other else policy
+
+
+def _read(group: str, name: str) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))

@@ -1,0 +1,242 @@
+"""Types and ranges of the configuration, checked before anything heavy starts.
+
+Hydra composes into these dataclasses (the first entry of the defaults list); `OmegaConf.to_object` turns the
+result into them once, and nothing below `eval/cli.py` sees a DictConfig. They are not frozen because
+OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed into.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from eval.config.groups import options
+from eval.records.episodes import Shard
+from eval.records.video import VideoMode
+from eval.sim.tasks import SUITES
+from eval.tracking.base import MODES
+from optim.options import ON_MISMATCH
+from policies.files import ROOT
+from policies.pi05.checkpoint_config import CheckpointConfig
+from policies.pi05.dims import FORMS, STAGES
+from policies.seeding import SEEDINGS
+
+POLICY_KINDS = ("pi05", "oracle")
+RUNNERS = ("local", "ray")
+PRECISIONS = ("auto", "float32", "bfloat16")
+IMAGES = ("eager", "cuda_graph")
+
+
+class ConfigError(ValueError):
+    """A value that the configuration does not allow; the message names key, value and way out."""
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _at_least(key: str, value: float | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{key} must be >= {least}, got {value}")
+
+
+@dataclass
+class SuiteConfig:
+    """conf/suite: which tasks, and for how many control steps at most."""
+
+    name: str = MISSING
+    max_steps: int = MISSING
+    tasks: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("suite.name", self.name, SUITES)
+        _at_least("suite.max_steps", self.max_steps, 1)
+        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) != len(self.tasks)):
+            raise ConfigError(
+                f"suite.tasks must be null or a list of different task ids, got {list(self.tasks)}"
+            )
+
+
+@dataclass
+class ProtocolConfig:
+    """conf/protocol: how many tasks and episodes, and how resets are seeded."""
+
+    name: str = MISSING
+    num_tasks: int | None = None
+    first_episode: int = 0
+    episodes: int = MISSING
+    seeding: str = "paired"
+
+    def __post_init__(self) -> None:
+        _at_least("protocol.num_tasks", self.num_tasks, 1)
+        _at_least("protocol.first_episode", self.first_episode, 0)
+        _at_least("protocol.episodes", self.episodes, 1)
+        _one_of("protocol.seeding", self.seeding, SEEDINGS)
+
+
+@dataclass
+class PolicyConfig:
+    """conf/policy: what acts; the pi0.5 kind also says in which form, precision and place."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    form: str = "lean"
+    precision: str = "auto"
+    device: str = "auto"
+    prompt_multiple: int = 1
+    images: str = "eager"
+
+    def __post_init__(self) -> None:
+        _one_of("policy.kind", self.kind, POLICY_KINDS)
+        _at_least("policy.prompt_multiple", self.prompt_multiple, 1)
+        _one_of("policy.images", self.images, IMAGES)
+        _one_of("policy.form", self.form, FORMS)
+        _one_of("policy.precision", self.precision, PRECISIONS)
+
+
+@dataclass
+class OptimConfig:
+    """conf/optim: a backend for each stage, which checks its own options; and what holds for all three."""
+
+    vision: Any = None
+    prefix: Any = None
+    denoise: Any = None
+    on_mismatch: str = "raise"
+    scales: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("optim.on_mismatch", self.on_mismatch, ON_MISMATCH)
+
+
+@dataclass
+class DenoiseConfig:
+    """conf/denoise: the sampler."""
+
+    steps: int = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least("denoise.steps", self.steps, 1)
+
+
+@dataclass
+class RunnerConfig:
+    """conf/runner: who rolls the episodes, and how much may go wrong; `RAY_ONLY` are read by runner=ray."""
+
+    name: str = MISSING
+    max_errors: int = 3
+    warmup_inferences: int = 3
+    workers: int = 4
+    policies: int = 1
+    max_batch: int = 1
+    max_wait_ms: float = 2.0
+    address: str | None = None
+    episode_timeout_s: float = 900.0
+    retries: int = 2
+    quiet_episodes: int = 1
+
+    def __post_init__(self) -> None:
+        _one_of("runner.name", self.name, RUNNERS)
+        for key in ("max_errors", "warmup_inferences", "retries", "quiet_episodes", "max_wait_ms"):
+            _at_least(f"runner.{key}", getattr(self, key), 0)
+        for key in ("workers", "policies", "max_batch"):
+            _at_least(f"runner.{key}", getattr(self, key), 1)
+        if not 0 < self.episode_timeout_s < math.inf:
+            raise ConfigError(f"runner.episode_timeout_s must be > 0, got {self.episode_timeout_s}")
+        if self.policies > self.workers:
+            raise ConfigError(
+                f"runner.policies must be <= runner.workers={self.workers}, got {self.policies}; "
+                "a policy without a worker would serve nobody"
+            )
+
+
+RAY_ONLY = tuple(
+    part.name for part in fields(RunnerConfig) if part.name not in ("name", "max_errors", "warmup_inferences")
+)
+
+
+@dataclass
+class TrackingConfig:
+    """conf/tracking: where the records are mirrored."""
+
+    name: str = MISSING
+    mode: str = "offline"
+    project: str = "libero-vla-eval"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("tracking.name", self.name, ("wandb", "none"))
+        _one_of("tracking.mode", self.mode, MODES)
+        if set(self.project) & set(r"/\#?%:"):
+            raise ConfigError(f"tracking.project must not hold any of / \\ # ? % :, got {self.project!r}")
+
+
+@dataclass
+class Config:
+    """conf/config.yaml: one run."""
+
+    suite: SuiteConfig = MISSING
+    protocol: ProtocolConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    policy: PolicyConfig = MISSING
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    denoise: DenoiseConfig = MISSING
+    runner: RunnerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    seed: int = 7
+    video: str = "none"
+    shard: str | None = None
+    resume: str | None = None
+    record_observations: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be 0 to 2**32 - 1, as NumPy's, got {self.seed}")
+        _one_of("video", self.video, tuple(VideoMode))
+        _at_least("record_observations", self.record_observations, 0)
+        if self.record_observations and self.policy.kind == "oracle":
+            raise ConfigError(
+                "record_observations must be 0 with policy=oracle, which sees no images, "
+                f"got {self.record_observations}"
+            )
+        if self.record_observations and self.runner.name != "local":
+            raise ConfigError(
+                f"record_observations must be 0 with runner={self.runner.name}, whose policies are in other "
+                f"processes, got {self.record_observations}; use runner=local"
+            )
+        if self.shard is not None:
+            try:
+                Shard.parse(self.shard)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if self.runner.name == "ray" and ":" in self.policy.device:
+            raise ConfigError(
+                f"policy.device must be auto, cpu or cuda with runner=ray, which hands out the GPUs, "
+                f"got {self.policy.device!r}"
+            )
+        if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
+            raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")
+        for stage in STAGES:
+            backend = getattr(self.optim, stage)
+            if self.policy.kind == "oracle" and backend is not None:
+                raise ConfigError(
+                    f"optim.{stage} must be null with policy=oracle, which has no stages, got {backend!r}; "
+                    "choose a policy with weights, for example policy=baseline"
+                )
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that conf/config.yaml starts with, `${repo:PATH}` and
+    `${options:GROUP}`."""
+    OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=True)
+    OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
+    register_schema("eval", Config)
+
+
+def register_schema(name: str, node: type[Config]) -> None:
+    """Make `node` known to Hydra: a primary config chooses it with `override schema@_global_: NAME`."""
+    ConfigStore.instance().store(name, node=node, group="schema", package="_global_")

@@ -1,0 +1,84 @@
+"""From a composed configuration to checked dataclasses, tasks and episodes."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from eval.config.schema import RAY_ONLY, Config, ConfigError
+from eval.records.episodes import Episodes, Shard
+from eval.sim.tasks import Task, load_tasks
+
+
+def check(cfg: DictConfig) -> Config:
+    """Return the configuration as dataclasses.
+
+    Raises:
+        ConfigError: a value out of range, or a key without a value.
+    """
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config
+
+
+def choose_tasks(config: Config) -> list[Task]:
+    """Return the tasks that suite and protocol choose.
+
+    Raises:
+        ConfigError: a task or an episode that the suite does not have.
+    """
+    tasks = load_tasks(config.suite.name)
+    number = config.protocol.num_tasks
+    if number is not None and number > len(tasks):
+        raise ConfigError(
+            f"protocol.num_tasks must be <= {len(tasks)} for {config.suite.name}, or null for all, "
+            f"got {number}"
+        )
+    ids = config.suite.tasks if config.suite.tasks is not None else range(len(tasks))[:number]
+    missing = [i for i in ids if not 0 <= i < len(tasks)]
+    if missing:
+        raise ConfigError(f"suite.tasks must be 0 to {len(tasks) - 1} for {config.suite.name}, got {missing}")
+    last = config.protocol.first_episode + config.protocol.episodes - 1
+    for i in ids:
+        states = len(tasks[i].init_states)
+        if last >= states:
+            raise ConfigError(
+                f"protocol.first_episode + protocol.episodes must be <= {states}, the official initial "
+                f"states of {config.suite.name} task {i}, "
+                f"got {config.protocol.first_episode} + {config.protocol.episodes}"
+            )
+    return [tasks[i] for i in ids]
+
+
+def refuse_ignored(config: Config, overrides: list[str]) -> None:
+    """Raise ConfigError for overrides that the chosen policy or runner would not read."""
+    ignored = [text for text in overrides if text.lstrip("+~").startswith(("checkpoint", "denoise"))]
+    if config.policy.kind == "oracle" and ignored:
+        raise ConfigError(
+            "policy=oracle has no checkpoint and no denoise steps; "
+            f"drop {', '.join(ignored)} or choose another policy"
+        )
+    names = {f"runner.{name}" for name in RAY_ONLY}
+    of_ray = [text for text in overrides if text.lstrip("+~").partition("=")[0] in names]
+    if config.runner.name != "ray" and of_ray:
+        raise ConfigError(f"runner={config.runner.name} does not read {', '.join(of_ray)}; add runner=ray")
+
+
+def choose_episodes(config: Config, tasks: Sequence[Task]) -> Episodes:
+    """Return the episodes that protocol and shard choose.
+
+    Raises:
+        ConfigError: the shard has none.
+    """
+    episodes = Episodes(
+        suite=config.suite.name,
+        tasks=tuple(task.task_id for task in tasks),
+        first=config.protocol.first_episode,
+        count=config.protocol.episodes,
+        seed=config.seed,
+        shard=Shard.parse(config.shard) if config.shard else None,
+    )
+    if not episodes.keys():
+        raise ConfigError(
+            f"shard={config.shard} has none of the {len(episodes.whole().keys())} episodes; use fewer shards"
+        )
+    return episodes

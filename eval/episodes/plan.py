@@ -1,0 +1,66 @@
+"""What a run sets out to do: which episodes of which tasks, in which shard, and under which conditions."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from eval.records.episodes import Episodes
+from eval.records.schema import EpisodeRecord
+from eval.records.video import VideoMode
+from eval.sim.tasks import Task
+from policies.base import EpisodeKey
+from policies.seeding import Seeding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The episodes of a run with their tasks, and how they are run.
+
+    Attributes:
+        tasks: those that `episodes` names.
+        done: episodes that an earlier process of this run has finished; they are not run again.
+        misses_allowed: whether eager may serve calls that a backend was not built for
+            (`optim.on_mismatch=fallback`); they are counted and shown, and a backend that served none is an
+            error all the same.
+        policy, checkpoint, checkpoint_sha256, weights_label: of every record.
+    """
+
+    tasks: Sequence[Task]
+    episodes: Episodes
+    seeding: Seeding
+    max_steps: int
+    max_errors: int
+    warmup_inferences: int
+    video: VideoMode
+    misses_allowed: bool
+    policy: str
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+    weights_label: str | None
+    done: frozenset[EpisodeKey] = field(default_factory=frozenset)
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episodes.keys())
+
+    def task(self, key: EpisodeKey) -> Task:
+        """Return the task of one of the plan's episodes."""
+        return next(task for task in self.tasks if task.task_id == key.task_id)
+
+    def todo(self) -> list[tuple[Task, list[EpisodeKey]]]:
+        """Return what is left of each task, in order; tasks of which nothing is left are not in it."""
+        keys = self.episodes.left(self.done)
+        by_task = [(task, [key for key in keys if key.task_id == task.task_id]) for task in self.tasks]
+        return [(task, left) for task, left in by_task if left]
+
+    def foreign(self, records: Iterable[EpisodeRecord]) -> list[str]:
+        """Say which of these records are not of this plan: another episode, policy, checkpoint or seeding."""
+        keys = set(self.episodes.keys())
+        ours = (self.seeding, self.policy, self.checkpoint_sha256)
+        found = []
+        for record in records:
+            theirs = (record.seeding, record.policy, record.checkpoint_sha256)
+            if record.key not in keys:
+                found.append(f"{record.key} is not planned")
+            elif theirs != ours:
+                found.append(f"{record.key} has (seeding, policy, checkpoint_sha256) {theirs}, not {ours}")
+        return found

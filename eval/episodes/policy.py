@@ -1,0 +1,172 @@
+"""From a checked configuration to a policy, cheap checks first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from eval.config.schema import Config, ConfigError
+from eval.episodes.machine import cannot_run
+from optim.base import Backend, BackendError, CannotRun, StageContext, apply_backends, check_backends
+from optim.core.requirements import no_gpu
+from optim.core.scales import load_scales
+from optim.eager import eager_stages
+from optim.images import GraphedImages
+from policies.base import Policy, Request
+from policies.oracle.policy import OraclePolicy
+from policies.pi05.checkpoint import Checkpoint, load_checkpoint
+from policies.pi05.devices import find_device
+from policies.pi05.dims import STAGES
+from policies.pi05.policy import Pi05Policy
+
+Capture = Callable[[Pi05Policy], Sequence[Request]]
+"""Makes requests with real observations for a policy: the shapes that its stages will meet."""
+
+
+def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = (1,)) -> Policy:
+    """Return the policy that the configuration names, its weights loaded and its backends applied.
+
+    Args:
+        capture: called only when a backend needs examples, after everything that fails sooner.
+        batch_sizes: how many requests at a time the policy will be asked; backends that are built for shapes
+            are built for each.
+
+    Raises:
+        ConfigError: a device that this machine lacks, a stage without a backend, or a backend that refuses
+            its options, cannot run on this machine or cannot engage.
+        ValueError, OSError: from the checkpoint or its scales, naming what is missing.
+    """
+    if config.policy.kind == "oracle":
+        return OraclePolicy()
+    backends = choose_backends(config)
+    checkpoint = load(config)
+    return optimise(config, eager_policy(config, checkpoint), checkpoint, backends, capture, batch_sizes)
+
+
+def choose_backends(config: Config) -> dict[str, Backend]:
+    """Return the backend of each stage, checked against the machine.
+
+    Raises:
+        ConfigError: see `build_policy`.
+    """
+    backends = {stage: _stage_backend(config, stage) for stage in STAGES}
+    device = choose_device(config.policy.device)
+    reasons: dict[str, Exception] = {}
+    try:
+        check_backends(backends, device, choose_dtype(config.policy.precision, device))
+    except CannotRun as error:
+        reasons |= error.reasons
+    if config.policy.images == "cuda_graph" and device.type != "cuda":
+        reasons["images"] = no_gpu(device, "choose policy.images=eager")
+    if reasons:
+        raise cannot_run(config, reasons)
+    return backends
+
+
+def load(config: Config) -> Checkpoint:
+    """Return the checkpoint, on the policy's device and in its precision.
+
+    A GPU that is chosen by its number becomes the current one: graphs and kernels are launched there.
+    """
+    device = choose_device(config.policy.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    dtype = choose_dtype(config.policy.precision, device)
+    return load_checkpoint(replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype)
+
+
+def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:
+    """Return the policy with every stage as it was loaded."""
+    return Pi05Policy.from_checkpoint(
+        checkpoint,
+        eager_stages(checkpoint.stages),
+        name=config.policy.name,
+        form=config.policy.form,
+        prompt_multiple=config.policy.prompt_multiple,
+    )
+
+
+def optimise(
+    config: Config,
+    eager: Pi05Policy,
+    checkpoint: Checkpoint,
+    backends: Mapping[str, Backend],
+    capture: Capture,
+    batch_sizes: Sequence[int] = (1,),
+) -> Pi05Policy:
+    """Return `eager` with its backends applied; `batch_sizes` as in `build_policy`.
+
+    Raises:
+        ConfigError: a backend cannot engage.
+        ValueError, OSError: scales are missing or belong to other weights.
+    """
+    amax: Mapping[str, Mapping[str, float]] = {}
+    if config.optim.scales is not None and not any(chosen.needs_amax for chosen in backends.values()):
+        raise ConfigError(
+            f"optim.scales={config.optim.scales} would not be read: no stage runs in FP8; leave it out"
+        )
+    if any(chosen.needs_amax for chosen in backends.values()):
+        amax = load_scales(checkpoint, config.optim.scales)
+    graphed = config.policy.images == "cuda_graph"
+    requests: Sequence[Request] = ()
+    if graphed or any(chosen.needs_examples for chosen in backends.values()):
+        requests = capture(eager)
+    batches = [[request] * size for size in batch_sizes for request in requests]
+    examples = eager.example_inputs(batches)
+    sources = {
+        name: StageContext(name, stage, examples.get(name, ()), amax.get(name, {}), checkpoint.weights_sha256)
+        for name, stage in checkpoint.stages.items()
+    }
+    try:
+        policy = eager.with_stages(apply_backends(sources, backends, on_mismatch=config.optim.on_mismatch))
+    except BackendError as error:
+        raise ConfigError(str(error)) from error
+    if graphed:
+        frames = [[policy.preprocess.frames(request.observation) for request in batch] for batch in batches]
+        images = GraphedImages(frames, policy.dims.image_size, policy.device)
+        policy.preprocess = replace(policy.preprocess, load_images=images)
+    return policy
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ConfigError: not a device, or one that this machine lacks.
+    """
+    try:
+        return find_device(name, "policy.device")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the matmuls' dtype; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def require_backend(stage: str, options: Any) -> Mapping[str, Any]:
+    """Return the options of a stage's backend.
+
+    Raises:
+        ConfigError: they name no backend.
+    """
+    if not isinstance(options, Mapping) or "_target_" not in options:
+        raise ConfigError(
+            f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
+        )
+    return options
+
+
+def _stage_backend(config: Config, stage: str) -> Backend:
+    options = require_backend(stage, getattr(config.optim, stage))
+    try:
+        built: Backend = instantiate(options)
+    except InstantiationException as error:
+        raise ConfigError(f"optim.{stage} refused its options: {error.__cause__ or error}") from error
+    return built

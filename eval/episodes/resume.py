@@ -1,0 +1,84 @@
+"""A run that is resumed: its records, repaired and open, and what is left of its plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from eval.episodes.plan import Plan
+from eval.records.reader import Run, read_run
+from eval.records.repair import repair
+from eval.records.resume import Changed, _done, origin_changes, refuse_changed
+from eval.records.writer import RunWriter
+from policies.base import EpisodeKey
+
+
+@dataclass(frozen=True)
+class ResumedRun:
+    """A run that is continued: what its earlier processes recorded, and a writer that appends to it.
+
+    Attributes:
+        dropped: what was unreadable.
+    """
+
+    writer: RunWriter
+    run: Run
+    dropped: Sequence[str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.writer.close()
+
+    @property
+    def done(self) -> frozenset[EpisodeKey]:
+        """The episodes that need no other attempt."""
+        return _done(self.run)
+
+    def rest_of(self, plan: Plan, policy: Mapping[str, Any], simulator: Mapping[str, Any]) -> Plan:
+        """Return the plan without what has finished; errors are tried again.
+
+        Raises:
+            Changed: policy or simulator are not those of the run, or it holds episodes of another plan.
+        """
+        folder = self.writer.folder
+        refuse_changed(folder, self.run.run, {"policy": policy, "simulator": simulator})
+        foreign = plan.foreign(self.run.episodes)
+        if foreign:
+            raise Changed(f"{folder} holds {len(foreign)} episodes of another plan: {foreign[0]}")
+        return replace(plan, done=self.done)
+
+    def describe(self, now: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Return run.json of the run from now on: as it was, with `now` and a line on this process."""
+        line = {
+            "provenance": dict(provenance),
+            "runner": now["runner"],
+            "episodes_before": len(self.run.episodes),
+            "dropped": list(self.dropped),
+        }
+        run = self.run.run
+        notes = [*run.get("notes", []), *self.dropped]
+        notes += [f"resumed: {change}" for change in origin_changes(run["provenance"], provenance)]
+        return {**run, **now, "notes": notes, "resumed": [*run.get("resumed", []), line]}
+
+
+def reopen(folder: Path) -> ResumedRun:
+    """Return a run that is to be continued, its files repaired and open.
+
+    Raises:
+        RecordingError: another process writes to it.
+        FileNotFoundError, ValueError: see `read_run`; a corrupt line that others follow.
+    """
+    writer = RunWriter(folder, resume=True)
+    try:
+        dropped = repair(folder)
+        run = read_run(folder)
+    except BaseException:
+        writer.close()
+        raise
+    writer.continue_after(run.episodes)
+    return ResumedRun(writer, run, dropped)

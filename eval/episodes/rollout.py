@@ -1,0 +1,113 @@
+"""One episode: observe, infer, act, until the goal holds or the steps are spent."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.records.schema import InferenceRecord
+from eval.sim.env import LiberoEnv, Snapshot
+from policies.base import ActionChunk, EpisodeKey, Policy, Request
+from policies.chunking import ActionQueue
+
+
+class PolicyLost(RuntimeError):
+    """Something outside of an episode ended it, so that it has no outcome: its policy's process died."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """How an inference was served; the fields are those of `eval.records.schema.InferenceRecord`."""
+
+    infer_ms: float
+    warmup: bool
+    batch: int = 1
+    under_load: bool = False
+
+
+@dataclass(frozen=True)
+class ServedChunk(ActionChunk):
+    """A chunk of a policy in another process, timed there: the way to it is not the policy's latency."""
+
+    service: Service = field(kw_only=True)
+
+
+@dataclass
+class Rollout:
+    """What is known of an episode so far; complete when `success` is no longer None."""
+
+    success: bool | None = None
+    steps: int = 0
+    inferences: int = 0
+    actions: list[NDArray[np.float64]] = field(default_factory=list)
+    initial_state_sha256: str | None = None
+    first_frame_sha256: str | None = None
+    film: list[Snapshot] = field(default_factory=list)
+
+    @property
+    def actions_sha256(self) -> str:
+        """Hash of the executed actions, float64."""
+        return sha256(*self.actions)
+
+
+def sha256(*arrays: NDArray[np.generic]) -> str:
+    """Return the SHA-256 of the arrays' bytes, in order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def roll(
+    env: LiberoEnv,
+    policy: Policy,
+    key: EpisodeKey,
+    max_steps: int,
+    rollout: Rollout,
+    on_inference: Callable[[InferenceRecord], None],
+    *,
+    warmup_inferences: int = 0,
+    snapshot_every: int = 0,
+) -> None:
+    """Run one episode, writing into `rollout` as it goes, so that an exception loses nothing.
+
+    Args:
+        on_inference: called after each inference with its record.
+        warmup_inferences: how many of this episode's first inferences are marked as warm-up; a
+            `ServedChunk` says itself.
+        snapshot_every: keep a snapshot of every n-th control step; 0 keeps none.
+    """
+    env.reset(key)
+    rollout.initial_state_sha256 = sha256(env.state_vector(), env.fixture_poses())
+    queue = ActionQueue(policy.replan_steps)
+    while rollout.steps < max_steps and not rollout.success:
+        if snapshot_every and rollout.steps % snapshot_every == 0:
+            rollout.film.append(env.snapshot)
+        if not queue:
+            observation = env.observe(policy.cameras, privileged=policy.needs_privileged)
+            if rollout.first_frame_sha256 is None and policy.cameras:
+                rollout.first_frame_sha256 = sha256(*(observation.images[name] for name in policy.cameras))
+            start = time.perf_counter()
+            [chunk] = policy.infer([Request(observation, key, rollout.inferences)])
+            own = Service((time.perf_counter() - start) * 1e3, rollout.inferences < warmup_inferences)
+            service = chunk.service if isinstance(chunk, ServedChunk) else own
+            record = InferenceRecord(
+                suite=key.suite,
+                task_id=key.task_id,
+                episode=key.episode,
+                seed=key.seed,
+                call=rollout.inferences,
+                stage_ms=chunk.stage_ms,
+                backends=chunk.backends,
+                **vars(service),
+            )
+            on_inference(record)
+            rollout.inferences += 1
+            queue.refill(chunk)
+        action = queue.pop()
+        rollout.actions.append(action)
+        rollout.success = env.step(action)
+        rollout.steps += 1

@@ -1,0 +1,69 @@
+"""Engagement over several processes: calls and misses of each stage, summed, and what is wrong with them."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from eval.records.schema import InferenceRecord
+
+COUNTS = ("calls", "misses", "refused")
+Engagement = dict[str, dict[str, Any]]
+"""Stage to backend, calls, misses, refused calls and details (`policies.base.Policy.engagement`)."""
+
+
+def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
+    """Return the sums of the counts; details are those of the last part.
+
+    Raises:
+        ValueError: a stage has another backend in another part.
+    """
+    joined: Engagement = {}
+    for part in parts:
+        for stage, of in part.items():
+            before = joined.get(stage)
+            if before is None:
+                joined[stage] = dict(of)
+                continue
+            if before["backend"] != of["backend"]:
+                raise ValueError(f"{stage} was served by {before['backend']} and by {of['backend']}")
+            sums = {name: before.get(name, 0) + of.get(name, 0) for name in COUNTS}
+            joined[stage] = {**of, **sums}
+    return joined
+
+
+def at_least(
+    engagement: Mapping[str, Mapping[str, Any]], inferences: Iterable[InferenceRecord]
+) -> Engagement:
+    """Return the engagement with no fewer calls than the inferences prove.
+
+    A process that was killed could not write its last calls into run.json.
+    """
+    proven: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    for record in inferences:
+        for stage, backend in record.backends.items():
+            proven[stage, backend] += Fraction(1, record.batch)  # a batch is one call
+    return {
+        stage: {**of, "calls": max(of["calls"], math.ceil(proven[stage, of["backend"]]))}
+        for stage, of in engagement.items()
+    }
+
+
+def faults(
+    engagement: Mapping[str, Mapping[str, Any]], served: Iterable[str], *, misses_allowed: bool
+) -> list[str]:
+    """Say which stages did not engage: no call served, one refused, or one missed that may not be.
+
+    Args:
+        served: stages that inferences name; one that no process reported may have missed any number of calls.
+    """
+    found = [
+        f"{stage}: {of['backend']} served {of['calls']} calls, missed {of['misses']} "
+        f"and refused {of.get('refused', 0)}"
+        for stage, of in engagement.items()
+        if of["calls"] == 0 or of.get("refused") or (of["misses"] > 0 and not misses_allowed)
+    ]
+    unreported = [stage for stage in served if stage not in engagement]
+    lost = "no process could report how it was served"
+    return [*found, *(f"{stage}: {lost}" for stage in unreported)]

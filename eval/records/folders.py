@@ -1,0 +1,58 @@
+"""The folder of a run: the files that it holds, and finding such folders at whatever depth."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+EPISODES_FILE = "episodes.jsonl"
+INFERENCES_FILE = "inferences.jsonl"
+RUN_FILE = "run.json"
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise FileExistsError for a folder that already holds records."""
+    held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
+    if held:
+        raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
+
+
+def require_records(folder: Path) -> None:
+    """Raise FileNotFoundError for a folder without records."""
+    for name in (EPISODES_FILE, INFERENCES_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no records: {name} is missing")
+
+
+def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """Return a folder, or those below it, that are wanted, as runs are; nothing below one that is.
+
+    Links are followed, but every folder is looked at once. Those beside one another come in the order of the
+    number that their names begin with, then of their names.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder, or nothing wanted in it.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; name the folder of a run, or one that holds runs")
+    found = _find(folder, wanted, set())
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no run, nor does any folder below it")
+    return found
+
+
+def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list[Path]:
+    place = folder.resolve()
+    if place in seen:
+        return []
+    seen.add(place)
+    if wanted(folder):
+        return [folder]
+    below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_number)
+    return [found for path in below for found in _find(path, wanted, seen)]
+
+
+def _number(folder: Path) -> tuple[float, str]:
+    """Return what puts `10_...` behind `9_...`."""
+    number = folder.name.partition("_")[0]
+    return (int(number) if number.isdecimal() else float("inf"), folder.name)

@@ -1,0 +1,130 @@
+"""Reading a run's folder back: whole records, the last attempt of each episode, and what was left out."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, require_records
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from policies.base import EpisodeKey
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a run, as `read_run` found them.
+
+    Attributes:
+        run: the content of `run.json`; empty, with a warning, when the run stopped before writing it.
+        episodes: one per key, the last attempt, in the order of the file.
+        inferences: those of `episodes`.
+        superseded: errors that a later attempt of the same key replaced.
+        warnings: what was dropped or not counted, and why.
+    """
+
+    run: Mapping[str, Any]
+    episodes: tuple[EpisodeRecord, ...]
+    inferences: tuple[InferenceRecord, ...]
+    superseded: tuple[EpisodeRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's records.
+
+    A last line that a crash cut short is dropped with a warning. Of several lines with one key the last
+    counts, if all before it are errors. Inferences of no counted episode are reported and left out.
+
+    Raises:
+        FileNotFoundError: when the folder holds no records.
+        ValueError: with file and line number, for a corrupt line, or an episode recorded again after it
+            finished, or without its inferences.
+    """
+    require_records(folder)
+    warnings: list[str] = []
+    run: dict[str, Any] = {}
+    if (folder / RUN_FILE).exists():
+        run = _parse((folder / RUN_FILE).read_bytes(), str(folder / RUN_FILE))
+    else:
+        warnings.append(f"{RUN_FILE} is missing: the run stopped before it was written")
+    lines = _read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings)
+    episodes, superseded = _last_attempts(folder / EPISODES_FILE, lines)
+    numbered = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
+    inferences = _of_episodes(
+        folder / INFERENCES_FILE, [record for _, record in numbered], episodes, warnings
+    )
+    return Run(run, tuple(episodes.values()), inferences, superseded, tuple(warnings))
+
+
+def _last_attempts(
+    path: Path, lines: list[tuple[int, EpisodeRecord]]
+) -> tuple[dict[EpisodeKey, EpisodeRecord], tuple[EpisodeRecord, ...]]:
+    episodes: dict[EpisodeKey, EpisodeRecord] = {}
+    superseded = []
+    for number, record in lines:
+        earlier = episodes.pop(record.key, None)
+        if earlier is not None:
+            if earlier.success is not None:
+                raise ValueError(f"{path}:{number}: {record.key} is recorded again after it finished")
+            superseded.append(earlier)
+        episodes[record.key] = record
+    return episodes, tuple(superseded)
+
+
+def _of_episodes(
+    path: Path,
+    records: list[InferenceRecord],
+    episodes: Mapping[EpisodeKey, EpisodeRecord],
+    warnings: list[str],
+) -> tuple[InferenceRecord, ...]:
+    """Return the inferences of the counted attempts: per key, the last series from call 0 of its length."""
+    attempts: defaultdict[EpisodeKey, list[list[InferenceRecord]]] = defaultdict(list)
+    for record in records:
+        if record.call == 0 or not attempts[record.key]:
+            attempts[record.key].append([])
+        attempts[record.key][-1].append(record)
+    counted: list[InferenceRecord] = []
+    for key, episode in episodes.items():
+        if episode.inferences == 0:
+            continue
+        matching = [attempt for attempt in attempts[key] if len(attempt) == episode.inferences]
+        if not matching:
+            found = [len(attempt) for attempt in attempts[key]]
+            raise ValueError(
+                f"{path}: {key} made {episode.inferences} inferences, but the file holds {found}"
+            )
+        counted += matching[-1]
+    left = len(records) - len(counted)
+    if left:
+        warnings.append(
+            f"{path.name}: {left} of {len(records)} inferences are not counted: "
+            "their episode was interrupted or retried"
+        )
+    return tuple(counted)
+
+
+_Record = TypeVar("_Record", EpisodeRecord, InferenceRecord)
+
+
+def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[tuple[int, _Record]]:
+    """Return (line number from 1, record) of each whole line."""
+    *lines, tail = path.read_bytes().split(b"\n")
+    records = [(number, _parse(line, f"{path}:{number}", kind)) for number, line in enumerate(lines, start=1)]
+    if tail:
+        warnings.append(
+            f"{path.name}:{len(lines) + 1}: dropped a last line that was cut short ({len(tail)} bytes)"
+        )
+    return records
+
+
+def _parse(text: bytes, where: str, kind: Any = dict) -> Any:
+    try:
+        return kind(**json.loads(text, parse_constant=_refuse_constant))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: corrupt: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,132 @@
+"""Recording: a policy's requests and the actions that it answered with, spread over a run, for `eval.replay`.
+
+H horizon, J 7 robot action dims.
+
+The noise of an inference is a function of its episode and call (`policies.seeding.action_noise`), so keeping
+those keeps the noise.
+"""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.records.observations import load_requests, save_requests, spread
+from policies.base import ActionChunk, Policy, Request
+
+OBSERVATIONS_FILE = "observations.npz"
+ACTIONS = "actions_HJ"  # beside the arrays of eval.records.observations
+
+Kept = tuple[Request, NDArray[np.float64]]
+"""A request and the actions_HJ that answered it, in the simulator's units."""
+
+
+class HasPolicy(Protocol):
+    """A runner that asks its own policy (`eval.runners.local.LocalRunner`)."""
+
+    policy: Policy
+
+
+class RecordingPolicy:
+    """Ask another policy, and keep some of what it was asked and what it answered.
+
+    Non-obvious behaviors:
+        How long a run will be is not known, so every n-th inference is kept, and n is doubled when twice
+        `count` are there: 2 * count observations are in memory at most, 0.8 MB each. They are kept as they
+        are, not copied: an environment makes new images each time.
+
+    Raises:
+        ValueError: `count` is not positive, or the policy sees no images.
+    """
+
+    def __init__(self, policy: Policy, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"record_observations must be >= 1 to record some, got {count}")
+        if not policy.cameras:
+            raise ValueError(f"record_observations must be 0 with policy {policy.name}, which sees no images")
+        self.policy = policy
+        self.count = count
+        self.name = policy.name
+        self.cameras = policy.cameras
+        self.needs_privileged = policy.needs_privileged
+        self.replan_steps = policy.replan_steps
+        self._every = 1
+        self._seen = 0
+        self._kept: list[Kept] = []
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Return the other policy's chunks."""
+        chunks = self.policy.infer(requests)
+        for request, chunk in zip(requests, chunks, strict=True):
+            if self._seen % self._every == 0:
+                self._kept.append((request, chunk.actions_HJ))
+            self._seen += 1
+            if len(self._kept) == 2 * self.count:
+                self._kept = self._kept[::2]
+                self._every *= 2
+        return chunks
+
+    def provenance(self) -> dict[str, Any]:
+        """Return the other policy's provenance."""
+        return self.policy.provenance()
+
+    def engagement(self) -> dict[str, dict[str, Any]]:
+        """Return the other policy's engagement."""
+        return self.policy.engagement()
+
+    def kept(self) -> list[Kept]:
+        """Return what was kept, `count` at most, evenly spread over the inferences so far."""
+        return spread(self._kept, min(self.count, len(self._kept)))
+
+
+@contextmanager
+def recording(runner: HasPolicy, folder: Path, count: int) -> Iterator[None]:
+    """Record the requests of a runner's policy while the body runs, and write them at its end.
+
+    A run that goes on adds to what earlier processes of it recorded: `count` of all.
+    """
+    policy = RecordingPolicy(runner.policy, count)
+    path = folder / OBSERVATIONS_FILE
+    runner.policy = policy
+    try:
+        yield
+    finally:
+        runner.policy = policy.policy
+        kept = policy.kept()
+        if kept:
+            before = load_recording(path) if path.exists() else []
+            both = [*before, *kept]
+            save_recording(path, spread(both, min(count, len(both))))
+
+
+def save_recording(path: Path, kept: Sequence[Kept]) -> None:
+    """Replace `path` as a whole by requests and the actions that answered them."""
+    beside = path.with_name(f".{path.name}.tmp")
+    save_requests(beside, [request for request, _ in kept])
+    actions_BHJ = np.stack([actions_HJ for _, actions_HJ in kept])
+    with zipfile.ZipFile(beside, "a") as file, file.open(f"{ACTIONS}.npy", "w") as array:
+        np.lib.format.write_array(array, actions_BHJ)
+    beside.replace(path)
+
+
+def load_recording(path: Path) -> list[Kept]:
+    """Return what `save_recording` wrote, equal to the bit.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or no actions.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no recorded observations {path}; run it with record_observations=16, say, to have some"
+        )
+    requests = load_requests(path)
+    with np.load(path, allow_pickle=False) as file:
+        actions = file.get(ACTIONS)
+    if actions is None or actions.ndim != 3 or len(actions) != len(requests):
+        raise ValueError(f"{path} does not hold the actions that answered its {len(requests)} requests")
+    return list(zip(requests, actions, strict=True))

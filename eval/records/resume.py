@@ -1,0 +1,128 @@
+"""Going on with a run: what must not have changed, what a crash left unreadable, what is done.
+
+Non-obvious behaviors:
+    An episode that was running is run again, and its inferences from before are not counted; errors are tried
+    again, and the last attempt counts. Each process has its own warm-up inferences.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.records.episodes import Episodes
+from eval.records.folders import RUN_FILE, require_records
+from eval.records.reader import Run, read_run
+from eval.records.schema import to_plain
+from eval.sim.stack import PINS
+from policies.base import EpisodeKey
+from policies.text import shorten
+
+# What may differ between the processes of a run: none of them enters an episode.
+FREE = ("runner", "tracking", "video", "resume", "record_observations")
+# What may differ between runs that are joined: which episodes they are.
+WHICH_EPISODES = (
+    "shard",
+    "suite.tasks",
+    *(f"protocol.{key}" for key in ("name", "num_tasks", "first_episode", "episodes")),
+)
+SIMULATOR = (*PINS, "gl")  # of `sim_stack.prepare`: what decides physics and pixels
+
+
+class Changed(ValueError):
+    """Records of before and after would not be of one run; the message says what differs."""
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """Return run.json of a run that can be continued or joined with others.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or nothing to compare with.
+    """
+    require_records(folder)
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the run ended before its first episode, and there is nothing to compare; "
+            "start a new one"
+        )
+    run: dict[str, Any] = json.loads(path.read_bytes())
+    if "episodes" not in run:
+        raise ValueError(f"{path} does not say which episodes were planned; start a new run")
+    return run
+
+
+def refuse_joined(folder: Path, run: Mapping[str, Any]) -> None:
+    """Raise ValueError for what `eval.merge` wrote: its parts are what can be continued."""
+    if run.get("parts"):
+        parts = shorten(part["folder"] for part in run["parts"])
+        raise ValueError(f"{folder} joins other runs ({parts}); go on with those, then join them again")
+
+
+def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
+    """Return the records of a run that has finished all of its episodes; None for one to go on with.
+
+    Args:
+        run: its run.json.
+    """
+    if run.get("finished") is not True:
+        return None
+    try:
+        records = read_run(folder)
+    except ValueError:
+        return None  # damaged since: `reopen` repairs it or says what is wrong
+    planned = {key for part in run["episodes"] for key in Episodes.from_dict(part).keys()}  # noqa: SIM118  no mapping
+    return records if planned <= _done(records) else None
+
+
+def _done(run: Run) -> frozenset[EpisodeKey]:
+    """Return the episodes that need no other attempt."""
+    return frozenset(episode.key for episode in run.episodes if episode.success is not None)
+
+
+def origin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say how code and packages of two `provenance.collect()` differ."""
+    old = _flat({"git": before["git"], "packages": before["packages"]})
+    new = _flat({"git": now["git"], "packages": now["packages"]})
+    keys = [key for key in old if key != "git.error"]
+    return [f"{key} was {old[key]}, is {new.get(key)}" for key in keys if old[key] != new.get(key)]
+
+
+def refuse_changed(
+    what: Path | str, before: Mapping[str, Any], now: Mapping[str, Any], which: tuple[str, ...] = FREE
+) -> None:
+    """Raise Changed when two run.json differ in the configuration, the policy or the simulator.
+
+    Args:
+        what: has changed; for the message.
+        now: may lack what is not known yet; that is not compared.
+        which: keys of the configuration that may differ.
+    """
+    found = []
+    for part in ("config", "policy", "simulator"):
+        if part in now:
+            old, new = _flat(before.get(part) or {}), _flat(to_plain(now[part], part))
+            found += [
+                f"{key if part == 'config' else f'{part} {key}'} was {old.get(key)!r}, is {new.get(key)!r}"
+                for key in sorted(old.keys() | new.keys())
+                if old.get(key) != new.get(key) and _counts(part, key, which)
+            ]
+    if found:
+        raise Changed(f"{what} has another configuration, policy or simulator: {shorten(found, '; ')}")
+
+
+def _counts(part: str, key: str, free: tuple[str, ...]) -> bool:
+    if part == "simulator":
+        return key in SIMULATOR
+    return part == "policy" or not any(key == name or key.startswith(f"{name}.") for name in free)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dots in its keys; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

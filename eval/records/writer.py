@@ -1,0 +1,173 @@
+"""Run records: one JSON line per episode and per inference, on the disk before the next episode begins.
+
+A run is a folder with `episodes.jsonl`, `inferences.jsonl` and `run.json`. They are the truth; summaries are
+pure functions of them.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, refuse_used, require_records
+from eval.records.schema import EpisodeRecord, InferenceRecord, to_plain
+from policies.base import EpisodeKey
+
+WAY_OUT = "free space and go on with resume"
+
+
+class RecordingError(RuntimeError):
+    """The disk refused a record: the run must stop, for nothing after it would be kept."""
+
+
+class RunWriter:
+    """Append the records of a run to a new folder, or with `resume` to one that holds some.
+
+    Non-obvious behaviors:
+        A folder has one writer at a time, also when processes of several machines share the file system.
+        Inferences are written as they happen, and forced to the disk before their episode's line: an episode
+        line always has its inferences, and those of an interrupted episode stay behind, which `read_run`
+        reports.
+
+    Raises:
+        FileExistsError: when the folder already holds records; FileNotFoundError: with `resume`, when it
+            holds none.
+        RecordingError: when another process writes to the folder, and from every method that writes, when the
+            disk refuses; files end with a whole line.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False) -> None:
+        if resume:
+            require_records(folder)
+        else:
+            refuse_used(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        mode = "ab" if resume else "xb"
+        self.folder = folder
+        self._inferences = cast(FileIO, (folder / INFERENCES_FILE).open(mode, buffering=0))
+        self._episodes = cast(FileIO, (folder / EPISODES_FILE).open(mode, buffering=0))
+        self._lock()
+        self._counts: Counter[EpisodeKey] = Counter()  # inferences of unfinished episodes
+        self._finished: set[EpisodeKey] = set()
+        _sync_folder(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add_inference(self, record: InferenceRecord) -> None:
+        """Append one inference.
+
+        Raises:
+            ValueError: when its call is not the next one of its episode, or a number is not finite.
+            TypeError: when a value has no JSON form.
+        """
+        expected = self._counts[record.key]
+        if record.call != expected:
+            raise ValueError(f"{record.key}: inference call must be {expected}, got {record.call}")
+        _append(self._inferences, _json_line(record))
+        self._counts[record.key] += 1
+
+    def add_episode(self, record: EpisodeRecord) -> None:
+        """Append one episode; it and its inferences are on the disk when this returns.
+
+        Raises:
+            ValueError: when the episode has finished before, `record.inferences` is not the number added,
+                or a number is not finite.
+            TypeError: when a value has no JSON form.
+        """
+        if record.key in self._finished:
+            raise ValueError(f"{record.key} has finished and is recorded; only an error may be tried again")
+        line = _json_line(record)
+        added = self._counts[record.key]
+        if record.inferences != added:
+            raise ValueError(
+                f"{record.key}: inferences is {record.inferences}, but {added} were added; count those added"
+            )
+        _append(self._inferences, b"", sync=True)
+        _append(self._episodes, line, sync=True)
+        del self._counts[record.key]
+        if record.success is not None:
+            self._finished.add(record.key)
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Replace `run.json` in one step: a reader sees the old content or the new, never a part.
+
+        Raises:
+            ValueError, TypeError: naming the field, when a value has no strict JSON form; the old file stays.
+        """
+        text = json.dumps(to_plain(run, RUN_FILE), indent=2, allow_nan=False) + "\n"
+        temporary = self.folder / f".{RUN_FILE}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / RUN_FILE)
+            _sync_folder(self.folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RecordingError(
+                f"{self.folder / RUN_FILE} cannot be written: {error}; {WAY_OUT}={self.folder}"
+            ) from error
+
+    def continue_after(self, records: Iterable[EpisodeRecord]) -> None:
+        """Take note of what the folder holds: what has finished is not recorded again."""
+        self._finished |= {record.key for record in records if record.success is not None}
+
+    def _lock(self) -> None:
+        """Keep other writers out until this one is closed or its process has ended, however that was."""
+        try:
+            fcntl.flock(self._episodes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise RecordingError(
+                f"{self.folder} is being written by another process; wait until it has ended"
+            ) from error
+
+    def close(self) -> None:
+        """Close the files; calling it again does nothing."""
+        self._inferences.close()
+        self._episodes.close()
+
+
+def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:
+    return json.dumps(to_plain(vars(record), str(record.key)), allow_nan=False).encode() + b"\n"
+
+
+def _append(file: FileIO, data: bytes, *, sync: bool = False) -> None:
+    """Append all of `data`, with `sync` forced to the disk; after a failure the file is as long as before."""
+    start = os.fstat(file.fileno()).st_size
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError as error:
+        file.truncate(start)
+        file.seek(start)
+        raise RecordingError(
+            f"{file.name} cannot be written: {error}; what it holds is kept, "
+            f"{WAY_OUT}={Path(file.name).parent}"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new and renamed files of a folder durable (fsync of a file does not cover its name)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

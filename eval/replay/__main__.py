@@ -1,0 +1,3 @@
+from eval.replay.cli import main
+
+raise SystemExit(main())

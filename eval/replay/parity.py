@@ -1,0 +1,238 @@
+"""Replay parity: how far a policy is from a reference on recorded observations, and where they part.
+
+B batch, H horizon, A padded action dims, J 7 robot action dims, K Euler steps.
+
+Three views of one inference:
+
+actions: both policies from the observation on. Cosine, relative error and largest difference of the J dims
+    that the robot gets, normalised, and the largest difference in the simulator's units.
+stages: each stage of the policy on its own, given the inputs that the reference's stages give one another:
+    the error that this stage adds.
+steps: x after each Euler step, from the same noise: the reference's steps on its own prefix, and eager steps
+    on the prefix that the policy computed. Where the policy's denoise stage is eager, that is what it
+    computes; the error of one that is a black box shows among the stages.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.records.recording import Kept
+from optim.base import Args
+from optim.core.parity import Parity, compare, stage_parity, worst
+from policies.base import ACTION_DIM, Request
+from policies.pi05.denoise import Denoise
+from policies.pi05.dims import STAGES
+from policies.pi05.policy import Pi05Policy, StageArgs, run_stages
+from policies.pi05.timing import StageTimer
+
+OF_THE_POLICY_DTYPE = {
+    "vision": (),
+    "prefix": (0,),
+    "denoise": (1, 2),
+}  # arguments: image tokens, keys, values
+
+
+@dataclass(frozen=True)
+class ObservationParity:
+    """One recorded observation.
+
+    Attributes:
+        actions: of the normalised actions_HJ; max_abs_action: in the simulator's units.
+        stages: each stage given the reference's inputs.
+        steps: of x after each Euler step; empty when the numbers of steps differ.
+        recorded: the run's own actions against the reference's.
+    """
+
+    episode: str
+    call: int
+    actions: Parity
+    max_abs_action: float
+    stages: Mapping[str, Parity]
+    steps: tuple[Parity, ...]
+    recorded: Parity
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A policy against a reference, over all observations.
+
+    Attributes:
+        tolerance: the least cosine of an observation's actions that is accepted.
+        reference, policy: their provenance.
+        engagement: of the policy's stages.
+    """
+
+    tolerance: float
+    reference: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    engagement: Mapping[str, Mapping[str, Any]]
+    observations: tuple[ObservationParity, ...]
+
+    @property
+    def actions(self) -> Parity:
+        """The worst of the observations."""
+        return worst(of.actions for of in self.observations)
+
+    @property
+    def max_abs_action(self) -> float:
+        return max(of.max_abs_action for of in self.observations)
+
+    @property
+    def median_cosine(self) -> float:
+        return statistics.median(of.actions.cosine for of in self.observations)
+
+    @property
+    def stages(self) -> dict[str, Parity]:
+        """The worst of the observations, by stage."""
+        return {name: worst(of.stages[name] for of in self.observations) for name in STAGES}
+
+    @property
+    def steps(self) -> list[Parity]:
+        """The worst of the observations, by Euler step."""
+        return [worst(step) for step in zip(*(of.steps for of in self.observations), strict=True)]
+
+    @property
+    def departs(self) -> int | None:
+        """The first Euler step, from 1, after which x has a cosine below the tolerance; None if none."""
+        return next((i for i, step in enumerate(self.steps, 1) if step.cosine < self.tolerance), None)
+
+    @property
+    def recorded(self) -> Parity:
+        """The worst of the run's own actions against the reference."""
+        return worst(of.recorded for of in self.observations)
+
+    @property
+    def problems(self) -> list[str]:
+        """Stages whose backend did not serve every call."""
+        return [
+            f"{stage}: {of['backend']} served {of['calls']} calls and missed {of['misses']}"
+            for stage, of in self.engagement.items()
+            if of["misses"] or not of["calls"]
+        ]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every observation's cosine is within the tolerance and every backend served its calls."""
+        return self.actions.cosine >= self.tolerance and not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, the worst included, in dicts, lists and scalars, ready for JSON."""
+        of_all = {
+            "actions": asdict(self.actions),
+            "max_abs_action": self.max_abs_action,
+            "median_cosine": self.median_cosine,
+            "stages": {name: asdict(parity) for name, parity in self.stages.items()},
+            "steps": [asdict(step) for step in self.steps],
+            "departs": self.departs,
+            "recorded": asdict(self.recorded),
+        }
+        return asdict(self) | {"worst": of_all, "problems": self.problems, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Who is compared, all on one device.
+
+    Attributes:
+        reference: eager, as the run's policy was configured.
+        shaped: the reference's stages with the policy's form and prompt padding.
+        reference_denoise, policy_denoise: eager, in their precision and with their number of steps.
+    """
+
+    reference: Pi05Policy
+    shaped: Pi05Policy
+    policy: Pi05Policy
+    reference_denoise: Denoise
+    policy_denoise: Denoise
+
+
+@torch.no_grad()
+def replay(subjects: Subjects, kept: Sequence[Kept], tolerance: float) -> Replay:
+    """Return how far the policy is from the reference on what a run recorded.
+
+    Raises:
+        ParityError: a number is not finite, or the policy's stages give other shapes than the reference's.
+        StageMismatch: a backend refused its inputs and has no fallback.
+    """
+    observations = tuple(_replay_one(subjects, request, recorded_HJ) for request, recorded_HJ in kept)
+    reference, policy = subjects.reference, subjects.policy
+    return Replay(tolerance, reference.provenance(), policy.provenance(), policy.engagement(), observations)
+
+
+def euler_path(denoise: Denoise, args: Args) -> list[Tensor]:
+    """Return x_BHA after each Euler step of an eager denoise stage; the last is what it returns."""
+    before: list[Tensor] = []
+
+    def keep(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        before.append(inputs[0].detach().clone())
+
+    handle = denoise.action_in_proj.register_forward_pre_hook(keep)
+    try:
+        actions_BHA = denoise(*args)
+    finally:
+        handle.remove()
+    return [*before[1:], actions_BHA]
+
+
+@dataclass(frozen=True)
+class _Inference:
+    """What one inference gave: actions of the J dims on the host, and what each stage got."""
+
+    normalised_HJ: Tensor
+    in_units_HJ: NDArray[np.float64]
+    args: StageArgs
+
+
+def _replay_one(subjects: Subjects, request: Request, recorded_HJ: NDArray[np.float64]) -> ObservationParity:
+    reference, policy = subjects.reference, subjects.policy
+    theirs, ours = _infer(reference, request), _infer(policy, request)
+    recorded = torch.from_numpy(reference.postprocess.actions.normalize(recorded_HJ))
+    steps: tuple[Parity, ...] = ()
+    if policy.denoise_steps == reference.denoise_steps:
+        paths = zip(
+            euler_path(subjects.policy_denoise, ours.args["denoise"]),
+            euler_path(subjects.reference_denoise, theirs.args["denoise"]),
+            strict=True,
+        )
+        steps = tuple(compare(mine, other) for mine, other in paths)
+    return ObservationParity(
+        episode=str(request.episode),
+        call=request.call,
+        actions=compare(ours.normalised_HJ, theirs.normalised_HJ),
+        max_abs_action=float(np.abs(ours.in_units_HJ - theirs.in_units_HJ).max()),
+        stages=_stage_errors(policy, subjects.shaped, request),
+        steps=steps,
+        recorded=compare(recorded, theirs.normalised_HJ),
+    )
+
+
+def _infer(policy: Pi05Policy, request: Request) -> _Inference:
+    inputs = policy.preprocess([request.observation], policy.form)
+    actions_BHA, args = run_stages(
+        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
+    )
+    actions_HA = actions_BHA[0].float().cpu()
+    # engines overwrite their buffers in the next call
+    kept = {name: tuple(x if x is None else x.clone() for x in of) for name, of in args.items()}
+    return _Inference(actions_HA[:, :ACTION_DIM], policy.postprocess(actions_HA.numpy()[None])[0], kept)
+
+
+def _stage_errors(policy: Pi05Policy, shaped: Pi05Policy, request: Request) -> dict[str, Parity]:
+    """Return each stage's error when it gets what the reference's stages get, in the policy's form."""
+    args = _infer(shaped, request).args
+    errors = {}
+    for name in STAGES:
+        cast = tuple(
+            x.to(policy.dtype) if x is not None and i in OF_THE_POLICY_DTYPE[name] else x
+            for i, x in enumerate(args[name])
+        )
+        theirs = shaped.stages[name](*args[name])
+        errors[name] = stage_parity(policy.stages[name](*cast), theirs)
+    return errors

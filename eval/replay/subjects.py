@@ -1,0 +1,122 @@
+"""Who is compared in a replay: a run's own policy in eager PyTorch, and another that overrides ask for."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eval.analysis.comparable import NotComparable
+from eval.config.compose import configure, key_of
+from eval.episodes.policy import choose_backends, eager_policy, load, optimise
+from eval.records.folders import RUN_FILE
+from eval.records.recording import Kept
+from eval.replay.parity import Subjects
+from policies.pi05.denoise import Denoise
+
+# What of a run's overrides makes its policy; the first group is replaced together with `policy=`.
+RECIPE = ("policy", "policy.name", "policy.prompt_multiple", "policy.images")
+GROUPS = ("checkpoint", "policy", "optim", "denoise", "experiment")
+# What of run.json the rebuilt reference must agree with, or it is another policy.
+FACTS = (
+    "weights_sha256",
+    "norm_stats_sha256",
+    "tokenizer_sha256",
+    "norm_mode",
+    "state_in_prompt",
+    "horizon",
+    "form",
+    "dtype",
+    "denoise_steps",
+)
+OF_THE_WEIGHTS = FACTS[:6]
+
+
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """Return run.json of a run of a policy with a network.
+
+    Raises:
+        NotComparable: there is none, or it does not say how the policy was made.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise NotComparable(f"{folder} is no run: {RUN_FILE} is missing")
+    run: dict[str, Any] = json.loads(path.read_bytes())
+    if "overrides" not in run or "dtype" not in (run.get("policy") or {}):
+        raise NotComparable(
+            f"{path} does not say how a policy with a network was made; there is no reference"
+        )
+    return run
+
+
+def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Kept]) -> Subjects:
+    """Return the run's reference and the policy that the overrides ask for.
+
+    Raises:
+        NotComparable: the reference would not be the run's policy, or the policy has other weights.
+        ConfigError, ValueError, OSError: a policy cannot be built here; see `build_policy`.
+    """
+    about = run["policy"]
+    theirs = [text for text in run["overrides"] if key_of(text).startswith(GROUPS)]
+    precision = f"policy.precision={about['dtype']}"
+    reference_config = configure([*(t for t in theirs if key_of(t) != "policy.precision"), precision])
+    config = configure(on_top(theirs, overrides, precision))
+    if config.policy.kind != "pi05":
+        raise NotComparable(f"policy={config.policy.name} has no network to replay; choose policy=baseline")
+    backends = choose_backends(config)
+    checkpoint = load(reference_config)
+    reference = eager_policy(reference_config, checkpoint)
+    require_same("the reference", reference.provenance(), about, FACTS)
+    same = all(
+        getattr(config, name) == getattr(reference_config, name) for name in ("checkpoint", "denoise")
+    ) and all(
+        getattr(config.policy, name) == getattr(reference_config.policy, name)
+        for name in ("precision", "device")
+    )
+    own = checkpoint if same else load(config)
+    eager = eager_policy(config, own)
+    require_same("the policy", eager.provenance(), about, OF_THE_WEIGHTS)
+    if eager.device != reference.device:
+        raise NotComparable(f"both must be on one device, got {reference.device} and {eager.device}")
+    in_form = replace(
+        reference_config.policy, form=config.policy.form, prompt_multiple=config.policy.prompt_multiple
+    )
+    denoise, own_denoise = checkpoint.stages["denoise"], own.stages["denoise"]
+    assert isinstance(denoise, Denoise)
+    assert isinstance(own_denoise, Denoise)
+    return Subjects(
+        reference=reference,
+        shaped=eager_policy(replace(reference_config, policy=in_form), checkpoint),
+        policy=optimise(config, eager, own, backends, lambda _: [request for request, _ in kept]),
+        reference_denoise=denoise,
+        policy_denoise=own_denoise,
+    )
+
+
+def on_top(theirs: Sequence[str], ours: Sequence[str], precision: str) -> list[str]:
+    """Return a run's overrides, but for those that ours replace, then ours."""
+    keys = {key_of(text) for text in ours}
+
+    def replaced(key: str) -> bool:
+        if "policy" in keys and (key in RECIPE or key.startswith("optim")):
+            return True
+        return key in keys or any(
+            key.startswith(f"{group.replace('/', '.')}.") for group in keys - {"policy"}
+        )
+
+    kept = [text for text in theirs if not replaced(key_of(text))]
+    if "policy.precision" not in keys:
+        kept = [*(text for text in kept if key_of(text) != "policy.precision"), precision]
+    return [*kept, *ours]
+
+
+def require_same(
+    who: str, found: Mapping[str, Any], recorded: Mapping[str, Any], facts: Iterable[str]
+) -> None:
+    """Raise NotComparable when a policy is not what a run says."""
+    for name in facts:
+        if name in recorded and found[name] != recorded[name]:
+            raise NotComparable(
+                f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {found[name]}; "
+                "use the run's checkpoint and the version of conf/ that it was made with"
+            )

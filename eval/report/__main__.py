@@ -1,0 +1,3 @@
+from eval.report.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,60 @@
+"""Report: `python -m eval.report RUN_OR_SWEEP... [--out FILE]` writes one HTML file that needs no network.
+
+The first run is what the others are compared with. A folder that holds runs, as a sweep's or `outputs` does,
+stands for all of them, at whatever depth.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from eval.analysis.comparison import MARGIN
+from eval.analysis.overview import Overview, overview
+from eval.analysis.sources import margin_points
+from eval.render.console import print_error, report_console
+from eval.report.page import page, report_command
+from eval.report.sources import find_sources
+
+REPORT_FILE = "report.html"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report; return 1 with one line on stderr when there is nothing to report on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.report", description="Write runs into one HTML file that needs no network."
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN_OR_SWEEP", help="folder of a run, or one that holds runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"default: {REPORT_FILE} in the first folder"
+    )
+    parser.add_argument("--title", help="default: what the runs are")
+    parser.add_argument(
+        "--margin",
+        type=margin_points,
+        default=MARGIN,
+        help="percentage points of success that a run may lose against the first (%(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    out = options.out or options.runs[0] / REPORT_FILE
+    command = report_command(map(str, options.runs), options.title, options.margin)
+    try:
+        shown = overview(find_sources(options.runs), options.margin)
+        text = page(shown, options.title or default_title(shown), command)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print_error(error)
+        return 1
+    report_console().print(Text(f"report: {out}"), soft_wrap=True)
+    return 0
+
+
+def default_title(shown: Overview) -> str:
+    """Return the policies and suites of the runs."""
+    policies = dict.fromkeys(entry.summary.policy for entry in shown.entries)
+    suites = dict.fromkeys(suite for entry in shown.entries for suite in entry.summary.suites)
+    return f"{', '.join(policies)} on {', '.join(suites)}"

@@ -1,0 +1,108 @@
+"""A report as one HTML file that needs no network: the template `page.html.j2` filled with an overview."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.analysis.comparison import HOST_TO_HOST, MARGIN
+from eval.analysis.overview import Entry, Overview, headline
+from eval.render.overview import LEGEND, latency_cells, success_cells
+from eval.report.frames import frames_of
+from eval.report.plots import Box, Point, boxes, pareto, swatch
+from eval.report.sections import FindFrames, commands, episode_lists, facts, task_rows
+from policies.text import pluralize
+
+TEMPLATE = "page.html.j2"
+
+
+def report_command(folders: Iterable[str], title: str | None = None, margin: float = MARGIN) -> str:
+    """Return the command that makes a page again, with what is not a default of what the page says."""
+    chosen = [f"--title={title}"] if title else []
+    chosen += [f"--margin={margin}"] if margin != MARGIN else []
+    return shlex.join(["python", "-m", "eval.report", *folders, *chosen])
+
+
+def page(shown: Overview, title: str, command: str, find: FindFrames = frames_of) -> str:
+    """Return the report.
+
+    Args:
+        command: what makes this report again.
+        find: returns the pictures of an episode of a run's folder.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["pluralize"] = pluralize
+    styles = _styles(shown.entries)
+    return environment.get_template(TEMPLATE).render(
+        title=title,
+        shown=shown,
+        entries=shown.entries,
+        headline=headline(shown),
+        legend=LEGEND,
+        shouts=sorted({str(e.summary.weights_label) for e in shown.entries if e.summary.random_weights}),
+        swatches=[swatch(style) for style in styles],
+        success=[success_cells(entry) for entry in shown.entries],
+        latency=[latency_cells(entry) for entry in shown.entries],
+        pareto=_pareto(shown, styles),
+        unplotted=[entry for entry in shown.entries if not _has_point(entry)],
+        spreads=[(name, _boxes(shown, name, styles)) for name in shown.components],
+        under_load=[entry for entry in shown.entries if entry.under_load],
+        tasks=task_rows(shown),
+        episodes=episode_lists(shown, find),
+        facts=facts(shown),
+        commands=[commands(entry) for entry in shown.entries],
+        command=command,
+        host_to_host=HOST_TO_HOST,
+    )
+
+
+def _styles(entries: Sequence[Entry]) -> list[int]:
+    """Return each run's colour and marker: those of its policy, or its own where all have one policy."""
+    policies = list(dict.fromkeys(entry.summary.policy for entry in entries))
+    if len(policies) == 1:
+        return list(range(len(entries)))
+    return [policies.index(entry.summary.policy) for entry in entries]
+
+
+def _has_point(entry: Entry) -> bool:
+    return entry.latency is not None and entry.summary.total.rate is not None
+
+
+def _pareto(shown: Overview, styles: Sequence[int]) -> Markup | None:
+    points = []
+    for entry, style in zip(shown.entries, styles, strict=True):
+        total, stats = entry.summary.total, entry.latency
+        if stats is None or total.rate is None or total.low is None or total.high is None:
+            continue
+        points.append(
+            Point(
+                entry.number,
+                entry.label,
+                style,
+                stats.p50_ms,
+                total.rate,
+                total.low,
+                total.high,
+                entry.on_front,
+            )
+        )
+    devices = {str((entry.run.run.get("policy") or {}).get("device", "the host")) for entry in shown.entries}
+    return pareto(points, " and ".join(sorted(devices))) if points else None
+
+
+def _boxes(shown: Overview, name: str, styles: Sequence[int]) -> Markup:
+    rows = []
+    for entry, style in zip(shown.entries, styles, strict=True):
+        of = entry.spreads.get(name)
+        if of is not None:
+            label = f"UNDER LOAD {entry.label}" if entry.under_load else entry.label
+            rows.append(Box(entry.number, label, style, of.p5_ms, of.p25_ms, of.p50_ms, of.p75_ms, of.p95_ms))
+    return boxes(name, rows)

@@ -1,0 +1,203 @@
+"""What a report says besides numbers: episodes to look at, where each run comes from, how to repeat it."""
+
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.analysis.overview import Entry, Overview
+from eval.analysis.summary import SuccessRate
+from eval.records.schema import EpisodeRecord
+from eval.report.frames import Frames
+from policies.text import pluralize
+
+FindFrames = Callable[[Path, EpisodeRecord], Frames]
+
+PICTURED, PICTURED_OF_LIST = 24, 6  # episodes with pictures, at most: two runs, two frames, some 10 kB each
+UNKNOWN = "unknown"
+ABSENT = "not installed"
+NOT_REPEATED = ("hydra.run.dir=", "hydra.sweep", "tracking.group=", "resume=")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run's attempt at an episode; `record` is None where the run does not have it."""
+
+    entry: Entry
+    record: EpisodeRecord | None
+    frames: Frames
+
+
+@dataclass(frozen=True)
+class EpisodeGallery:
+    """An episode with what each of the runs made of it."""
+
+    key: str
+    instruction: str
+    seen: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
+class EpisodeList:
+    """Episodes of one kind; `named` are those beyond the pictured, a text for each task."""
+
+    title: str
+    pictured: tuple[EpisodeGallery, ...]
+    named: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task, and each run's success on it; None where a run does not have it."""
+
+    suite: str
+    task_id: int
+    instruction: str
+    cells: tuple[SuccessRate | None, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is the same in all runs, and what is not, with a value for each run."""
+
+    same: Mapping[str, str]
+    different: Mapping[str, tuple[str, ...]]
+
+
+def episode_lists(shown: Overview, find: FindFrames) -> list[EpisodeList]:
+    """Return the episodes in which a run and the first one disagree; of runs without a comparison, those that
+    did not succeed."""
+    base = shown.entries[0]
+    wanted: list[tuple[str, Sequence[str], tuple[Entry, ...]]] = []
+    for entry in shown.entries:
+        result = entry.comparison
+        if result is not None:
+            name = f"{entry.number} {entry.label}"
+            found = [(f"{name}: lost, the first run succeeded", result.lost), (f"{name}: won", result.won)]
+            pair: tuple[Entry, ...] = (base, entry)
+        else:
+            failed = [str(e.key) for e in sorted(entry.run.episodes, key=lambda e: e.key) if not e.success]
+            found = [(f"{entry.number} {entry.label}: did not succeed", tuple(failed))]
+            pair = (entry,)
+        wanted += [(title, keys, pair) for title, keys in found if keys]
+    pictured = min(PICTURED_OF_LIST, max(1, PICTURED // max(1, len(wanted))))
+    return [_episodes(title, keys, entries, find, pictured) for title, keys, entries in wanted]
+
+
+def task_rows(shown: Overview) -> list[TaskRow]:
+    """Return a row for each task of any run."""
+    by_run = [{(task.suite, task.task_id): task for task in entry.summary.tasks} for entry in shown.entries]
+    every = {key: task for of in by_run for key, task in of.items()}
+    return [
+        TaskRow(
+            *key,
+            instruction=every[key].instruction,
+            cells=tuple(of[key].success if key in of else None for of in by_run),
+        )
+        for key in sorted(every)
+    ]
+
+
+def facts(shown: Overview) -> Facts:
+    """Return the origin of the runs."""
+    each = [dict(_facts(entry)) for entry in shown.entries]
+    names = list(dict.fromkeys(name for of in each for name in of))
+    same: dict[str, str] = {}
+    different: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        values = tuple(of.get(name, UNKNOWN) for of in each)
+        if set(values) == {ABSENT}:
+            continue
+        if len(set(values)) == 1:
+            same[name] = values[0]
+        else:
+            different[name] = values
+    return Facts(same, different)
+
+
+def commands(entry: Entry) -> list[str]:
+    """Return the lines that run an entry again, from a clean clone."""
+    commit = entry.summary.commit
+    lines = [] if commit is None else [f"git checkout {commit}"]
+    parts: Sequence[Mapping[str, Any]] = entry.run.run.get("parts") or ()
+    lines += [_command(part) for part in (parts or [entry.run.run])]
+    if parts:
+        lines.append(".venv/bin/python -m eval.merge PART PART ...")
+    return lines
+
+
+def _command(run: Mapping[str, Any]) -> str:
+    overrides = [text for text in run.get("overrides") or () if not text.startswith(NOT_REPEATED)]
+    return shlex.join([".venv/bin/python", "-m", "eval", *overrides])
+
+
+def _episodes(
+    title: str, keys: Sequence[str], entries: Sequence[Entry], find: FindFrames, num_pictured: int
+) -> EpisodeList:
+    by_key = [{str(episode.key): episode for episode in entry.run.episodes} for entry in entries]
+    pictured = []
+    for key in keys[:num_pictured]:
+        records = [of.get(key) for of in by_key]
+        seen = tuple(
+            Seen(entry, record, Frames() if record is None else find(entry.folder, record))
+            for entry, record in zip(entries, records, strict=True)
+        )
+        instruction = next(record.instruction for record in records if record is not None)
+        pictured.append(EpisodeGallery(key, instruction, seen))
+    return EpisodeList(f"{title} ({len(keys)})", tuple(pictured), _by_task(keys[num_pictured:], by_key))
+
+
+def _by_task(keys: Sequence[str], by_key: Sequence[Mapping[str, EpisodeRecord]]) -> tuple[str, ...]:
+    tasks: defaultdict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        record = next(of[key] for of in by_key if key in of)
+        tasks[f"{record.suite} task {record.task_id} seed {record.seed}"].append(str(record.episode))
+    return tuple(f"{task}: {', '.join(episodes)}" for task, episodes in tasks.items())
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    run, summary = entry.run.run, entry.summary
+    origin: Mapping[str, Any] = run.get("provenance") or {}
+    about: Mapping[str, Any] = run.get("policy") or {}
+    simulator: Mapping[str, Any] = run.get("simulator") or {}
+    yield "policy", summary.policy
+    yield "setting", summary.setting or "no network"
+    yield "checkpoint", summary.checkpoint or "none"
+    yield "SHA-256 of weights", summary.checkpoint_sha256 or "none"
+    yield "SHA-256 of norm stats", about.get("norm_stats_sha256") or UNKNOWN
+    yield "suites", ", ".join(summary.suites)
+    planned = "" if summary.planned_episodes is None else f" of {summary.planned_episodes} planned"
+    yield "episodes", f"{summary.episodes}{planned}"
+    yield "seeding, seed", f"{summary.seeding}, {', '.join(str(s) for s in _seeds(entry))}"
+    yield "overrides", " ".join(run.get("overrides") or ()) or "none"
+    yield (
+        "commit",
+        f"{summary.commit or UNKNOWN}{' with uncommitted changes' if summary.commit_dirty else ''}",
+    )
+    yield "time", str(origin.get("time") or UNKNOWN)
+    yield "GPU", _gpu(origin.get("gpu")) if "gpu" in origin else UNKNOWN
+    yield "CPU", _cpu(origin.get("cpu") or {})
+    yield "platform", str(origin.get("platform") or UNKNOWN)
+    yield "OpenGL", f"{summary.gl_backend or UNKNOWN}, {simulator.get('gl_renderer') or 'renderer unknown'}"
+    yield "Python", str(origin.get("python") or UNKNOWN)
+    for package, version in (origin.get("packages") or {}).items():
+        yield package, str(version or ABSENT)
+
+
+def _seeds(entry: Entry) -> list[int]:
+    return sorted({episode.seed for episode in entry.run.episodes})
+
+
+def _gpu(gpu: Mapping[str, Any] | None) -> str:
+    if gpu is None:
+        return "none"
+    return f"{gpu['name']}, driver {gpu.get('driver')}, CUDA {gpu.get('cuda')}"
+
+
+def _cpu(cpu: Mapping[str, Any]) -> str:
+    if not cpu:
+        return UNKNOWN
+    cores, threads = (cpu.get(name, UNKNOWN) for name in ("cores", "torch_threads"))
+    return f"{cpu.get('model')}, {pluralize(cores, 'core')}, {pluralize(threads, 'torch thread')}"

@@ -1,0 +1,47 @@
+"""The runs and sweeps that a report shows, found below the folders of a command line."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from eval.analysis.overview import Source
+from eval.analysis.sources import read_sources, without_run
+from eval.records.folders import EPISODES_FILE, find_folders
+from eval.records.sweep import SWEEP_FILE
+from eval.render.console import print_info
+from policies.text import pluralize, shorten
+
+
+def find_sources(folders: Iterable[Path]) -> list[Source]:
+    """Return the runs of all folders, each once, and say what was found in those that only hold runs.
+
+    What is damaged is a source without a run, with the reason, unless it was named itself.
+
+    Raises:
+        OSError: a folder is not there, or holds no run.
+        ValueError: the records of a run or a sweep that was named are damaged.
+    """
+    found: dict[Path, Source] = {}
+    for folder in folders:
+        inside = find_folders(folder, _is_run_or_sweep)
+        if inside == [folder]:
+            sources = read_sources(folder)
+        else:
+            names = shorten(path.relative_to(folder) for path in inside)
+            print_info(f"{folder} has {pluralize(len(inside), 'folder')} with runs: {names}")
+            sources = [source for path in inside for source in _readable(path)]
+        for source in sources:
+            found.setdefault(source.folder.resolve(), source)
+    return list(found.values())
+
+
+def _readable(folder: Path) -> list[Source]:
+    try:
+        return read_sources(folder)
+    except (OSError, ValueError) as error:
+        source = without_run(folder, error)
+        print_info(f"{folder}: no numbers: {source.reason}")
+        return [source]
+
+
+def _is_run_or_sweep(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (EPISODES_FILE, SWEEP_FILE))

@@ -1,0 +1,47 @@
+"""The local runner: one process, task after task, episode after episode."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from eval.episodes.plan import Plan
+from eval.episodes.runner import EpisodeRunner
+from eval.records.engagement import Engagement
+from eval.runners.recorder import RunRecorder
+from policies.base import Policy
+
+
+class LocalRunner:
+    """Roll episodes in this process, with a policy that is ready."""
+
+    def __init__(self, policy: Policy, simulator: Mapping[str, Any]) -> None:
+        self.policy = policy
+        self.about: Mapping[str, Any] = policy.provenance()
+        self.simulator = simulator
+        self.facts: Mapping[str, Any] = {"name": "local"}
+
+    def run(self, plan: Plan, recorder: RunRecorder) -> None:
+        """See `Runner`."""
+        roller = EpisodeRunner(plan, self.policy)
+        with recorder:
+            try:
+                for task, keys in plan.todo():
+                    for key in keys:
+                        recorder.start_episode(key, task.language)
+                        outcome = roller.run(task, key, recorder.add_inference)
+                        recorder.add_episode(
+                            outcome.record,
+                            first_frame_sha256=outcome.rollout.first_frame_sha256,
+                            film=partial(roller.film, outcome) if outcome.rollout.film else None,
+                            cause=outcome.error,
+                        )
+            finally:
+                roller.close()
+        recorder.finish()
+
+    def engagement(self) -> Engagement:
+        """See `Runner`."""
+        return self.policy.engagement()
+
+    def close(self) -> None:
+        """See `Runner`: the policy goes with the process."""

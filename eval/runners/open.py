@@ -1,0 +1,32 @@
+"""The runner that a configuration names, with its policy built and the simulator checked."""
+
+from collections.abc import Sequence
+
+from eval.config.schema import Config
+from eval.episodes.capture import example_requests
+from eval.episodes.policy import build_policy, choose_backends
+from eval.runners.base import Runner, RunnerError
+from eval.runners.local import LocalRunner
+from eval.sim.stack import prepare
+from eval.sim.tasks import Task
+from policies.base import EpisodeKey
+
+
+def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
+    """Return the runner that the configuration names, its policy built and the simulator checked.
+
+    Args:
+        left: the episodes that it will be given.
+    """
+    if config.runner.name == "ray":
+        try:
+            from eval.runners.ray.start import start_ray
+        except ModuleNotFoundError as missing:
+            raise RunnerError(f'runner=ray needs Ray ({missing}): pip install -e ".[ray]"') from missing
+        return start_ray(config, tasks, left)
+    if config.policy.kind != "oracle":
+        choose_backends(config)  # what cannot run here says so before a simulator starts
+    simulator = prepare()
+    return LocalRunner(
+        build_policy(config, lambda policy: example_requests(tasks, policy, config.seed)), simulator
+    )

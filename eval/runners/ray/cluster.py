@@ -1,0 +1,82 @@
+"""Ray itself: started on this machine, or joined at an address."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import ray
+
+from eval.config.schema import RunnerConfig
+from eval.runners.base import RunnerError
+
+OBJECT_STORE_BYTES = 256 * 2**20  # the plan, and videos that were not written yet
+REQUEST_BYTES = 2**20  # more than two images have, 0.4 MB; so many go with the call itself
+REACH_S = 10.0
+
+
+def connect(options: RunnerConfig) -> None:
+    """Start Ray on this machine, or join the cluster at `runner.address`.
+
+    Raises:
+        RunnerError: Ray cannot be started or reached, or the cluster has too few CPUs.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    if options.address is None:  # through the object store it waits for more processes
+        os.environ.setdefault("RAY_max_direct_call_object_size", str(REQUEST_BYTES))
+    own = {
+        "address": "local",  # a cluster that happens to run here is not ours
+        "num_cpus": options.workers + options.policies,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    try:
+        if options.address is not None:
+            _reach(options.address)
+        with _signals_kept():
+            ray.init(
+                **(own if options.address is None else {"address": options.address}),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+        if options.address is None:
+            raise RunnerError(f"Ray cannot be started on this machine: {error}") from error
+        raise RunnerError(
+            f"Ray cannot be used at runner.address={options.address}: {error}; start it there with "
+            "`ray start`, with RAY_AUTH_MODE=token and one ~/.ray/auth_token everywhere"
+        ) from error
+    cpus, needed = ray.cluster_resources().get("CPU", 0), options.workers + options.policies
+    if cpus < needed:
+        ray.shutdown()
+        raise RunnerError(
+            f"runner.workers={options.workers} and runner.policies={options.policies} "
+            f"need {needed} CPUs, the cluster at {options.address} has {cpus:g}"
+        )
+
+
+def _reach(address: str) -> None:
+    """Raise OSError for an address where nobody listens: Ray would wait for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise RunnerError(f"runner.address must be HOST:PORT or auto, got {address!r}")
+    with socket.create_connection((host, int(port)), timeout=REACH_S):
+        pass
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would end the process without a summary."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,103 @@
+"""The processes of `runner=ray` as the runner holds them: policies, workers, and what starts both."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from eval.config.schema import RunnerConfig
+from eval.runners.ray.answers import Answer, FirstObservation
+from eval.runners.ray.policy_server import MakePolicy, PolicyServer
+from eval.runners.ray.worker import EpisodeWorker, Setup
+from policies.base import EpisodeKey
+
+GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL_VENDOR_LIBRARY_FILENAMES")
+
+
+@dataclass(eq=False)
+class PolicyProcess:
+    """A policy process.
+
+    Attributes:
+        built: the answer of its build.
+        suspected_s: when an episode that asked it took too long; None when it has computed something since.
+    """
+
+    handle: Any
+    built: Answer
+    suspected_s: float | None = None
+
+
+@dataclass(eq=False)
+class WorkerProcess:
+    """A worker, what it is doing, and the policy process that it was told to ask.
+
+    Attributes:
+        started: the answer of its process when that is ready to simulate.
+        key, since_s: its episode and when that began; None while it is idle.
+        overdue: whether it was killed because its episode took too long.
+    """
+
+    number: int
+    handle: Any
+    started: Answer
+    policy: PolicyProcess | None = None
+    key: EpisodeKey | None = None
+    since_s: float = 0.0
+    overdue: bool = False
+
+    def begin(self, key: EpisodeKey, policy: PolicyProcess) -> None:
+        """Note that it rolls an episode from now on."""
+        self.key, self.policy, self.since_s, self.overdue = key, policy, time.monotonic(), False
+
+
+class Launcher:
+    """Start processes, at the beginning and in place of lost ones.
+
+    Attributes:
+        first_observation: what policies are built with; set before the first is built.
+
+    Args:
+        make_policy: builds the policy, in a process of its own.
+        setup: prepares a worker's process.
+        gpu_share: of a GPU, for each policy process.
+    """
+
+    first_observation: FirstObservation
+
+    def __init__(
+        self, options: RunnerConfig, make_policy: MakePolicy, setup: Setup, gpu_share: float
+    ) -> None:
+        self._options = options
+        self._make_policy = make_policy
+        self._setup = setup
+        self._gpu_share = gpu_share
+
+    def start_policy_server(self) -> Any:
+        """Return the handle of a policy process, whose policy is not built yet."""
+        actor = ray.remote(num_cpus=1, num_gpus=self._gpu_share)(PolicyServer)
+        return actor.remote(
+            max_batch=self._options.max_batch,
+            max_wait_ms=self._options.max_wait_ms,
+            warmup_inferences=self._options.warmup_inferences,
+            threads=torch.get_num_threads(),
+        )
+
+    def build_policy(self, handle: Any) -> PolicyProcess:
+        """Let a policy process build its policy."""
+        return PolicyProcess(handle, handle.build.remote(self._make_policy, self.first_observation))
+
+    def start_worker(self, number: int) -> WorkerProcess:
+        """Return a worker whose process is starting."""
+        environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
+        handle: Any = ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
+        return WorkerProcess(number, handle, handle.simulator.remote())
+
+    def restart(self, worker: WorkerProcess) -> None:
+        """Give a worker another process; the lost one may be alive where nobody reaches it."""
+        ray.kill(worker.handle, no_restart=True)
+        fresh = self.start_worker(worker.number)
+        worker.handle, worker.started, worker.overdue = fresh.handle, fresh.started, False

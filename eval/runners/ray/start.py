@@ -1,0 +1,160 @@
+"""The start of `runner=ray`: policies are built while workers build their first environments."""
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+
+from eval.config.schema import Config, RunnerConfig
+from eval.episodes.capture import first_episode
+from eval.runners.ray.answers import Answer, FirstObservation, first_answers
+from eval.runners.ray.cluster import connect
+from eval.runners.ray.policy_server import MakePolicy, PolicyFacts
+from eval.runners.ray.processes import Launcher, WorkerProcess
+from eval.runners.ray.runner import RayRunner
+from eval.runners.ray.serving import build_served_policy
+from eval.runners.ray.worker import BuildEnv, Setup, Simulator
+from eval.sim.env import LiberoEnv
+from eval.sim.stack import prepare
+from eval.sim.tasks import Task
+from policies.base import EpisodeKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prebuild:
+    """What workers do while policies are built.
+
+    Attributes:
+        build_envs: how the tasks' environments are built, by task; workers share the tasks out.
+        observe_at: an episode of the first of them, whose start the first worker observes: policies whose
+            backends are built for shapes build them with that observation.
+    """
+
+    build_envs: Mapping[int, BuildEnv]
+    observe_at: EpisodeKey
+
+
+def start_ray(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> RayRunner:
+    """Return the runner for a configuration; errors are those of `launch`.
+
+    Args:
+        left: the episodes that `run` will be given.
+    """
+    ids = {key.task_id for key in left}
+    tasks = [task for task in tasks if task.task_id in ids] or tasks[:1]
+    envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}
+    blind = config.policy.kind == "oracle"  # and ready at once
+    return launch(
+        config.runner,
+        partial(build_served_policy, config, list(envs)),
+        prepare,
+        prebuild=None if blind else Prebuild(envs, first_episode(tasks, config.seed)),
+        most_episodes=max(1, len(left)),
+        wants_gpu=not blind and config.policy.device != "cpu",
+    )
+
+
+def launch(
+    options: RunnerConfig,
+    make_policy: MakePolicy,
+    setup: Setup,
+    *,
+    prebuild: Prebuild | None = None,
+    most_episodes: int,
+    wants_gpu: bool,
+) -> RayRunner:
+    """Return a runner whose policies and workers are ready.
+
+    Args:
+        make_policy: builds the policy, in a process of its own.
+        setup: prepares a worker's process.
+        prebuild: what workers do while policies are built.
+        most_episodes: how many `run` may be given; there are no more workers than that, nor than
+            `runner.workers`.
+        wants_gpu: whether the policy runs on a GPU where there is one.
+
+    Raises:
+        RunnerError: Ray cannot be started or reached, the cluster is too small, or a process died.
+        Changed: the workers do not all simulate with the same.
+        Exception: what building a policy or preparing a worker raised.
+    """
+    connect(options)
+    try:
+        return _launch(options, make_policy, setup, prebuild, most_episodes, wants_gpu)
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def _launch(
+    options: RunnerConfig,
+    make_policy: MakePolicy,
+    setup: Setup,
+    prebuild: Prebuild | None,
+    most_episodes: int,
+    wants_gpu: bool,
+) -> RayRunner:
+    gpus = ray.cluster_resources().get("GPU", 0)
+    launcher = Launcher(options, make_policy, setup, min(1.0, gpus / options.policies) if wants_gpu else 0.0)
+    # Before workers, which could fill up the nodes with GPUs.
+    servers = [launcher.start_policy_server() for _ in range(options.policies)]
+    workers = [launcher.start_worker(number) for number in range(min(options.workers, most_episodes))]
+    task_of = dict(zip(range(len(workers)), itertools.cycle(prebuild.build_envs))) if prebuild else {}
+    built = _prebuild(workers, task_of, prebuild) if prebuild else []
+    launcher.first_observation = FirstObservation(built[:1], options.episode_timeout_s)
+    policies = [launcher.build_policy(server) for server in servers]
+    facts: PolicyFacts = first_answers([policy.built for policy in policies])[0]
+    simulator = _same(first_answers([worker.started for worker in workers]))
+    for worker in _late(workers, built, options.episode_timeout_s):
+        launcher.restart(worker)
+        del task_of[worker.number]
+    if facts.one_at_a_time is not None:
+        log.warning(
+            "runner.max_batch=%d, but requests are served one at a time: %s",
+            options.max_batch,
+            facts.one_at_a_time,
+        )
+    return RayRunner(options, launcher, policies, workers, task_of, facts, simulator)
+
+
+def _prebuild(
+    workers: Sequence[WorkerProcess], task_of: Mapping[int, int], prebuild: Prebuild
+) -> list[Answer]:
+    """Let workers build environments; return their answers.
+
+    What became of them is seen at their first episode.
+    """
+    return [
+        worker.handle.build.remote(
+            prebuild.build_envs[task_of[worker.number]],
+            prebuild.observe_at if worker is workers[0] else None,
+        )
+        for worker in workers
+    ]
+
+
+def _late(workers: Sequence[WorkerProcess], built: Sequence[Answer], limit_s: float) -> list[WorkerProcess]:
+    """Wait for the environments; return the workers that hang."""
+    late = ray.wait(list(built), num_returns=len(built), timeout=limit_s)[1] if built else []
+    hanging = [worker for worker, answer in zip(workers, built, strict=False) if answer in late]
+    for worker in hanging:
+        log.warning(
+            "runner.episode_timeout_s=%g is over, and worker %d has no environment; it is replaced",
+            limit_s,
+            worker.number,
+        )
+    return hanging
+
+
+def _same(simulators: Sequence[Simulator]) -> Mapping[str, Any]:
+    """Return what all workers simulate with; raise Changed where one does not."""
+    first = simulators[0].about
+    for other in simulators[1:]:
+        other.refuse_unlike(first)
+    return first

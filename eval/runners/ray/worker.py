@@ -1,0 +1,197 @@
+"""The processes of `runner=ray`: a policy that serves many episodes, and a worker that rolls one at a time.
+
+Both are plain classes here; `eval.runners.ray.runner` makes actors of them.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from eval.episodes.plan import Plan
+from eval.episodes.rollout import PolicyLost
+from eval.episodes.runner import EpisodeRunner, Outcome
+from eval.records.engagement import Engagement
+from eval.records.resume import refuse_changed
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.runners.ray.answers import DIED, exit_detail
+from eval.runners.ray.policy_server import (
+    PolicyFacts,
+)
+from eval.sim.env import CAMERAS, LiberoEnv
+from policies.base import ActionChunk, EpisodeKey, Observation, Request
+
+Setup = Callable[[], Mapping[str, Any]]
+"""Makes a process ready to simulate and says with what (`sim_stack.prepare`)."""
+BuildEnv = Callable[[], LiberoEnv]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker says of an episode that ended.
+
+    Attributes:
+        film: the video, where one is wanted; video_error: why there is none.
+        served_by, engagement: of which process, and how the policy's stages have served there so far.
+    """
+
+    record: EpisodeRecord
+    inferences: Sequence[InferenceRecord]
+    first_frame_sha256: str | None
+    film: bytes | None
+    video_error: str | None
+    served_by: str
+    engagement: Engagement
+
+
+class RemotePolicy:
+    """A policy as `eval.episodes.rollout.roll` sees it, asked in its own process.
+
+    Attributes:
+        host: that process; another one where it died.
+    """
+
+    def __init__(self, host: Any, facts: PolicyFacts) -> None:
+        self.host = host
+        self._about = facts.about
+        self.name = facts.name
+        self.cameras = facts.cameras
+        self.needs_privileged = facts.needs_privileged
+        self.replan_steps = facts.replan_steps
+        self.under_load = False
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Return one chunk per request.
+
+        Raises:
+            PolicyLost: the policy's process died.
+        """
+        return self._ask([self.host.infer.remote(request, self.under_load) for request in requests])
+
+    def report(self) -> tuple[str, Engagement]:
+        """See `PolicyServer.report`; empty where the process died."""
+        try:
+            reported: tuple[str, Engagement] = self._ask(self.host.report.remote())
+        except PolicyLost:
+            return "", {}
+        return reported
+
+    def provenance(self) -> dict[str, Any]:
+        return dict(self._about)
+
+    def engagement(self) -> Engagement:
+        return self.report()[1]
+
+    def _ask(self, answers: Any) -> Any:
+        try:
+            return ray.get(answers)
+        except RayTaskError as error:
+            raise error.cause from error
+        except DIED as error:
+            raise PolicyLost(f"the policy's process died: {exit_detail(error)}") from error
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """What a worker on a machine called `host` simulates with: `about`, as `Setup` said."""
+
+    host: str
+    about: Mapping[str, Any]
+
+    def refuse_unlike(self, first: Mapping[str, Any]) -> None:
+        """Raise Changed where the first worker simulates with something else."""
+        refuse_changed(f"a worker on {self.host}", {"simulator": first}, {"simulator": self.about})
+
+
+class EpisodeWorker:
+    """A process that rolls episodes one at a time, with an environment of its own.
+
+    Args:
+        environ: variables that choose the GL backend.
+    """
+
+    def __init__(self, environ: Mapping[str, str], setup: Setup) -> None:
+        os.environ.update(environ)
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+            del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
+        self._roller: EpisodeRunner | None = None
+        self._first_env: LiberoEnv | None = None
+        self._failure: Exception | None = None
+        try:
+            self._simulator = Simulator(socket.gethostname(), setup())
+        except Exception as error:  # noqa: BLE001  said when asked, as in PolicyServer
+            self._failure = error
+
+    def simulator(self) -> Simulator:
+        """Return what `setup` said, or raise what it raised."""
+        if self._failure is not None:
+            raise self._failure
+        return self._simulator
+
+    def build(self, build_env: BuildEnv, look_at: EpisodeKey | None = None) -> Observation | None:
+        """Build the environment of the first episode, which tries it again where this raised.
+
+        Returns:
+            what its cameras see at the start of `look_at`, where that is given.
+        """
+        self.simulator()
+        env, seen = build_env(), None
+        if look_at is not None:
+            env.reset(look_at)
+            seen = env.observe(tuple(CAMERAS), privileged=False)
+        self._first_env = env
+        return seen
+
+    def roll(
+        self,
+        plan: Plan,
+        host: Any,
+        facts: PolicyFacts,
+        key: EpisodeKey,
+        under_load: bool,
+        simulator: Mapping[str, Any],
+    ) -> Result:
+        """Roll one episode.
+
+        Args:
+            simulator: what the first worker simulates with.
+
+        Raises:
+            PolicyLost: the policy's process died; the episode has no outcome.
+            SimulatorError, Changed: this machine cannot simulate, or not as the first worker's does.
+        """
+        self.simulator().refuse_unlike(simulator)
+        if self._roller is None:
+            self._policy = RemotePolicy(host, facts)
+            self._roller = EpisodeRunner(plan, self._policy, self._first_env)
+            self._first_env = None  # the roller closes it
+        self._policy.host, self._policy.under_load = host, under_load
+        inferences: list[InferenceRecord] = []
+        outcome = self._roller.run(plan.task(key), key, inferences.append)
+        film, video_error = self._film(self._roller, outcome)
+        return Result(
+            outcome.record,
+            inferences,
+            outcome.rollout.first_frame_sha256,
+            film,
+            video_error,
+            *self._policy.report(),
+        )
+
+    def _film(self, roller: EpisodeRunner, outcome: Outcome) -> tuple[bytes | None, str | None]:
+        """Return the video as a file's content: the records may be on another machine."""
+        if not outcome.rollout.film or not roller.plan.video.keeps(outcome.record):
+            return None, None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "episode.mp4")
+            try:
+                roller.film(outcome, path)
+                return path.read_bytes(), None
+            except Exception as error:  # noqa: BLE001  a video is no reason to lose the episode
+                return None, f"{type(error).__name__}: {error}"

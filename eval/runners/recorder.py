@@ -1,0 +1,171 @@
+"""The one path from an episode to its records: files first, then the mirror and the display.
+
+Every runner keeps its recorder here, so records, limits and verdicts are the same for all of them.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from eval.episodes.plan import Plan
+from eval.records.engagement import Engagement, at_least, faults, join
+from eval.records.reader import Run
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.video import video_name
+from eval.records.writer import RunWriter
+from eval.runners.progress import Progress
+from eval.tracking.base import SafeTracker
+from policies.base import EpisodeKey
+
+log = logging.getLogger(__name__)
+
+VideoWriter = Callable[[Path], None]
+"""Writes the video of an episode to a path, or raises."""
+
+
+class RunFailed(RuntimeError):
+    """The run cannot count as a result: too many errors, or a backend that did not engage."""
+
+
+class RunRecorder:
+    """Keep the recorder of a run.
+
+    Attributes:
+        run_info: what run.json says besides the outcome.
+        errors: episodes of this process that raised and are not tried again.
+
+    Args:
+        engagement: says how the policy's stages have served so far in this process.
+        earlier: what earlier processes of this run recorded; None for a new run.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        writer: RunWriter,
+        tracker: SafeTracker,
+        run_info: Mapping[str, Any],
+        engagement: Callable[[], Engagement],
+        earlier: Run | None = None,
+    ) -> None:
+        self.plan = plan
+        self.writer = writer
+        self.tracker = tracker
+        self.run_info = dict(run_info)
+        self.errors = 0
+        self.finished = False
+        self.video_error: str | None = earlier.run.get("video_error") if earlier else None
+        self._engagement = engagement
+        self._engaged_before: Engagement = {}
+        self._served: dict[str, None] = {}  # stages that inferences name, in their order
+        self._num_finished = len(plan.done)
+        self._last_error = ""
+        done = [record for record in earlier.episodes if record.key in plan.done] if earlier else []
+        if earlier:
+            self._served = dict.fromkeys(stage for record in earlier.inferences for stage in record.backends)
+            self._engaged_before = at_least(earlier.run.get("engagement") or {}, earlier.inferences)
+        self._progress = Progress(plan.num_episodes, label=plan.weights_label, earlier=done)
+
+    def __enter__(self) -> Self:
+        self.write_run()
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def write_run(self) -> None:
+        """Write run.json as things stand."""
+        outcome = {
+            "finished": self.finished,
+            "engagement": self.engagement(),
+            "tracking_error": self.tracker.error,
+            "video_error": self.video_error,
+        }
+        self.writer.write_run(self.run_info | outcome)
+
+    def engagement(self) -> Engagement:
+        """Return how the stages have served in all processes of this run."""
+        return join([self._engaged_before, self._engagement()])
+
+    def start_episode(self, key: EpisodeKey, instruction: str) -> None:
+        """Show which episode begins."""
+        self._progress.start_episode(key, instruction)
+
+    def add_inference(self, record: InferenceRecord) -> None:
+        """Record one inference."""
+        self._served |= dict.fromkeys(record.backends)
+        self.writer.add_inference(record)
+        self.tracker.log_inference(record)
+        self._progress.add_inference(record)
+
+    def add_episode(
+        self,
+        record: EpisodeRecord,
+        *,
+        first_frame_sha256: str | None = None,
+        film: VideoWriter | None = None,
+        retry: bool = False,
+        cause: Exception | None = None,
+    ) -> None:
+        """Record one episode, whose inferences are recorded already.
+
+        Args:
+            first_frame_sha256: of the first images that the policy saw.
+            film: writes the video, if there is one.
+            retry: whether the episode raised and is tried again, which spares it from `max_errors`.
+            cause: what it raised, for the trace.
+
+        Raises:
+            RunFailed: more than `max_errors` episodes raised.
+        """
+        self.writer.add_episode(record)
+        if self.run_info.get("first_frame_sha256") is None:
+            self.run_info["first_frame_sha256"] = first_frame_sha256
+        video = None
+        if film is not None and self.plan.video.keeps(record):
+            video = self._film(self.writer.folder / "videos" / video_name(record), film)
+        self.write_run()
+        self.tracker.log_episode(record, video)
+        self._progress.add_episode(record)
+        if record.success is not None:
+            self._num_finished += 1
+        elif not retry:
+            self._count_error(record, cause)
+
+    def finish(self) -> None:
+        """Say that every episode has been run.
+
+        Raises:
+            RunFailed: no episode finished, or a stage's backend served no call, or not every call where the
+                plan allows no misses, or nobody knows how often it did.
+        """
+        if self._num_finished == 0:
+            raise RunFailed(f"no episode finished: all {self.errors} raised; the last was {self._last_error}")
+        idle = faults(self.engagement(), self._served, misses_allowed=self.plan.misses_allowed)
+        if idle:
+            raise RunFailed("a backend did not engage: " + "; ".join(idle))
+        self.finished = True
+
+    def _count_error(self, record: EpisodeRecord, cause: Exception | None) -> None:
+        self.errors += 1
+        self._last_error = f"{record.key}: {record.error_type}: {record.error_message}"
+        if self.errors > self.plan.max_errors:
+            raise RunFailed(
+                f"{self.errors} episodes raised, more than runner.max_errors={self.plan.max_errors}; "
+                f"the last was {self._last_error}"
+            ) from cause
+
+    def _film(self, path: Path, film: VideoWriter) -> Path | None:
+        """Return the episode's video; None when it could not be made, which is kept in `video_error`."""
+        try:
+            film(path)
+        except Exception as error:  # noqa: BLE001  a video is no reason to lose the episodes to come
+            self.video_error = f"{path.name}: {type(error).__name__}: {error}"
+            log.warning("no video: %s", self.video_error)
+            return None
+        return path

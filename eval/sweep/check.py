@@ -1,0 +1,99 @@
+"""Which jobs of a sweep this machine cannot run, as far as that is known before anything is loaded.
+
+Non-obvious behaviors:
+    A process of its own asks: what has asked CUDA may keep a context on the GPU that the jobs are timed on.
+"""
+
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from eval.config.compose import configure
+from eval.config.errors import one_line
+from eval.config.tasks import refuse_ignored
+from eval.episodes.machine import CannotRunHere
+from eval.episodes.policy import choose_backends
+from policies.text import pluralize, shorten
+
+Jobs = Sequence[Sequence[str]]
+"""The overrides of each job."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a job cannot run here.
+
+    Attributes:
+        text: what the job itself would say, on one line.
+        parts, way_out: as `CannotRunHere` has them; without parts, `text` is all there is to say.
+    """
+
+    text: str
+    parts: tuple[tuple[str, str], ...] = ()
+    way_out: str = ""
+
+
+def find_reasons(jobs: Jobs) -> list[Reason | None]:
+    """Return for each job why it cannot run here; None where nothing speaks against it.
+
+    Raises:
+        ValueError: the process that asks ended.
+    """
+    with ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        try:
+            return list(pool.map(reason_against, jobs))
+        except BrokenProcessPool as error:
+            raise ValueError(f"cannot find out what this machine can run: {error}") from error
+
+
+def reason_against(overrides: Sequence[str]) -> Reason | None:
+    """Return why a run with these overrides would end before its policy is built."""
+    try:
+        config = configure(overrides)
+        refuse_ignored(config, list(overrides))
+        if config.policy.kind != "oracle" and config.runner.name != "ray":  # Ray's policies run elsewhere
+            choose_backends(config)
+    except CannotRunHere as error:
+        return Reason(one_line(error), error.parts, error.way_out)
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        return Reason(one_line(error))
+    return None
+
+
+def refusal(jobs: Jobs, reasons: Sequence[Reason | None]) -> tuple[str, str]:
+    """Return a line for each reason with lines of what cannot run for it; and one: how many jobs cannot run,
+    and what to leave out of the lists."""
+    refused = [reason for reason in reasons if reason is not None]
+    found: dict[str, list[str]] = {}  # why to what, once for every job
+    counts: Counter[str] = Counter()
+    for reason in refused:
+        parts = reason.parts or ((reason.text, ""),)
+        counts.update({why for why, _ in parts})
+        for why, what in parts:
+            found.setdefault(why, []).append(what)
+    details = shorten((_detail(counts[why], why, what) for why, what in found.items()), "\n")
+    line = f"{len(refused)} of {pluralize(len(jobs), 'job')} cannot run here"
+    runs = {text for job, reason in zip(jobs, reasons, strict=True) if reason is None for text in job}
+    others = len(jobs) - len(refused)
+    if not others:
+        ways_out = dict.fromkeys(reason.way_out for reason in refused if reason.way_out)
+        return details, "; ".join((line, *ways_out))
+    culprits = dict.fromkeys(text for job in jobs for text in job if text not in runs)
+    out = f"leave out {shorten(culprits)}, or " if culprits else ""
+    return details, f"{line}; {out}run the {pluralize(others, 'other job')} with --only-runnable"
+
+
+def _detail(jobs: int, why: str, what: Sequence[str]) -> str:
+    """Return a line of why, and one of each thing that cannot run."""
+    names, indent = [name for name in dict.fromkeys(what) if name], "\n  "
+    below = f":{indent}{shorten(names, indent)}" if names else ""
+    return f"{pluralize(jobs, 'job')}: {why}{below}"

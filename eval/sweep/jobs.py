@@ -1,0 +1,141 @@
+"""What a sweep is asked for: a command line whose lists of values multiply, one job for each combination.
+
+`policy=a,b denoise.steps=10,3` is four jobs, the last list varying fastest. An experiment brings lists of its
+own in `hydra.sweeper.params`; the command line replaces those of the same key.
+"""
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from omegaconf import OmegaConf
+
+from eval.app import CONF
+from eval.config import schema
+from eval.config.groups import options
+from eval.config.schema import Config, ConfigError
+
+CHOSEN_HERE = ("resume", "shard")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        folder: its name in the sweep's folder: number, policy, denoise steps.
+        overrides: what composes it.
+        swept: those of them that tell it from the other jobs.
+    """
+
+    folder: str
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Return what tells the job from the others."""
+        return " ".join(self.swept) or "the only job"
+
+
+def read_jobs(arguments: Sequence[str], *, one_at_a_time: bool = False) -> list[Job]:
+    """Return the jobs of a command line, every one composed and checked.
+
+    Args:
+        one_at_a_time: instead of every combination, the first value of each list; then each other value by
+            itself; then the last value of each list together.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an argument that Hydra does not understand.
+        ConfigError: a value that is not allowed.
+    """
+    schema.register()
+    parser = OverridesParser.create()
+    typed = parser.parse_overrides(list(arguments))
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        fixed = [str(of.input_line) for of in typed if not of.is_sweep_override()]
+        named = {_key(of) for of in typed}
+        brought = [
+            of
+            for of in parser.parse_overrides(_params(fixed))
+            if _key(of) not in named and str(of.input_line) not in fixed
+        ]
+        fixed += [str(of.input_line) for of in brought if not of.is_sweep_override()]
+        lists = [_choices(of) for of in (*brought, *typed) if of.is_sweep_override()]
+        for of in (*typed, *brought):
+            _refuse(of)
+        chosen = _one_at_a_time(lists) if one_at_a_time else itertools.product(*lists)
+        return [_job(number, fixed, swept) for number, swept in enumerate(chosen)]
+
+
+def experiments() -> list[str]:
+    """Return what chooses each experiment that brings lists."""
+    return [
+        f"+experiment={name}"
+        for name in options("experiment")
+        if OmegaConf.select(OmegaConf.load(Path(CONF, "experiment", f"{name}.yaml")), "hydra.sweeper.params")
+    ]
+
+
+def override(key: str, value: str) -> str:
+    """Return what sets a key to a text on a command line, quoted: unquoted, Hydra reads `a,b` as two values
+    and `2026_11` as a number. `${` is escaped, with the backslashes before it: what follows would be looked
+    up."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+def _params(fixed: Sequence[str]) -> list[str]:
+    """Return the lists that the experiment of a command line brings."""
+    experiments = [text for text in fixed if text.lstrip("+").partition("=")[0] == "experiment"]
+    cfg = compose("config", experiments, return_hydra_config=True)
+    params: Mapping[str, Any] = cfg.hydra.sweeper.params or {}
+    return [f"{key}={value}" for key, value in params.items()]
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~")
+
+
+def _choices(override: Override) -> list[str]:
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{_key(override)} must be one value or a list of values, got {override.input_line!r}"
+        )
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _refuse(override: Override) -> None:
+    key = _key(override)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{key} is not read by a sweep; its folder is --out FOLDER")
+    if key in CHOSEN_HERE:
+        raise ConfigError(
+            f"{key} belongs to one run; to go on with a sweep: python -m eval.sweep --resume FOLDER"
+        )
+
+
+def _one_at_a_time(lists: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
+    first = tuple(values[0] for values in lists)
+    last = tuple(values[-1] for values in lists)
+    found = [first]
+    for i, values in enumerate(lists):
+        found += [(*first[:i], value, *first[i + 1 :]) for value in values[1:]]
+    yield from dict.fromkeys((*found, last))
+
+
+def _job(number: int, fixed: Sequence[str], swept: Sequence[str]) -> Job:
+    overrides = (*fixed, *swept)
+    try:
+        config = OmegaConf.to_object(compose("config", list(overrides)))
+    except ConfigError as error:
+        raise ConfigError(f"job {shlex.join(swept)}: {error}") from error
+    assert isinstance(config, Config)
+    return Job(f"{number}_{config.policy.name}_steps{config.denoise.steps}", overrides, tuple(swept))

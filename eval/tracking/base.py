@@ -1,0 +1,133 @@
+"""Run tracking: a mirror of the records that never decides whether an episode is kept."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.text import Text
+
+from eval.records.schema import EpisodeRecord, InferenceRecord
+
+MODES = ("online", "offline", "disabled")
+
+
+class TrackingError(RuntimeError):
+    """Tracking cannot start as it was asked to."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told before the first record.
+
+    Attributes:
+        config: the composed configuration and what is known of the run, in plain values.
+        name: label of the run.
+        folder: whatever the tracker writes goes below it.
+        group: joins runs of one sweep.
+    """
+
+    config: Mapping[str, Any]
+    name: str
+    folder: Path
+    group: str | None = None
+    tags: Sequence[str] = ()
+
+
+class Tracker(Protocol):
+    """Where a run is mirrored to; `check`, `start` first, `finish` last, once each."""
+
+    def check(self) -> None:
+        """Raise TrackingError when the run could not be mirrored as asked; before anything heavy starts."""
+        ...
+
+    def start(self, run: TrackedRun) -> None:
+        """Open the run; whatever it writes goes below `run.folder`."""
+        ...
+
+    def log_inference(self, record: InferenceRecord) -> None:
+        """Mirror one inference."""
+        ...
+
+    def log_episode(self, record: EpisodeRecord, video: Path | None) -> None:
+        """Mirror one episode, with its video when there is one."""
+        ...
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mirror the summary (`Summary.to_dict()`; empty when there is none) and close the run."""
+        ...
+
+
+class NullTracker:
+    """Mirror nothing."""
+
+    def check(self) -> None:
+        pass
+
+    def start(self, run: TrackedRun) -> None:
+        pass
+
+    def log_inference(self, record: InferenceRecord) -> None:
+        pass
+
+    def log_episode(self, record: EpisodeRecord, video: Path | None) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+
+class SafeTracker:
+    """Keep a tracker's failures away from the episodes.
+
+    The first failure is printed once on stderr and kept in `error`; later records are not sent. `finish` is
+    still tried, so that the tracker can close what it opened.
+
+    Non-obvious behaviors:
+        A TrackingError of `check` and `start` is passed through: no episode has run yet, and a run asked to
+            be
+        online must not go on untracked.
+    """
+
+    def __init__(self, tracker: Tracker, console: Console | None = None) -> None:
+        self.error: str | None = None
+        self._tracker = tracker
+        self._console = console or Console(stderr=True)
+
+    def check(self) -> None:
+        self._tracker.check()
+
+    def start(self, run: TrackedRun) -> None:
+        try:
+            self._tracker.start(run)
+        except TrackingError:
+            raise
+        except Exception as error:  # noqa: BLE001  the library may raise anything; the episodes go on
+            self._keep(error, "the start of the run")
+
+    def log_inference(self, record: InferenceRecord) -> None:
+        if self.error is None:
+            try:
+                self._tracker.log_inference(record)
+            except Exception as error:  # noqa: BLE001  the library may raise anything; the episode goes on
+                self._keep(error, f"inference {record.call} of {record.key}")
+
+    def log_episode(self, record: EpisodeRecord, video: Path | None) -> None:
+        if self.error is None:
+            try:
+                self._tracker.log_episode(record, video)
+            except Exception as error:  # noqa: BLE001  the library may raise anything; the run goes on
+                self._keep(error, str(record.key))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        try:
+            self._tracker.finish(summary)
+        except Exception as error:  # noqa: BLE001  the library may raise anything; the records are complete
+            self._keep(error, "the end of the run")
+
+    def _keep(self, error: Exception, when: str) -> None:
+        if self.error is None:
+            self.error = f"{type(error).__name__} at {when}: {error}"
+            message = f"tracking stopped, the records on disk go on: {self.error}"
+            self._console.print(Text(message), style="yellow", soft_wrap=True)

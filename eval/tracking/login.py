@@ -1,0 +1,32 @@
+"""Is there a W&B login? Looked for, never asked for."""
+
+import os
+
+from eval.tracking.base import TrackingError
+
+
+def require_login(purpose: str = "uploading", *, way_out: str = "") -> None:
+    """Look for a login without asking for one.
+
+    Args:
+        purpose: what needs it.
+        way_out: what could be done without one.
+
+    Raises:
+        TrackingError: there is none, or W&B refuses it.
+    """
+    import wandb  # not installed where nothing is tracked
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    try:
+        logged_in = wandb.login(prompt=False, verify=True)
+    except wandb.errors.Error as error:
+        otherwise = f"; or {way_out}" if way_out else ""
+        raise TrackingError(f"W&B refused the login: {error}{otherwise}") from error
+    if not logged_in:
+        set_mode = os.environ.get("WANDB_MODE")
+        why = f" (WANDB_MODE={set_mode} is set)" if set_mode else ""
+        ways_out = "set WANDB_API_KEY or run `wandb login`"
+        if way_out:
+            ways_out = f"set WANDB_API_KEY, run `wandb login`, or {way_out}"
+        raise TrackingError(f"{purpose} needs a W&B login, and there is none{why}: {ways_out}")

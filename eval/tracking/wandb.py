@@ -1,0 +1,214 @@
+"""Weights & Biases as a tracker: metric names with units, offline unless asked otherwise."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.tracking.base import MODES, TrackedRun, TrackingError
+from eval.tracking.login import require_login
+
+# Dashboards are built on these names: they stay as they are.
+INFERENCE_INDEX = "inference/index"
+INFERENCE_TASK_ID = "inference/task_id"
+INFERENCE_EPISODE = "inference/episode"
+INFERENCE_CALL = "inference/call"
+INFERENCE_INFER_MS = "inference/infer_ms"
+INFERENCE_STAGE_MS = "inference/{stage}_ms"  # inference/vision_ms, inference/prefix_ms, inference/denoise_ms
+INFERENCE_WARMUP = "inference/warmup"
+INFERENCE_BATCH = "inference/batch"
+INFERENCE_UNDER_LOAD = "inference/under_load"
+EPISODE_INDEX = "episode/index"
+EPISODE_SUCCESS = "episode/success"
+EPISODE_STEPS = "episode/steps"
+EPISODE_INFERENCES = "episode/inferences"
+EPISODE_WALL_S = "episode/wall_s"
+EPISODE_ERROR = "episode/error"
+EPISODE_SUCCESS_RATE = "episode/success_rate"
+EPISODE_VIDEO = "episode/video"
+EPISODES_TABLE = "episodes"
+
+TABLE_COLUMNS = (
+    "suite",
+    "task_id",
+    "instruction",
+    "episode",
+    "seed",
+    "seeding",
+    "success",
+    "steps",
+    "inferences",
+    "wall_s",
+    "error_type",
+    "error_message",
+)
+
+FINISH_TIMEOUT_S = 600  # then the upload is given up; `wandb sync` finds all of it on the disk
+
+
+class WandbTracker:
+    """Mirror a run to Weights & Biases; offline unless asked otherwise: no login, no network, no output.
+
+    Non-obvious behaviors:
+        An error is no failure: such an episode has `episode/error` 1 and no `episode/success`, and it does
+        not move the running rate.
+        Inferences and episodes have axes of their own (`inference/index`, `episode/index`), not W&B's step.
+        W&B samples no CPU or GPU counters: that would disturb the latencies.
+        A process of W&B's writes the offline file, and may do so after `finish` has returned; Python waits
+        for it at exit.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+
+    def __init__(
+        self, mode: str = "offline", project: str = "libero-vla-eval", entity: str | None = None
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"tracking mode must be one of {MODES}, got {mode!r}")
+        self.mode = mode
+        self.project = project
+        self.entity = entity
+        self._run: Any = None
+        self._folder = Path()
+        self._inferences = 0
+        self._episodes: list[EpisodeRecord] = []
+
+    def check(self) -> None:
+        """Look for a login when mode is online.
+
+        Raises:
+            TrackingError: there is no valid login; it never asks for one.
+        """
+        if self.mode == "online":
+            require_login("tracking mode online", way_out="use tracking mode offline")
+
+    def start(self, run: TrackedRun) -> None:
+        """Open the run below `run.folder`/wandb.
+
+        Raises:
+            TrackingError: mode is online and W&B does not open the run.
+        """
+        self._folder = run.folder
+        run.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = self._init(run)
+        except wandb.errors.Error as error:
+            if self.mode != "online":
+                raise
+            raise TrackingError(f"W&B did not open the run: {error}; or use tracking mode offline") from error
+        for index, names in ((INFERENCE_INDEX, "inference/*"), (EPISODE_INDEX, "episode/*")):
+            self._run.define_metric(index)
+            self._run.define_metric(names, step_metric=index)
+
+    def _init(self, run: TrackedRun) -> Any:
+        return wandb.init(
+            project=self.project,
+            entity=self.entity,
+            name=run.name,
+            group=run.group,
+            tags=list(run.tags),
+            config=dict(run.config),
+            dir=str(run.folder),
+            settings=wandb.Settings(
+                mode=self.mode,
+                silent=True,
+                console="off",
+                reinit="create_new",  # by default a run that an earlier job left open would be continued
+                x_disable_stats=True,
+                finish_timeout=FINISH_TIMEOUT_S,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    def log_inference(self, record: InferenceRecord) -> None:
+        """Log the latency of one inference and of its stages, in milliseconds."""
+        stages = {INFERENCE_STAGE_MS.format(stage=stage): ms for stage, ms in record.stage_ms.items()}
+        self._run.log(
+            {
+                INFERENCE_INDEX: self._inferences,
+                INFERENCE_TASK_ID: record.task_id,
+                INFERENCE_EPISODE: record.episode,
+                INFERENCE_CALL: record.call,
+                INFERENCE_INFER_MS: record.infer_ms,
+                INFERENCE_WARMUP: int(record.warmup),
+                INFERENCE_BATCH: record.batch,
+                INFERENCE_UNDER_LOAD: int(record.under_load),
+                **stages,
+            }
+        )
+        self._inferences += 1
+
+    def log_episode(self, record: EpisodeRecord, video: Path | None) -> None:
+        """Log one episode and the success rate of those finished so far."""
+        row: dict[str, Any] = {
+            EPISODE_INDEX: len(self._episodes),
+            EPISODE_STEPS: record.steps,
+            EPISODE_INFERENCES: record.inferences,
+            EPISODE_WALL_S: record.wall_s,
+            EPISODE_ERROR: int(record.success is None),
+        }
+        self._episodes.append(record)
+        if record.success is not None:
+            row[EPISODE_SUCCESS] = int(record.success)
+        outcomes = [episode.success for episode in self._episodes if episode.success is not None]
+        if outcomes:
+            row[EPISODE_SUCCESS_RATE] = outcomes.count(True) / len(outcomes)
+        if video is not None:
+            row[EPISODE_VIDEO] = wandb.Video(
+                str(video), caption=f"{record.key} {record.outcome}", format="mp4"
+            )
+        self._run.log(row)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Log the table of episodes and the summary, then close the run."""
+        rows = [[getattr(episode, column) for column in TABLE_COLUMNS] for episode in self._episodes]
+        try:
+            if rows:
+                with _data_folder(self._folder / "wandb"):
+                    self._run.log({EPISODES_TABLE: wandb.Table(columns=list(TABLE_COLUMNS), data=rows)})
+            self._run.summary.update(summary_metrics(summary))
+        finally:
+            self._run.finish()
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return `Summary.to_dict()` as flat W&B names; what the run has no number for is absent."""
+    if not summary:
+        return {}
+    total = summary["total"]
+    values = {
+        "summary/success_rate": total["rate"],
+        "summary/success_rate_low": total["low"],
+        "summary/success_rate_high": total["high"],
+        "summary/successes": total["successes"],
+        "summary/finished": total["finished"],
+        "summary/errors": total["errors"],
+        "summary/warmup_inferences": summary["warmup_inferences"],
+    }
+    if summary["infer"] is not None:
+        values["summary/inferences"] = summary["infer"]["n"]
+    for name, stats in {"infer": summary["infer"], **summary["stages"]}.items():
+        if stats is not None:
+            for statistic in ("mean", "p50", "p95", "p99"):
+                values[f"summary/{name}_ms_{statistic}"] = stats[f"{statistic}_ms"]
+            values[f"summary/{name}_hz"] = stats["hz"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def _data_folder(folder: Path) -> Iterator[None]:
+    """Let W&B stage a table's artifact in the run's folder; by default it uses the home directory."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]
+        else:
+            os.environ["WANDB_DATA_DIR"] = before

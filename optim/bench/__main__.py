@@ -1,0 +1,3 @@
+from optim.bench.cli import main
+
+raise SystemExit(main())

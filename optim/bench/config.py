@@ -1,0 +1,188 @@
+"""What a bench is asked for: its options, and a command line whose lists of values multiply.
+
+`policy=a,b denoise.steps=10,3` is two settings of two policies. The policies of a setting are timed side by
+side; what differs between settings is everything but the policy.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from eval.app import CONF
+from eval.config import schema
+from eval.config.schema import Config, ConfigError
+
+SHORT = {
+    "views": "bench.views",
+    "prompt_tokens": "bench.prompt_tokens",
+    "rounds": "bench.rounds",
+    "steps": "denoise.steps",
+}
+# of the whole bench; the second line decides which observations are recorded
+ONE_VALUE = (
+    *(f"bench.{name}" for name in ("rounds", "warmup", "output", "report")),
+    *("bench.observations", "bench.num_observations", "suite", "suite.tasks", "seed"),
+)
+LEAST_OBSERVATIONS = 4  # parity of fewer says little
+
+
+@dataclass
+class BenchConfig:
+    """conf/bench.yaml: how to time, on which observations, and where the numbers go."""
+
+    rounds: int = 50
+    warmup: int = 10
+    views: int | None = None
+    prompt_tokens: int | None = None
+    observations: str | None = None
+    num_observations: int = 8
+    output: str | None = None
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        least = {
+            "rounds": 1,
+            "warmup": 0,
+            "views": 1,
+            "prompt_tokens": 1,
+            "num_observations": LEAST_OBSERVATIONS,
+        }
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ConfigError(f"bench.{name} must be >= {smallest}, got {value}")
+
+
+@dataclass
+class BenchRun(Config):
+    """A run's configuration, of which protocol, runner and tracking do not matter here."""
+
+    bench: BenchConfig = field(default_factory=BenchConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy.kind != "pi05":
+            raise ConfigError(
+                f"policy must be one with stages to time, got {self.policy.name!r}; choose policy=baseline"
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy of a setting.
+
+    Attributes:
+        label: its name; with what tells it from the others where they share the name.
+        overrides: what composes it, those of the setting included.
+        config: checked.
+        composed: the same as plain values, for the record.
+    """
+
+    label: str
+    overrides: tuple[str, ...]
+    config: BenchRun
+    composed: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Policies that are timed side by side, on the same inputs."""
+
+    overrides: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def read_arguments(arguments: Sequence[str]) -> list[Setting]:
+    """Return the settings of a command line, every combination composed and checked.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an argument that Hydra does not understand.
+        ConfigError: a value that is not allowed, or several where one is wanted.
+    """
+    schema.register()
+    schema.register_schema("bench", BenchRun)
+    parsed = OverridesParser.create().parse_overrides([_spelt_out(argument) for argument in arguments])
+    choices = {id(override): _choices(override) for override in parsed}
+    row_overrides = [override for override in parsed if _belongs_to_policy(override)]
+    others = [override for override in parsed if not _belongs_to_policy(override)]
+    settings = []
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        for setting in itertools.product(*(choices[id(override)] for override in others)):
+            rows = [
+                _row(setting, row, _swept(row, row_overrides))
+                for row in itertools.product(*(choices[id(override)] for override in row_overrides))
+            ]
+            settings.append(Setting(setting, tuple(_told_apart(rows))))
+    return settings
+
+
+def help_text() -> str:
+    """Return what conf/bench.yaml explains."""
+    schema.register()
+    schema.register_schema("bench", BenchRun)
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        return str(compose("bench", return_hydra_config=True).hydra.help.template)
+
+
+def _spelt_out(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    return f"{SHORT.get(key, key)}{equals}{value}"
+
+
+def _belongs_to_policy(override: Override) -> bool:
+    key = _key(override)
+    return key in ("policy", "policy.precision", "policy.name") or key.startswith(("optim/", "optim."))
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~")
+
+
+def _choices(override: Override) -> list[str]:
+    key = _key(override)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{key} is not read by a bench; its folder is bench.output=FOLDER")
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{key} must be one value or a list of values, got {override.input_line!r}")
+    values = list(override.sweep_string_iterator())
+    if key in ONE_VALUE:
+        raise ConfigError(f"{key} must have one value, got {', '.join(values)}; it holds for the whole bench")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _swept(row: Iterable[str], overrides: Iterable[Override]) -> tuple[str, ...]:
+    """Return those of a row's choices that tell it from others, the policy's name aside."""
+    pairs = zip(row, overrides, strict=True)
+    return tuple(
+        text.removeprefix("policy.")
+        for text, of in pairs
+        if of.is_sweep_override() and _key(of) not in ("policy", "policy.name")
+    )
+
+
+def _row(setting: Sequence[str], row: Sequence[str], swept: Sequence[str]) -> Row:
+    overrides = (*setting, *row)
+    cfg = compose("bench", list(overrides))
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, BenchRun)
+    label = " ".join((config.policy.name, *swept))
+    return Row(label, overrides, config, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _told_apart(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with a number after a label that came before: the same policy twice shows the noise."""
+    seen: dict[str, int] = {}
+    result = []
+    for row in rows:
+        seen[row.label] = seen.get(row.label, 0) + 1
+        label = row.label if seen[row.label] == 1 else f"{row.label} ({seen[row.label]})"
+        result.append(Row(label, row.overrides, row.config, row.composed))
+    return result

@@ -1,0 +1,285 @@
+"""One setting of a bench: policies built side by side, compared with eager float32, timed in turns.
+
+H horizon, A padded action dims, J 7 robot action dims.
+
+Non-obvious behaviors:
+    All policies of a setting share the weights in memory. A policy's peak memory is what the GPU has less of
+    once it is built and has inferred, with all that torch holds back and all that others allocate (TensorRT
+    does not ask torch), and the weights it was made from. On a GPU, parity needs the float32 weights for a
+    moment: 13 GB at full size.
+"""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.app import CommandError
+from eval.episodes.policy import choose_device, choose_dtype, eager_policy, load, optimise
+from eval.render.console import print_info
+from optim.base import Backend, StageMismatch
+from optim.bench.config import BenchConfig, BenchRun, Row, Setting
+from optim.bench.reshape import reshape
+from optim.bench.roofline import Work, find_ceiling, floor_ms, work
+from optim.core.parity import Parity, ParityError, compare, worst
+from policies.base import Request
+from policies.pi05.checkpoint import Checkpoint
+from policies.pi05.dims import STAGES
+from policies.pi05.policy import Pi05Policy, run_stages
+from policies.pi05.timing import StageTimer
+
+SHORT_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+Backends = Mapping[str, Backend]
+Actions = tuple[Tensor, NDArray[np.float64]]
+"""Of one inference: the network's output, and the same in the simulator's units."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that is ready to be timed, and what is known of it before."""
+
+    row: Row
+    policy: Pi05Policy
+    parity: dict[str, Any]
+    peak_bytes: int | None
+    build_s: float
+    inputs: list[dict[str, int]]
+    calls_before: dict[str, tuple[int, int]]
+
+
+def bench_setting(
+    setting: Setting,
+    backends: Mapping[tuple[str, ...], Backends],
+    requests: Sequence[Request],
+    options: BenchConfig,
+) -> dict[str, Any]:
+    """Return the record of one setting: its policies built, compared with eager float32, and timed.
+
+    Args:
+        backends: of each row, by its overrides.
+
+    Raises:
+        CommandError: a policy's weights are missing, its backend does not engage or its output is not finite.
+    """
+    first = setting.rows[0].config
+    free(choose_device(first.policy.device))
+    print_info(
+        f"denoise steps {first.denoise.steps}, {first.policy.form} form: running eager float32, for parity"
+    )
+    reference = _reference(first, requests)
+    candidates = _build(setting.rows, backends, requests, reference)
+    print_info(f"timing in {options.warmup} + {options.rounds} rounds")
+    samples = time_policies(
+        [candidate.policy for candidate in candidates], requests, options.rounds, options.warmup
+    )
+    expected = len(requests) + options.warmup + options.rounds
+    return {
+        "overrides": list(setting.overrides),
+        "policies": [
+            _row_record(candidate, own, expected) for candidate, own in zip(candidates, samples, strict=True)
+        ],
+    }
+
+
+def time_policies(
+    policies: Sequence[Pi05Policy], requests: Sequence[Request], rounds: int, warmup: int
+) -> list[list[dict[str, Any]]]:
+    """Return the samples of each policy, in the order of the policies.
+
+    In round r every policy gets request r; who begins changes from round to round.
+    """
+    samples: list[list[dict[str, Any]]] = [[] for _ in policies]
+    for i in range(-warmup, rounds):
+        at = i % len(requests)
+        for position in range(len(policies)):
+            which = (i + position) % len(policies)
+            begin = time.perf_counter()
+            [chunk] = policies[which].infer([requests[at]])
+            infer_ms = (time.perf_counter() - begin) * 1e3
+            if i >= 0:
+                sample = {"round": i, "position": position, "observation": at, "infer_ms": infer_ms}
+                samples[which].append(sample | {"stage_ms": dict(chunk.stage_ms)})
+    return samples
+
+
+@torch.no_grad()
+def act(policy: Pi05Policy, request: Request) -> Actions:
+    """Return what the network gives, float32 (horizon, action_dim), and the actions made of it."""
+    inputs = policy.preprocess([request.observation], policy.form)
+    actions_BHA, _ = run_stages(
+        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
+    )
+    normalised_BHA = actions_BHA.float().cpu()
+    return normalised_BHA[0], policy.postprocess(normalised_BHA.numpy())[0]
+
+
+def parity_of(ours: Sequence[Actions], reference: Sequence[Actions]) -> dict[str, Any]:
+    """Return the worst numbers over all observations.
+
+    Raises:
+        ParityError: a number is not finite.
+    """
+    normalised = worst(compare(mine, theirs) for (mine, _), (theirs, _) in zip(ours, reference, strict=True))
+    in_units = [
+        float(np.abs(mine - theirs).max()) for (_, mine), (_, theirs) in zip(ours, reference, strict=True)
+    ]
+    return {
+        "reference": "eager float32",
+        "observations": len(ours),
+        **Parity.to_dict(normalised),
+        "max_abs_action": max(in_units),
+    }
+
+
+def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
+    """Return what the first policy's configuration gives in eager float32; its weights are freed."""
+    try:
+        policy = _shaped(config, eager_float32(config))
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    reference = [act(policy, request) for request in requests]
+    del policy
+    free(choose_device(config.policy.device))
+    return reference
+
+
+def eager_float32(config: BenchRun) -> Pi05Policy:
+    """Return the policy in eager float32, whatever precision is configured."""
+    exact = replace(config, policy=replace(config.policy, precision="float32"))
+    return eager_policy(exact, load(exact))
+
+
+def _shaped(config: BenchRun, policy: Pi05Policy) -> Pi05Policy:
+    return reshape(policy, config.bench.views, config.bench.prompt_tokens)
+
+
+def _build(
+    rows: Sequence[Row],
+    backends: Mapping[tuple[str, ...], Backends],
+    requests: Sequence[Request],
+    reference: Sequence[Actions],
+) -> list[Candidate]:
+    checkpoints: dict[tuple[object, ...], tuple[Checkpoint, int]] = {}
+    candidates = []
+    for row in rows:
+        config = row.config
+        device = choose_device(config.policy.device)
+        key = (
+            device,
+            choose_dtype(config.policy.precision, device),
+            repr(config.checkpoint),
+            config.denoise.steps,
+        )
+        if key not in checkpoints:
+            _return_cache(device)
+            before = _used(device)
+            loaded = load(config)
+            _return_cache(device)
+            checkpoints[key] = (loaded, _used(device) - before)
+        checkpoint, weight_bytes = checkpoints[key]
+        _return_cache(device)
+        used_before = _used(device)
+        print_info(f"building {row.label}")
+        begin = time.perf_counter()
+        try:
+            eager = _shaped(config, eager_policy(config, checkpoint))
+            policy = optimise(config, eager, checkpoint, backends[row.overrides], lambda _: requests)
+            build_s = time.perf_counter() - begin
+            before_calls = _calls(policy)
+            parity = parity_of([act(policy, request) for request in requests], reference)
+        except (ValueError, OSError, FloatingPointError, ParityError, StageMismatch) as error:
+            raise CommandError(f"policy {row.label}: {error}") from error
+        peak = _used(device) - used_before + weight_bytes if device.type == "cuda" else None
+        inputs = [_sizes(policy, request) for request in requests]
+        print_info(f"built {row.label} in {build_s:.1f} s")
+        candidates.append(Candidate(row, policy, parity, peak, build_s, inputs, before_calls))
+    return candidates
+
+
+def _row_record(candidate: Candidate, samples: Sequence[Mapping[str, Any]], expected: int) -> dict[str, Any]:
+    row, policy = candidate.row, candidate.policy
+    engagement: dict[str, Any] = {}
+    for name, stage in policy.engagement().items():
+        calls, misses = candidate.calls_before[name]
+        engagement[name] = stage | {
+            "calls": stage["calls"] - calls,
+            "misses": stage["misses"] - misses,
+            "expected": expected,
+        }
+    return {
+        "label": row.label,
+        "overrides": list(row.overrides),
+        "config": row.composed,
+        "facts": policy.provenance(),
+        "inputs": candidate.inputs,
+        "build_s": candidate.build_s,
+        "peak_bytes": candidate.peak_bytes,
+        "parity": candidate.parity,
+        "engagement": engagement,
+        "floor_ms": _floors(policy, candidate.inputs),
+        "samples": list(samples),
+    }
+
+
+def _floors(policy: Pi05Policy, inputs: Sequence[Mapping[str, int]]) -> dict[str, float] | None:
+    """Return the least milliseconds of each stage, the mean over the inputs, where a ceiling is known."""
+    name = torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else None
+    ceiling = find_ceiling(name)
+    if ceiling is None:
+        return None
+    dtype = str(policy.dtype).removeprefix("torch.")
+    floors = {}
+    for stage in STAGES:
+        said = policy.stages[stage].details.get("precision", dtype)
+        precision = SHORT_PRECISIONS.get(said, said)
+        if precision not in ceiling.flops_per_s:
+            continue
+        each = [floor_ms(_work(policy, sizes)[stage], ceiling, precision) for sizes in inputs]
+        floors[stage] = sum(each) / len(each)
+    return floors
+
+
+def _work(policy: Pi05Policy, sizes: Mapping[str, int]) -> dict[str, Work]:
+    tokens = sizes["image_tokens"] + sizes["prompt_tokens"]
+    return work(policy.dims, images=sizes["images"], prefix_tokens=tokens, steps=policy.denoise_steps)
+
+
+def _sizes(policy: Pi05Policy, request: Request) -> dict[str, int]:
+    inputs = policy.preprocess([request.observation], policy.form)
+    images = inputs.images_BNCHW.shape[1]
+    return {
+        "images": images,
+        "image_tokens": images * policy.dims.tokens_per_image,
+        "prompt_tokens": inputs.tokens_BT.shape[1],
+    }
+
+
+def _calls(policy: Pi05Policy) -> dict[str, tuple[int, int]]:
+    return {name: (stage.calls, stage.misses) for name, stage in policy.stages.items()}
+
+
+def _used(device: torch.device) -> int:
+    """Return the bytes of the GPU that are in use, by torch and by others; 0 without one."""
+    if device.type != "cuda":
+        return 0
+    available, total = torch.cuda.mem_get_info(device)
+    return total - available
+
+
+def free(device: torch.device) -> None:
+    """Let go of compiled code and of memory that nobody uses any more."""
+    torch.compiler.reset()
+    _return_cache(device)
+
+
+def _return_cache(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

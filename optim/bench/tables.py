@@ -1,0 +1,334 @@
+"""Tables of a bench: `python -m optim.bench_table bench.json [--report FILE.md]` prints what its record says.
+
+Every number here is a pure function of the record that `optim.bench` writes.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from eval.analysis.latency import LatencyStats, latency_stats
+from eval.analysis.summary import is_random
+from eval.render.console import print_error, report_console
+from eval.render.markdown import markdown_table
+from policies.pi05.dims import STAGES
+
+ALL_STAGES, HOST_TO_HOST = "all stages", "host to host"
+NONE = "-"
+TIMES = ("policy", "component", "n", "p50 ms", "p95 ms", "p99 ms", "speed-up", "of roofline")
+GLANCE = ("setting", "policy", "all stages p50 ms", "host to host p50 ms", "speed-up, host to host", "cosine")
+ENGAGEMENT = ("policy", "stage", "backend", "calls", "expected", "misses", "details")
+PARITY = ("policy", "cosine (min)", "relative error", "max abs, normalised", "max abs, action", "n")
+COST = ("policy", "build s", "peak memory GB")
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of an inference with one policy.
+
+    Attributes:
+        name: a stage, all stages together, or host to host.
+        stats: of its milliseconds.
+        speedup: how many times faster than the first policy of the setting, by p50.
+        share: the roofline's floor over p50; None where no ceiling is known.
+    """
+
+    name: str
+    stats: LatencyStats
+    speedup: float
+    share: float | None
+
+
+def components(policy: Record, first: Record) -> list[Component]:
+    """Return the rows of one policy, compared with the first of its setting."""
+    ours, theirs, floors = _times(policy), _times(first), _floors(policy)
+    result = []
+    for name, samples in ours.items():
+        stats, base = latency_stats(samples), latency_stats(theirs[name])
+        floor = floors.get(name)
+        result.append(
+            Component(
+                name, stats, base.p50_ms / stats.p50_ms, None if floor is None else floor / stats.p50_ms
+            )
+        )
+    return result
+
+
+def problems(record: Record) -> list[str]:
+    """Return a line for each stage that did not serve every call."""
+    return [
+        f"{policy['label']} ({title(setting)}): {stage} served {of['calls']} of {of['expected']} calls and "
+        f"missed {of['misses']}; these times are not its engine's"
+        for setting in record["settings"]
+        for policy in setting["policies"]
+        for stage, of in policy["engagement"].items()
+        if of["misses"] or of["calls"] != of["expected"]
+    ]
+
+
+def title(setting: Record) -> str:
+    """Return what the policies of a setting share, in words; where their prompts differ, for each."""
+    facts = setting["policies"][0]["facts"]
+    images = [sizes["images"] for policy in setting["policies"] for sizes in policy["inputs"]]
+    prompts = {policy["label"]: _prompt_tokens(policy) for policy in setting["policies"]}
+    if len(set(prompts.values())) == 1:
+        tokens = next(iter(prompts.values()))
+    else:
+        tokens = " / ".join(f"{count} ({label})" for label, count in prompts.items())
+    return ", ".join(
+        (
+            f"denoise steps {facts['denoise_steps']}",
+            f"{facts['form']} form",
+            f"images {_span(images)}",
+            f"prompt tokens {tokens}",
+            f"horizon {facts['horizon']}",
+        )
+    )
+
+
+def _prompt_tokens(policy: Record) -> str:
+    return _span(sizes["prompt_tokens"] for sizes in policy["inputs"])
+
+
+def time_rows(setting: Record) -> Iterator[tuple[str, ...]]:
+    """Return the cells under `TIMES`."""
+    first = setting["policies"][0]
+    for policy in setting["policies"]:
+        for component in components(policy, first):
+            stats = component.stats
+            milliseconds = (f"{ms:.3f}" for ms in (stats.p50_ms, stats.p95_ms, stats.p99_ms))
+            share = NONE if component.share is None else f"{component.share:.0%}"
+            yield (
+                policy["label"],
+                component.name,
+                str(stats.n),
+                *milliseconds,
+                f"{component.speedup:.2f}x",
+                share,
+            )
+
+
+def glance_rows(setting: Record) -> Iterator[tuple[str, ...]]:
+    """Return the cells under `GLANCE`."""
+    first = setting["policies"][0]
+    for policy in setting["policies"]:
+        of = {component.name: component for component in components(policy, first)}
+        stages, host = of[ALL_STAGES], of[HOST_TO_HOST]
+        milliseconds = (f"{component.stats.p50_ms:.2f}" for component in (stages, host))
+        cosine = f"{policy['parity']['cosine']:.6f}"
+        yield title(setting), policy["label"], *milliseconds, f"{host.speedup:.2f}x", cosine
+
+
+def engagement_rows(setting: Record) -> Iterator[tuple[str, ...]]:
+    """Return the cells under `ENGAGEMENT`."""
+    for policy in setting["policies"]:
+        for stage, of in policy["engagement"].items():
+            counts = (str(of[name]) for name in ("calls", "expected", "misses"))
+            yield policy["label"], stage, of["backend"], *counts, _details(of["details"])
+
+
+def parity_rows(setting: Record) -> Iterator[tuple[str, ...]]:
+    """Return the cells under `PARITY`."""
+    for policy in setting["policies"]:
+        of = policy["parity"]
+        numbers = (f"{of[name]:.3g}" for name in ("rel_error", "max_abs", "max_abs_action"))
+        yield policy["label"], f"{of['cosine']:.6f}", *numbers, str(of["observations"])
+
+
+def cost_rows(setting: Record) -> Iterator[tuple[str, ...]]:
+    """Return the cells under `COST`."""
+    for policy in setting["policies"]:
+        peak = policy["peak_bytes"]
+        yield policy["label"], f"{policy['build_s']:.1f}", NONE if peak is None else f"{peak / 1e9:.2f}"
+
+
+def render_setting(setting: Record) -> RenderableType:
+    """Return the tables of one setting for a rich console."""
+    parts: list[RenderableType] = []
+    for label in weights_labels([setting]):
+        if is_random(label):
+            parts.append(Text(f"*** {label} ***", style="bold white on red"))
+    parts.append(_table(title(setting), TIMES, time_rows(setting), texts=2))
+    parts.append(_table("Engagement", ENGAGEMENT, engagement_rows(setting), texts=3, last_is_text=True))
+    reference = setting["policies"][0]["parity"]["reference"]
+    parts.append(_table(f"Parity with {reference}, same noise", PARITY, parity_rows(setting)))
+    parts.append(_table("Cost", COST, cost_rows(setting)))
+    return Group(*parts)
+
+
+def weights_labels(settings: Iterable[Record]) -> list[str]:
+    """Return what must be said of the weights, each label once."""
+    labels = (policy["facts"]["weights_label"] for setting in settings for policy in setting["policies"])
+    return list(dict.fromkeys(labels))
+
+
+def report(record: Record) -> str:
+    """Return the record as a Markdown report with the items that docs/results/README.md asks for."""
+    settings = record["settings"]
+    names = list(dict.fromkeys(policy["label"] for setting in settings for policy in setting["policies"]))
+    lines = [
+        f"# {', '.join(names)}: latency side by side",
+        "",
+        f"How long does an inference take with {', '.join(names)}, and how far is it from eager float32?",
+        *(
+            f"\n**{label}**: success means nothing here."
+            for label in weights_labels(settings)
+            if is_random(label)
+        ),
+        "",
+        *(f"- {name}: {text}" for name, text in _facts(record).items()),
+        "",
+        f"Milliseconds of {record['rounds']} rounds after {record['warmup']} of warm-up that are left out; "
+        "batch 1. In each round every policy infers once on the same observation, and the order rotates. "
+        "Host to host is observation to action on the host, synchronised; stages are CUDA events within it "
+        "(on a CPU the host's clock), and all stages are their sum. Speed-up is against the first policy, by "
+        "p50. `of roofline` is the least time that the GPU's bandwidth and matmul rate allow, by "
+        "`optim/bench/roofline.py`, over p50.",
+        "",
+        *markdown_table(GLANCE, (row for setting in settings for row in glance_rows(setting)), texts=2),
+    ]
+    for setting in settings:
+        reference = setting["policies"][0]["parity"]["reference"]
+        lines += ["", f"## {title(setting)}", "", *markdown_table(TIMES, time_rows(setting), texts=2)]
+        lines += [
+            "",
+            "Engagement:",
+            "",
+            *markdown_table(ENGAGEMENT, engagement_rows(setting), 3, last_is_text=True),
+        ]
+        lines += ["", f"Parity with {reference} of the same weights, on the same observations and noise:", ""]
+        lines += [
+            *markdown_table(PARITY, parity_rows(setting)),
+            "",
+            *markdown_table(COST, cost_rows(setting)),
+        ]
+    found = problems(record)
+    lines += ["", *(f"**{problem}**" for problem in found)] if found else []
+    return "\n".join(lines) + "\n"
+
+
+def _times(policy: Record) -> dict[str, list[float]]:
+    """Return milliseconds by component."""
+    samples = policy["samples"]
+    times = {stage: [sample["stage_ms"][stage] for sample in samples] for stage in STAGES}
+    times[ALL_STAGES] = [sum(sample["stage_ms"].values()) for sample in samples]
+    times[HOST_TO_HOST] = [sample["infer_ms"] for sample in samples]
+    return times
+
+
+def _floors(policy: Record) -> dict[str, float]:
+    floors = policy["floor_ms"] or {}
+    if set(floors) != set(STAGES):
+        return floors
+    total = sum(floors.values())
+    return {**floors, ALL_STAGES: total, HOST_TO_HOST: total}
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """Return provenance by the names that docs/results/README.md uses."""
+    origin, stack, seen = record["provenance"], record["simulator"], record["observations"]
+    gpu, cpu, git = origin["gpu"], origin["cpu"], origin["git"]
+    machine = f"{gpu['name']} (driver {gpu['driver']})" if gpu else "no GPU"
+    commit = git["commit"] or f"unknown ({git['error']})"
+    versions = {"Python": origin["python"], "CUDA": gpu["cuda"] if gpu else None, **origin["packages"]}
+    if stack is not None:
+        versions["GL"] = f"{stack['gl']} ({stack['gl_renderer']})"
+    seen_tasks = (f"{suite} tasks {', '.join(map(str, ids))}" for suite, ids in seen["tasks"].items())
+    facts = [policy["facts"] for setting in record["settings"] for policy in setting["policies"]]
+    weights = dict.fromkeys(
+        f"{_label(of)}, SHA-256 {of['weights_sha256']}; norm stats {of['norm_stats_sha256']}" for of in facts
+    )
+    precisions = dict.fromkeys(f"{of['policy']} {of['dtype']} on {of['device']}" for of in facts)
+    return {
+        "Command": f"`{origin['command']}`",
+        "Commit": f"{commit}{' with uncommitted changes' if git['dirty'] else ''}; {origin['time']}",
+        "Hardware": f"{machine}; {cpu['model']}, "
+        f"{cpu['cores']} cores, {cpu['torch_threads']} torch threads; {origin['platform']}",
+        "Versions": ", ".join(
+            f"{name} {version}" for name, version in versions.items() if version is not None
+        ),
+        "Weights": "; ".join(weights),
+        "Precision": "; ".join(precisions),
+        "Observations": f"{seen['count']} of {'; '.join(seen_tasks)} ({seen['source']})",
+    }
+
+
+def _label(facts: Record) -> str:
+    """Return the checkpoint's name, and that its weights are random; a folder's name is of this machine."""
+    label = facts["weights_label"]
+    return f"checkpoint {facts['checkpoint']}" + (f", {label}" if is_random(label) else "")
+
+
+def _span(numbers: Iterable[int]) -> str:
+    values = sorted(set(numbers))
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _details(details: Record) -> str:
+    """Return facts in one cell: `precision fp8, parity rel_error 0.021`."""
+    cells = []
+    for name, value in details.items():
+        if isinstance(value, Mapping):
+            cells.append(f"{name} {_details(value)}")
+        else:
+            cells.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(cells) or NONE
+
+
+def _table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    texts: int = 1,
+    *,
+    last_is_text: bool = False,
+) -> Table:
+    """Return a table whose first columns are texts; a line parts the policies."""
+    table = Table(title=Text(caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        is_text = i < texts or (last_is_text and i == len(columns) - 1)
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    before = None
+    for row in rows:
+        if texts > 1 and before not in (None, row[0]):
+            table.add_section()
+        first = row[0] if row[0] != before or texts == 1 else ""
+        table.add_row(*(Text(cell) for cell in (first, *row[1:])))
+        before = row[0]
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of a record; return 1 when a call missed its engine, or there is no record."""
+    parser = argparse.ArgumentParser(prog="python -m optim.bench_table", description="Print a bench again.")
+    parser.add_argument("record", type=Path, help="bench.json")
+    parser.add_argument("--report", type=Path, help="write a Markdown report too")
+    options = parser.parse_args(arguments)
+    try:
+        record = json.loads(options.record.read_text())
+        if options.report is not None:
+            with options.report.open("x") as file:
+                file.write(report(record))
+    except (OSError, ValueError) as error:
+        print_error(error)
+        return 1
+    for setting in record["settings"]:
+        report_console().print(render_setting(setting))
+    found = problems(record)
+    for problem in found:
+        print_error(problem)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

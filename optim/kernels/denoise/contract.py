@@ -1,0 +1,262 @@
+"""The persistent denoise kernel: what it reads and writes, its launch, and its plain reference.
+
+M rows (B * H), B batch, H horizon, W width of the expert, X query heads, D head dimension, F width of the
+MLP, A action dimensions, C columns of a weight, K inner dimension of a weight, L layers, N = 2 L + 1 norms,
+E Euler steps, P parts of a row, S splits of the keys. Weights are (out, in) as in `nn.Linear`, packed as the
+kernel says.
+
+Floor of one layer at full size and bf16, on an H200 (4.27 TB/s), by the bytes of its weights: qkv 5.2 MB,
+1.2 us; output projection 4.2 MB, 1.0 us; gate and up 16.8 MB, 3.9 us; down 8.4 MB, 2.0 us. What the phases
+reach is in docs/results.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optim.core.fp8_format import FP8_MAX, quantise
+from optim.kernels.denoise.ring_layout import X_COLUMNS
+from optim.kernels.split_attention import reference as attend_reference
+from policies.pi05.layers import rms_normalise
+
+BLOCK_KEYS = 64
+MOST_WARPS = 8
+MOST_ROWS = 64  # of a block
+STAGED = 5120  # elements of rows and columns that a warp has in shared memory, for each of two steps of K
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed weight of all layers: in the activations' precision, or in FP8 with a scale for each row.
+
+    Attributes:
+        scale_LC: float32; None if the values are the weight.
+    """
+
+    values_LCK: Tensor
+    scale_LC: Tensor | None = None
+
+    @classmethod
+    def in_fp8(cls, weight_LCK: Tensor) -> "Weight":
+        """Return a weight in FP8, each row with a scale of its own."""
+        scale_LC = weight_LCK.float().abs().amax(dim=-1).clamp(min=1e-12) / FP8_MAX
+        return cls(quantise(weight_LCK, 1.0 / scale_LC[..., None]).contiguous(), scale_LC)
+
+    def dense(self, layer: int) -> Tensor:
+        """Return a layer's weight in float32."""
+        values = self.values_LCK[layer].float()
+        return values if self.scale_LC is None else values * self.scale_LC[layer, :, None]
+
+    def pointers(self) -> tuple[Tensor, Tensor]:
+        """Return values and scale; the values twice where there is no scale, which is then not read."""
+        return self.values_LCK, self.values_LCK if self.scale_LC is None else self.scale_LC
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The layers' weights; see `pack_qkv` and `interleave`."""
+
+    qkv: Weight
+    output: Weight
+    gate_up: Weight
+    down: Weight
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Projections of actions in and out, float32."""
+
+    in_weight_WA: Tensor
+    in_bias_W: Tensor
+    out_weight_AW: Tensor
+
+
+@dataclass(frozen=True)
+class Modulations:
+    """adaRMS of every norm at every t, float32, its shift taken through the weight that follows.
+
+    Attributes:
+        out_shift_EA: with the bias of the projection.
+    """
+
+    one_plus_scale_ENW: Tensor
+    gate_ENW: Tensor
+    qkv_shift_ELC: Tensor
+    gate_up_shift_ELC: Tensor
+    out_shift_EA: Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the suffix attends to, and its own geometry.
+
+    Attributes:
+        cos, sin: of the suffix, float32 (M, D / 2).
+        bias: (B, 1, 1, P + H), or None.
+    """
+
+    keys_LB1PD: Tensor
+    values_LB1PD: Tensor
+    cos: Tensor
+    sin: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What one phase leaves for the next; after the run, what the last layer of the last step left.
+
+    Attributes:
+        x_MW: residual stream, float32.
+        scaled_MW: x (1 + scale) of the next norm.
+        squares_MP: sums of squares of parts of x's rows, float32.
+        partial_BSRD: attention of R = X H rows to a split of the keys, float32; lse_BSR the logs of its
+            denominators.
+        counter: arrivals of programs at the ends of phases.
+    """
+
+    x_MW: Tensor
+    scaled_MW: Tensor
+    squares_MP: Tensor
+    queries_BXHD: Tensor
+    keys_B1HD: Tensor
+    values_B1HD: Tensor
+    partial_BSRD: Tensor
+    lse_BSR: Tensor
+    attended_MC: Tensor
+    hidden_MF: Tensor
+    counter: Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a network that the kernel takes.
+
+    Raises:
+        ValueError: a size that it does not take; names the supported ones.
+    """
+
+    width: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+
+    def __post_init__(self) -> None:
+        for name, size in (
+            ("expert.width", self.width),
+            ("expert.num_heads * expert.head_dim", self.heads * self.head_dim),
+            ("expert.mlp_dim", self.mlp_dim),
+        ):
+            if size < 64 or size & (size - 1):
+                raise ValueError(
+                    f"{name} must be a power of two >= 64, got {size}; use optim/denoise=compile"
+                )
+
+    def blocks(self, rows: int) -> dict[str, int]:
+        """Return how the kernel cuts its work for so many rows; chosen for 132 processors (docs/results)."""
+        block_rows = min(MOST_ROWS, max(16, 1 << (rows - 1).bit_length()))
+        inner = min(self.width, self.heads * self.head_dim, self.mlp_dim)
+        split = min(MOST_WARPS, inner // 16)
+        columns = 32
+        block_k = min(inner // split, 1 << (STAGED // (block_rows + columns)).bit_length() - 1, 64)
+        return {
+            "M": block_rows,
+            "N_QKV": min(columns, self.head_dim),
+            "N_X": X_COLUMNS,
+            "N_GATE_UP": columns,
+            "BLOCK_K": block_k,
+            "SPLIT": split,
+        }
+
+
+def interleave(first: Tensor, second: Tensor) -> Tensor:
+    """Return rows first[0], second[0], first[1], second[1], ..."""
+    return torch.stack((first, second), dim=1).flatten(0, 1)
+
+
+def pack_qkv(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
+    """Return one weight whose rows pair the partners of RoPE: d, d + D / 2 for each d of a head."""
+    heads = [*q.split(dim), *k.split(dim), *v.split(dim)]
+    return torch.cat([interleave(head[: dim // 2], head[dim // 2 :]) for head in heads])
+
+
+def new_scratch(sizes: Sizes, prefix: Prefix, batch: int, horizon: int) -> Scratch:
+    """Return scratch memory on the prefix's device; only the counter is written."""
+    keys = prefix.keys_LB1PD
+    rows, split = batch * horizon, splits(keys.shape[3]) + splits(horizon)
+    new = functools.partial(torch.empty, device=keys.device, dtype=keys.dtype)
+    new32 = functools.partial(torch.empty, device=keys.device, dtype=torch.float32)
+    return Scratch(
+        x_MW=new32(rows, sizes.width),
+        scaled_MW=new(rows, sizes.width),
+        squares_MP=new32(rows, sizes.width // X_COLUMNS),
+        queries_BXHD=new(batch, sizes.heads, horizon, sizes.head_dim),
+        keys_B1HD=new(batch, 1, horizon, sizes.head_dim),
+        values_B1HD=new(batch, 1, horizon, sizes.head_dim),
+        partial_BSRD=new32(batch, split, sizes.heads * horizon, sizes.head_dim),
+        lse_BSR=new32(batch, split, sizes.heads * horizon),
+        attended_MC=new(rows, sizes.heads * sizes.head_dim),
+        hidden_MF=new(rows, sizes.mlp_dim),
+        counter=torch.zeros(1, device=keys.device, dtype=torch.int32),
+    )
+
+
+def splits(tokens: int) -> int:
+    """Return how many blocks of keys there are."""
+    return -(-tokens // BLOCK_KEYS)
+
+
+def denoise_reference(
+    actions_BHA: Tensor,
+    heads: Heads,
+    modulations: Modulations,
+    weights: Weights,
+    prefix: Prefix,
+    sizes: Sizes,
+) -> Scratch:
+    """Do what `denoise` does in plain PyTorch, float32; attention is not split."""
+    batch, horizon, action_dim = actions_BHA.shape
+    scratch = new_scratch(sizes, prefix, batch, horizon)
+    actions_MA = actions_BHA.view(-1, action_dim)
+    for step in range(modulations.out_shift_EA.shape[0]):
+        scales, gates = modulations.one_plus_scale_ENW[step], modulations.gate_ENW[step]
+        x_MW = F.linear(actions_MA, heads.in_weight_WA, heads.in_bias_W)
+        for i in range(prefix.keys_LB1PD.shape[0]):
+            out = (rms_normalise(x_MW) * scales[2 * i]) @ weights.qkv.dense(i).T
+            out = (out + modulations.qkv_shift_ELC[step, i]).view(batch, horizon, -1, sizes.head_dim)
+            queries, keys, values = _rotated(out.transpose(1, 2), prefix, sizes.heads)
+            attended = attend_reference(
+                queries, prefix.keys_LB1PD[i], prefix.values_LB1PD[i], keys, values, prefix.bias
+            )
+            attended_MC = attended.transpose(1, 2).reshape(batch * horizon, -1)
+            x_MW = x_MW + gates[2 * i] * (attended_MC @ weights.output.dense(i).T)
+            out = (rms_normalise(x_MW) * scales[2 * i + 1]) @ weights.gate_up.dense(i).T
+            out = out + modulations.gate_up_shift_ELC[step, i]
+            hidden_MF = F.gelu(out[:, 0::2], approximate="tanh") * out[:, 1::2]
+            x_MW = x_MW + gates[2 * i + 1] * (hidden_MF @ weights.down.dense(i).T)
+        velocity = (rms_normalise(x_MW) * scales[-1]) @ heads.out_weight_AW.T + modulations.out_shift_EA[step]
+        actions_MA -= velocity / modulations.out_shift_EA.shape[0]
+    for name, value in {
+        "x_MW": x_MW,
+        "scaled_MW": x_MW * scales[-1],
+        "squares_MP": x_MW.square().unflatten(1, (scratch.squares_MP.shape[1], -1)).sum(-1),
+        "queries_BXHD": queries,
+        "keys_B1HD": keys,
+        "values_B1HD": values,
+        "attended_MC": attended_MC,
+        "hidden_MF": hidden_MF,
+    }.items():
+        getattr(scratch, name).copy_(value)
+    return scratch
+
+
+def _rotated(qkv: Tensor, prefix: Prefix, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, horizon, dim = qkv.shape
+    cos, sin = (table.view(batch, 1, horizon, dim // 2) for table in (prefix.cos, prefix.sin))
+    first, second = qkv[..., 0::2], qkv[..., 1::2]
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    values = torch.cat((first, second), dim=-1)
+    return turned[:, :heads], turned[:, heads : heads + 1], values[:, heads + 1 :]

@@ -1,0 +1,45 @@
+"""Launcher of the phases kernel."""
+
+from torch import Tensor
+
+from optim.kernels.denoise.contract import Heads, Modulations, Prefix, Scratch, Sizes, Weights, new_scratch
+from optim.kernels.denoise.launch import launch
+
+
+def denoise(
+    actions_BHA: Tensor,
+    heads: Heads,
+    modulations: Modulations,
+    weights: Weights,
+    prefix: Prefix,
+    sizes: Sizes,
+) -> Scratch:
+    """Turn noise into actions, in place; float32.
+
+    Returns:
+        The scratch memory.
+    """
+    import triton
+
+    from optim.kernels.denoise.phases_triton import denoise_kernel
+
+    batch, horizon, _ = actions_BHA.shape
+    scratch = new_scratch(sizes, prefix, batch, horizon)
+    blocks = sizes.blocks(batch * horizon)
+    pointers = [pointer for weight in vars(weights).values() for pointer in weight.pointers()]
+    launch(
+        denoise_kernel,
+        actions_BHA,
+        heads,
+        modulations,
+        pointers,
+        prefix,
+        sizes,
+        scratch,
+        **blocks,
+        SPLITS=triton.next_power_of_2(scratch.lse_BSR.shape[1]),
+        SCALED=weights.qkv.scale_LC is not None,
+        num_stages=1,
+        num_warps=blocks["SPLIT"],
+    )
+    return scratch

@@ -1,0 +1,71 @@
+"""Provenance: it names code, packages and machine, and says null where there is nothing."""
+
+import json
+import platform
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.records.provenance import collect, git_state, gpu_state
+from eval.records.schema import to_plain
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    return tmp_path
+
+
+def test_provenance_is_strict_json_with_code_packages_and_machine() -> None:
+    found = collect()
+    assert json.loads(json.dumps(to_plain(found, "provenance"), allow_nan=False)) == found
+    assert datetime.fromisoformat(found["time"]).tzinfo is not None
+    assert "pytest" in found["command"]
+    assert found["python"] == platform.python_version()
+    assert found["packages"]["mujoco"] is not None
+    assert found["packages"]["tensorrt-rtx"] is None or isinstance(found["packages"]["tensorrt-rtx"], str)
+    assert found["cpu"]["cores"] >= 1
+    assert found["cpu"]["torch_threads"] >= 1
+
+
+def test_a_clean_tree_has_its_commit(repository: Path) -> None:
+    state = git_state(repository)
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+
+
+def test_a_new_file_makes_the_tree_dirty(repository: Path) -> None:
+    (repository / "new.py").touch()
+    assert git_state(repository)["dirty"] is True
+
+
+def test_outside_git_the_commit_is_null_and_the_reason_is_kept(tmp_path: Path) -> None:
+    state = git_state(tmp_path)
+    assert (state["commit"], state["dirty"]) == (None, None)
+    assert "not a git repository" in state["error"]
+
+
+def test_a_machine_without_git_has_no_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    state = git_state(repository)
+    assert state["commit"] is None
+    assert "git" in state["error"]
+
+
+def test_a_machine_without_a_gpu_says_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu_state() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_named_with_its_driver() -> None:
+    state = gpu_state()
+    assert state is not None
+    assert "NVIDIA" in state["name"]
+    assert state["driver"]
