@@ -1,0 +1,166 @@
+"""Tables and the sentences around them: described once as blocks, written for a console or as Markdown."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+NONE = "-"  # a cell without a value
+
+Cell = str | Text
+"""What a cell holds; the style of a `Text` is seen on a console alone."""
+
+Row = Sequence[Cell]
+
+LINE: Row = ()
+"""Among the rows of a table: a line across it on a console, nothing in Markdown."""
+
+
+class Block(Protocol):
+    """A part of a text. Texts from records are never read as a console's markup."""
+
+    def console(self) -> Iterable[RenderableType]:
+        """Return what is printed, one thing below the other."""
+
+    def markdown(self) -> list[str]:
+        """Return the lines in Markdown; none where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; on a console a line like any other."""
+
+    text: str
+    level: int = 1
+
+    def console(self) -> Iterable[RenderableType]:
+        yield Text(self.text)
+
+    def markdown(self) -> list[str]:
+        return [f"{'#' * self.level} {self.text}"]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A paragraph of its own.
+
+    Attributes:
+        style: rich's, for the console alone.
+        strong: whether it is bold in both.
+    """
+
+    text: str
+    style: str = ""
+    strong: bool = False
+
+    def console(self) -> Iterable[RenderableType]:
+        yield Text(self.text, style=_console_style(self.style, self.strong))
+
+    def markdown(self) -> list[str]:
+        return [_emphasised(self.text, self.strong)]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Lines on a console, a list in Markdown; `style` and `strong` as for `Sentence`."""
+
+    texts: Sequence[str]
+    style: str = ""
+    strong: bool = False
+
+    def console(self) -> Iterable[RenderableType]:
+        for text in self.texts:
+            yield Text(text, style=_console_style(self.style, self.strong))
+
+    def markdown(self) -> list[str]:
+        return [f"- {_emphasised(text, self.strong)}" for text in self.texts]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first columns are texts, on the left, and whose others are numbers, on the right.
+
+    Attributes:
+        rows: cells under `columns`, and `LINE` between them.
+        caption: stands above; empty for none.
+        texts: how many columns are texts.
+        last_is_text: whether the last column is one too.
+        blank_repeats: whether a console leaves out a first cell that is that of the row above.
+    """
+
+    columns: Sequence[str]
+    rows: Iterable[Row]
+    caption: str = ""
+    texts: int = 1
+    last_is_text: bool = False
+    blank_repeats: bool = False
+
+    def console(self) -> Iterable[RenderableType]:
+        table = RichTable(
+            title=Text(self.caption) if self.caption else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for name, is_text in zip(self.columns, self._are_texts(), strict=True):
+            table.add_column(
+                name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+            )
+        before = None
+        for row in self.rows:
+            if not row:
+                table.add_section()
+                continue
+            first, *others = row
+            shown = "" if self.blank_repeats and first == before else first
+            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in (shown, *others)))
+            before = first
+        yield table
+
+    def markdown(self) -> list[str]:
+        rules = ["---" if is_text else "---:" for is_text in self._are_texts()]
+        lines = [self.columns, rules, *(row for row in self.rows if row)]
+        table = ["| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines]
+        return [f"{self.caption}:", "", *table] if self.caption else table
+
+    def _are_texts(self) -> list[bool]:
+        last = len(self.columns) - 1
+        return [i < self.texts or (self.last_is_text and i == last) for i in range(len(self.columns))]
+
+
+def to_console(blocks: Iterable[Block]) -> RenderableType:
+    """Return what a rich console prints."""
+    return Group(*(part for block in blocks for part in block.console()))
+
+
+def to_markdown(blocks: Iterable[Block]) -> str:
+    """Return a document, with a blank line between the blocks."""
+    written = ("\n".join(block.markdown()) for block in blocks)
+    return "\n\n".join(text for text in written if text) + "\n"
+
+
+def part_groups(rows: Iterable[Row]) -> Iterator[Row]:
+    """Return the rows with a `LINE` wherever the first cell changes."""
+    before = None
+    for row in rows:
+        if before not in (None, row[0]):
+            yield LINE
+        yield row
+        before = row[0]
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """Return `97.2 to 99.9 %` of two fractions; `NONE` without them."""
+    return NONE if low is None or high is None else f"{low * 100:.1f} to {high * 100:.1f} %"
+
+
+def _console_style(style: str, strong: bool) -> str:
+    return f"bold {style}".strip() if strong else style
+
+
+def _emphasised(text: str, strong: bool) -> str:
+    return f"**{text}**" if strong else text
