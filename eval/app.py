@@ -20,6 +20,7 @@ from eval.config import schema
 from eval.records.writer import RecordingError
 from eval.render.console import print_error, print_info
 from eval.runners.recorder import RunFailed
+from policies.files import search_current_folder_last
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -80,6 +81,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
         config_name: the file in conf/ that it composes.
         run: does the work of one job; the other jobs of a sweep go on when it raises an error of the user's.
     """
+    search_current_folder_last()
     Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all of its usage
     schema.register()
     before = os.environ.get(FULL_ERROR)

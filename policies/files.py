@@ -1,21 +1,59 @@
-"""Files: where the project lies, and writing a file in one step."""
+"""Files: where the project lies, and writing one in one step."""
 
+import contextlib
 import os
-import tempfile
+import secrets
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]  # of the checkout, or of the folder of installed packages
+ROOT = Path(__file__).resolve().parents[1]  # the checkout, or the site-packages that the wheel lies in
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+OUTPUTS = ROOT / "outputs" if IS_CHECKOUT else Path("outputs")  # site-packages are nobody's notebook
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name complete or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def search_current_folder_last() -> None:
+    """Let modules of the current folder be found, after everything that is installed.
+
+    Python puts the current folder first, where a user's own `policies` or `eval.py` would shadow ours.
+    """
+    here = os.getcwd()
+    if Path(here) != ROOT:
+        sys.path[:] = [*(entry for entry in sys.path if entry not in ("", here)), here]
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; at the end it takes the place of `path`, in one step.
+
+    A reader sees the old content or the new, never a part. When the body raises, `path` stays as it was.
+
+    Args:
+        durable: the new content survives a loss of power that comes after this.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
+    """Write a file that appears under its name complete or not at all; see `replacing`."""
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

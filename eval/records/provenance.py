@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from policies.files import ROOT
+from policies.files import IS_CHECKOUT, ROOT
 
 # Those that can change a result or a latency; an absent one is null.
 PACKAGES = (
@@ -35,6 +35,7 @@ PACKAGES = (
     "sentencepiece",
 )
 COMMAND_TIMEOUT_S = 20
+INSTALLED = {"commit": None, "dirty": None, "error": "installed as a package, no checkout"}
 
 
 def collect(gpu_index: int = 0) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def collect(gpu_index: int = 0) -> dict[str, Any]:
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
-        "git": git_state(ROOT),
+        "git": git_state(ROOT) if IS_CHECKOUT else INSTALLED,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from eval.records.observations import load_requests, save_requests, spread
 from policies.base import ActionChunk, Policy, Request
+from policies.files import replacing
 
 OBSERVATIONS_FILE = "observations.npz"
 ACTIONS = "actions_HJ"  # beside the arrays of eval.records.observations
@@ -105,12 +106,11 @@ def recording(runner: HasPolicy, folder: Path, count: int) -> Iterator[None]:
 
 def save_recording(path: Path, kept: Sequence[Kept]) -> None:
     """Replace `path` as a whole by requests and the actions that answered them."""
-    beside = path.with_name(f".{path.name}.tmp")
-    save_requests(beside, [request for request, _ in kept])
     actions_BHJ = np.stack([actions_HJ for _, actions_HJ in kept])
-    with zipfile.ZipFile(beside, "a") as file, file.open(f"{ACTIONS}.npy", "w") as array:
-        np.lib.format.write_array(array, actions_BHJ)
-    beside.replace(path)
+    with replacing(path) as temporary:
+        save_requests(temporary, [request for request, _ in kept])
+        with zipfile.ZipFile(temporary, "a") as file, file.open(f"{ACTIONS}.npy", "w") as array:
+            np.lib.format.write_array(array, actions_BHJ)
 
 
 def load_recording(path: Path) -> list[Kept]:

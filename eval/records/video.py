@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.records.schema import EpisodeRecord
+from policies.files import replacing
 
 
 class VideoMode(StrEnum):
@@ -53,12 +54,8 @@ def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> No
         if frame.dtype != np.uint8 or frame.shape != shape:
             raise ValueError(f"{path}: frame {i} is {frame.dtype} {frame.shape}, not uint8 {shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        _encode(frames, partial, fps)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        _encode(frames, temporary, fps)
 
 
 def _encode(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:

@@ -4,7 +4,6 @@ A run is a folder with `episodes.jsonl`, `inferences.jsonl` and `run.json`. They
 pure functions of them.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any, Self, cast
 from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, refuse_used, require_records
 from eval.records.schema import EpisodeRecord, InferenceRecord, to_plain
 from policies.base import EpisodeKey
+from policies.files import sync, write_atomic
 
 WAY_OUT = "free space and go on with resume"
 
@@ -55,7 +55,7 @@ class RunWriter:
         self._lock()
         self._counts: Counter[EpisodeKey] = Counter()  # inferences of unfinished episodes
         self._finished: set[EpisodeKey] = set()
-        _sync_folder(folder)
+        sync(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -107,17 +107,9 @@ class RunWriter:
             ValueError, TypeError: naming the field, when a value has no strict JSON form; the old file stays.
         """
         text = json.dumps(to_plain(run, RUN_FILE), indent=2, allow_nan=False) + "\n"
-        temporary = self.folder / f".{RUN_FILE}.tmp"
         try:
-            with temporary.open("wb") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / RUN_FILE)
-            _sync_folder(self.folder)
+            write_atomic(self.folder / RUN_FILE, text, durable=True)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise RecordingError(
                 f"{self.folder / RUN_FILE} cannot be written: {error}; {WAY_OUT}={self.folder}"
             ) from error
@@ -162,12 +154,3 @@ def _append(file: FileIO, data: bytes, *, sync: bool = False) -> None:
             f"{file.name} cannot be written: {error}; what it holds is kept, "
             f"{WAY_OUT}={Path(file.name).parent}"
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new and renamed files of a folder durable (fsync of a file does not cover its name)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

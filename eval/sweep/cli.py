@@ -43,6 +43,7 @@ from eval.render.console import print_error, print_info, report_console
 from eval.render.overview import markdown, render
 from eval.sweep.check import Jobs, Reason, find_reasons, refusal
 from eval.sweep.jobs import Job, experiments, override, read_jobs
+from policies.files import IS_CHECKOUT, ROOT, write_atomic
 from policies.text import pluralize
 
 LOG_FILE = "job.log"  # beside the records: what the job printed
@@ -164,7 +165,8 @@ def run_process(arguments: list[str], log: Path) -> int:
     """
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "eval", *arguments],
+            [sys.executable, "-P", "-m", "eval", *arguments],  # -P: an `eval.py` in this folder is not ours
+            env=_environ(),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -179,6 +181,14 @@ def run_process(arguments: list[str], log: Path) -> int:
             finally:
                 process.kill()  # no effect on one that has ended
             raise
+
+
+def _environ() -> dict[str, str]:
+    """Return the environment of a job, which finds a checkout that is not installed too."""
+    paths = [str(ROOT)] if IS_CHECKOUT else []
+    if before := os.environ.get("PYTHONPATH"):
+        paths.append(before)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _has_finished(folder: Path, record: JobRecord) -> bool:
@@ -213,9 +223,7 @@ def _json(value: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_atomic(path, text)
 
 
 def main(

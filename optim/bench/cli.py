@@ -37,6 +37,7 @@ from optim.bench.config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, h
 from optim.bench.measure import Backends, bench_setting, eager_float32, free
 from optim.bench.tables import problems, render_setting, report
 from policies.base import Request
+from policies.files import write_atomic
 
 RECORD_FILE = "bench.json"
 CAPTURE_STEPS = 50  # control steps of an episode to take observations from: random weights never end one
@@ -151,9 +152,7 @@ def _new_folder(options: BenchConfig) -> Path:
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     """Replace the record as a whole: whoever looks finds the last one or this one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(to_plain(record, "bench"), indent=1, allow_nan=False) + "\n")
-    beside.replace(path)
+    write_atomic(path, json.dumps(to_plain(record, "bench"), indent=1, allow_nan=False) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from policies.files import ROOT, write_atomic
+from policies.files import OUTPUTS, write_atomic
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
 from policies.text import shorten
 
 FP16_MAX = 65504.0
 FILE_NAME = "fp8_scales.json"  # beside the weights
-CALIBRATION = ROOT / "outputs" / "calibration"  # for weights without a folder
+CALIBRATION = OUTPUTS / "calibration"  # for weights without a folder
 
 Amax = dict[str, dict[str, float]]
 """Of each stage, each linear's largest absolute input."""
@@ -56,7 +56,7 @@ class Scales:
 def write_scales(path: Path, scales: Scales) -> None:
     """Write `scales` as JSON, whole or not at all, folders included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(asdict(scales), indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(path, json.dumps(asdict(scales), indent=1, allow_nan=False) + "\n")
 
 
 def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:

@@ -29,7 +29,7 @@ from optim.tensorrt.cache import EngineCache
 from optim.tensorrt.engine import EngineModule, build_engine, flavour, runtime
 from optim.tensorrt.fp8 import WeightBytes, quantised_names, require_fp8, with_quantised_linears
 from optim.tensorrt.modules import PrefixCore, VisionCore, cast_linears, prefix_inputs, record_layers
-from policies.files import ROOT
+from policies.files import OUTPUTS
 from policies.pi05.prefix import Prefix
 
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8"}  # ours -> `optim.core.parity`'s
@@ -143,7 +143,7 @@ class _Builder:
         self.options = options
         self.source = source
         self.fp8 = options.precision == "fp8"
-        self.cache = None if options.cache_dir is None else EngineCache(ROOT / options.cache_dir)
+        self.cache = None if options.cache_dir is None else EngineCache(OUTPUTS.parent / options.cache_dir)
         self.pool: Any = torch.cuda.graph_pool_handle() if options.cuda_graph else None
         # before and after quantisation: shapes are taken from the first, engines are made of the second
         self.plain = self._core(source.stage)

@@ -102,7 +102,7 @@ class EngineCache:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / name, engine.plan)
-        write_atomic(sidecar, json.dumps(facts, indent=1).encode())
+        write_atomic(sidecar, json.dumps(facts, indent=1))
 
     def _sidecar(self, ingredients: Mapping[str, Any]) -> Path:
         return self.folder / f"{cache_key(ingredients)}.json"

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from policies.files import replacing
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import Pi05Dims
 from policies.pi05.prefix import Prefix
@@ -136,9 +137,8 @@ def save_weights(path: Path, stages: Mapping[str, nn.Module]) -> None:
     tensors = {
         key: tensor.detach().cpu().contiguous() for key, (_, _, tensor) in named_tensors(stages).items()
     }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _match(

@@ -29,6 +29,7 @@ from eval.sim.env import LiberoEnv
 from eval.sim.stack import prepare
 from eval.sim.tasks import Task, load_tasks
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Policy, Request
+from policies.files import replacing
 from policies.oracle import OraclePolicy
 from policies.oracle.scene import BOWL, PLATE, SUITE
 from policies.pi05.preprocess import CAMERA_SOURCES, resize_with_pad
@@ -84,8 +85,7 @@ class Demo:
 def save_demo(path: Path, demo: Demo) -> None:
     """Write one episode; the file appears when it is whole."""
     blobs = [zlib.compress(image.tobytes(), 1) for image in demo.images_FNHWC]
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             task_id=demo.task_id,
@@ -100,7 +100,6 @@ def save_demo(path: Path, demo: Demo) -> None:
             num_labels=demo.num_labels_F,
             actions=demo.actions_TJ,
         )
-    partial.rename(path)
 
 
 def load_demo(path: Path) -> Demo:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from policies.files import replacing
 from policies.pi05.checkpoint import save_checkpoint
 from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages, save_weights
 from policies.pi05.norm_stats import OPENPI_EPS, NormStats, read_json_stats
@@ -76,9 +77,8 @@ def save(
         "step": step,
         "elapsed_s": elapsed_s,
     }
-    partial = out / f"{STATE_FILE}.partial"
-    torch.save(state, partial)
-    partial.rename(out / STATE_FILE)
+    with replacing(out / STATE_FILE) as temporary:
+        torch.save(state, temporary)
 
 
 def resume(

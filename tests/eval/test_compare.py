@@ -35,7 +35,7 @@ def write_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> WriteRun:
     """Write a run of `count` episodes over ten tasks, all or the first `quiet` alone; return its folder."""
-    monkeypatch.setattr("eval.records.writer.os.fsync", lambda descriptor: None)  # no power is lost here
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # no power is lost here
 
     def write(
         name: str,

@@ -12,6 +12,7 @@ import ray
 
 from eval.config.schema import RunnerConfig
 from eval.runners.base import RunnerError
+from policies.files import ROOT
 
 OBJECT_STORE_BYTES = 256 * 2**20  # the plan, and videos that were not written yet
 REQUEST_BYTES = 2**20  # more than two images have, 0.4 MB; so many go with the call itself
@@ -36,7 +37,9 @@ def connect(options: RunnerConfig) -> None:
     try:
         if options.address is not None:
             _reach(options.address)
-        with _signals_kept():
+        # Ray puts the current folder first on the sys.path of its processes: an `eval.py` in it would hide
+        # ours.
+        with _signals_kept(), contextlib.chdir(ROOT):
             ray.init(
                 **(own if options.address is None else {"address": options.address}),
                 log_to_driver=False,

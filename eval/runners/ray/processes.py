@@ -1,9 +1,12 @@
 """The processes of `runner=ray` as the runner holds them: policies, workers, and what starts both."""
 
+import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -13,6 +16,9 @@ from eval.runners.ray.answers import Answer, FirstObservation
 from eval.runners.ray.policy_server import MakePolicy, PolicyServer
 from eval.runners.ray.worker import EpisodeWorker, Setup
 from policies.base import EpisodeKey
+from policies.files import search_current_folder_last
+
+T = TypeVar("T")
 
 GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL_VENDOR_LIBRARY_FILENAMES")
 
@@ -72,8 +78,9 @@ class Launcher:
         self, options: RunnerConfig, make_policy: MakePolicy, setup: Setup, gpu_share: float
     ) -> None:
         self._options = options
-        self._make_policy = make_policy
-        self._setup = setup
+        folder = os.getcwd()
+        self._make_policy = partial(_call_in, folder, make_policy)
+        self._setup = partial(_call_in, folder, setup)
         self._gpu_share = gpu_share
 
     def start_policy_server(self) -> Any:
@@ -101,3 +108,11 @@ class Launcher:
         ray.kill(worker.handle, no_restart=True)
         fresh = self.start_worker(worker.number)
         worker.handle, worker.started, worker.overdue = fresh.handle, fresh.started, False
+
+
+def _call_in(folder: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in the folder of the command, whose modules are found last."""
+    with contextlib.suppress(FileNotFoundError):  # another node of a cluster may not have it
+        os.chdir(folder)
+    search_current_folder_last()
+    return function(*arguments)

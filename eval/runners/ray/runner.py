@@ -43,6 +43,7 @@ from eval.runners.ray.schedule import Schedule
 from eval.runners.ray.worker import Result
 from eval.runners.recorder import RunRecorder
 from policies.base import EpisodeKey
+from policies.files import write_atomic
 
 ANSWER_S = 10.0  # a policy that is asked how long it has been computing
 POLL_S = 1.0  # how often overdue workers are looked for
@@ -269,8 +270,6 @@ def _video_writer(result: Result) -> Callable[[Path], None]:
         if result.film is None:
             raise RuntimeError(result.video_error)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(result.film)
-        partial.replace(path)
+        write_atomic(path, result.film)
 
     return write

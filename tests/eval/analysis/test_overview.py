@@ -15,7 +15,7 @@ from tests.eval.written_runs import run_json, write_run
 
 @pytest.fixture(autouse=True)
 def _no_power_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.records.writer.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def side_by_side(*folders: Path, margin: float = 2.0) -> Overview:

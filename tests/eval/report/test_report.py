@@ -54,7 +54,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(autouse=True)
 def _no_power_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.records.writer.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 @pytest.fixture

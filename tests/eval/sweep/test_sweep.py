@@ -25,7 +25,7 @@ from tests.eval.written_runs import write_run
 @pytest.fixture(autouse=True)
 def _no_hydra_and_no_power_loss(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     GlobalHydra.instance().clear()
-    monkeypatch.setattr("eval.records.writer.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     yield
     GlobalHydra.instance().clear()
 
