@@ -23,7 +23,7 @@ from optim.cuda_graph import capture_each
 from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
-    Prefix,
+    PrefixCache,
     Sizes,
     Weight,
     Weights,
@@ -31,7 +31,7 @@ from optim.kernels.denoise.contract import (
     pack_qkv,
 )
 from optim.kernels.denoise.phases import denoise
-from optim.kernels.denoise.ring import arrange, denoise_ring
+from optim.kernels.denoise.ring import denoise_ring, pack_for_ring
 from optim.kernels.split_attention import HEAD_DIMS
 from optim.rewrite.rope import ConsecutivePositions, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
@@ -65,7 +65,7 @@ class FusedDenoise:
             modulations_NEM = stage.modulations(times_E)
             self._modulations = fold(modulations_NEM.transpose(0, 1), self._weights, stage)
         if kernel == "ring":
-            self._weights = arrange(self._weights, self._sizes)
+            self._weights = pack_for_ring(self._weights, self._sizes)
 
     def __call__(
         self, noise_BHA: Tensor, keys_LB1PD: Tensor, values_LB1PD: Tensor, prefix_mask_BP: Tensor | None
@@ -78,7 +78,7 @@ class FusedDenoise:
             rope, bias = self._stage.suffix_geometry(noise_BHA, keys_LB1PD, prefix_mask_BP)
             cos, sin = half_tables(rope, batch)
         actions_BHA = noise_BHA.clone(memory_format=torch.contiguous_format)
-        prefix = Prefix(keys_LB1PD, values_LB1PD, cos, sin, bias)
+        prefix = PrefixCache(keys_LB1PD, values_LB1PD, cos, sin, bias)
         self._denoise(actions_BHA, self._heads, self._modulations, self._weights, prefix, self._sizes)
         return actions_BHA
 

@@ -203,14 +203,15 @@ def token_rows(policy: Pi05Policy, prompts: Mapping[str, Request]) -> list[tuple
         for which, prompt in (("shortest", lengths[0]), ("longest", lengths[-1]))
     ]
     return [
-        (of.part, *(str(number) for number in (of.valid, of.masked, of.padded, of.total)))
-        for of in (*slots, *accounts.values(), *sums)
+        (row.part, *(str(number) for number in (row.valid, row.masked, row.padded, row.total)))
+        for row in (*slots, *accounts.values(), *sums)
     ]
 
 
 def total(name: str, parts: Sequence[Tokens]) -> Tokens:
     """Return the sum of some parts."""
-    return Tokens(name, *(sum(getattr(part, of) for part in parts) for of in ("valid", "masked", "padded")))
+    counts = ((part.valid, part.masked, part.padded) for part in parts)
+    return Tokens(name, *(sum(column) for column in zip(*counts, strict=True)))
 
 
 def _saved(config: InspectRun) -> list[Request] | None:
@@ -232,12 +233,12 @@ def _observe(
         print_info("starting the simulator, for the first task's images; every task gives its words")
         prepare()
         return example_requests(tasks, policy, config.seed)
-    found: dict[object, Request] = {}
+    by_shape: dict[object, Request] = {}
     asked = saved if policy.preprocess.state is not None else saved[:1]
     for request in [*saved[:1], *(_ask(request, task) for request in asked for task in tasks)]:
         inputs = policy.preprocess([request.observation], policy.form)
-        found.setdefault((inputs.tokens_BT.shape, inputs.token_mask_BT is None), request)
-    return list(found.values())
+        by_shape.setdefault((inputs.tokens_BT.shape, inputs.token_mask_BT is None), request)
+    return list(by_shape.values())
 
 
 def _ask(request: Request, task: Task) -> Request:

@@ -75,10 +75,10 @@ def run(arguments: Sequence[str]) -> int:
         path.write_text(report(record))
         print_info(f"report: {path}")
     print_info(f"record: {folder / RECORD_FILE}")
-    found = problems(record)
-    for problem in found:
-        print_error(problem)
-    return 1 if found else 0
+    failures = problems(record)
+    for failure in failures:
+        print_error(failure)
+    return 1 if failures else 0
 
 
 def _backends(row: Row) -> Backends:

@@ -51,10 +51,10 @@ class Component:
 
 def components(policy: Record, first: Record) -> list[Component]:
     """Return the rows of one policy, compared with the first of its setting."""
-    ours, theirs, floors = _times(policy), _times(first), _floors(policy)
+    times, base_times, floors = _times(policy), _times(first), _floors(policy)
     result = []
-    for name, samples in ours.items():
-        stats, base = latency_stats(samples), latency_stats(theirs[name])
+    for name, samples in times.items():
+        stats, base = latency_stats(samples), latency_stats(base_times[name])
         floor = floors.get(name)
         result.append(
             Component(
@@ -67,12 +67,12 @@ def components(policy: Record, first: Record) -> list[Component]:
 def problems(record: Record) -> list[str]:
     """Return a line for each stage that did not serve every call."""
     return [
-        f"{policy['label']} ({title(setting)}): {stage} served {of['calls']} of {of['expected']} calls and "
-        f"missed {of['misses']}; these times are not its engine's"
+        f"{policy['label']} ({title(setting)}): {stage} served {engaged['calls']} of {engaged['expected']} "
+        f"calls and missed {engaged['misses']}; these times are not its engine's"
         for setting in record["settings"]
         for policy in setting["policies"]
-        for stage, of in policy["engagement"].items()
-        if of["misses"] or of["calls"] != of["expected"]
+        for stage, engaged in policy["engagement"].items()
+        if engaged["misses"] or engaged["calls"] != engaged["expected"]
     ]
 
 
@@ -122,8 +122,8 @@ def glance_rows(setting: Record) -> Iterator[tuple[str, ...]]:
     """Return the cells under `GLANCE`."""
     first = setting["policies"][0]
     for policy in setting["policies"]:
-        of = {component.name: component for component in components(policy, first)}
-        stages, host = of[ALL_STAGES], of[HOST_TO_HOST]
+        parts = {component.name: component for component in components(policy, first)}
+        stages, host = parts[ALL_STAGES], parts[HOST_TO_HOST]
         milliseconds = (f"{component.stats.p50_ms:.2f}" for component in (stages, host))
         cosine = f"{policy['parity']['cosine']:.6f}"
         yield title(setting), policy["label"], *milliseconds, f"{host.speedup:.2f}x", cosine
@@ -132,17 +132,17 @@ def glance_rows(setting: Record) -> Iterator[tuple[str, ...]]:
 def engagement_rows(setting: Record) -> Iterator[tuple[str, ...]]:
     """Return the cells under `ENGAGEMENT`."""
     for policy in setting["policies"]:
-        for stage, of in policy["engagement"].items():
-            counts = (str(of[name]) for name in ("calls", "expected", "misses"))
-            yield policy["label"], stage, of["backend"], *counts, _details(of["details"])
+        for stage, engaged in policy["engagement"].items():
+            counts = (str(engaged[name]) for name in ("calls", "expected", "misses"))
+            yield policy["label"], stage, engaged["backend"], *counts, _details(engaged["details"])
 
 
 def parity_rows(setting: Record) -> Iterator[tuple[str, ...]]:
     """Return the cells under `PARITY`."""
     for policy in setting["policies"]:
-        of = policy["parity"]
-        numbers = (f"{of[name]:.3g}" for name in ("rel_error", "max_abs", "max_abs_action"))
-        yield policy["label"], f"{of['cosine']:.6f}", *numbers, str(of["observations"])
+        parity = policy["parity"]
+        numbers = (f"{parity[name]:.3g}" for name in ("rel_error", "max_abs", "max_abs_action"))
+        yield policy["label"], f"{parity['cosine']:.6f}", *numbers, str(parity["observations"])
 
 
 def cost_rows(setting: Record) -> Iterator[tuple[str, ...]]:
@@ -212,8 +212,8 @@ def report(record: Record) -> str:
             "",
             *markdown_table(COST, cost_rows(setting)),
         ]
-    found = problems(record)
-    lines += ["", *(f"**{problem}**" for problem in found)] if found else []
+    failures = problems(record)
+    lines += ["", *(f"**{failure}**" for failure in failures)] if failures else []
     return "\n".join(lines) + "\n"
 
 
@@ -244,11 +244,14 @@ def _facts(record: Record) -> dict[str, str]:
     if stack is not None:
         versions["GL"] = f"{stack['gl']} ({stack['gl_renderer']})"
     seen_tasks = (f"{suite} tasks {', '.join(map(str, ids))}" for suite, ids in seen["tasks"].items())
-    facts = [policy["facts"] for setting in record["settings"] for policy in setting["policies"]]
+    policies = [policy["facts"] for setting in record["settings"] for policy in setting["policies"]]
     weights = dict.fromkeys(
-        f"{_label(of)}, SHA-256 {of['weights_sha256']}; norm stats {of['norm_stats_sha256']}" for of in facts
+        f"{_label(facts)}, SHA-256 {facts['weights_sha256']}; norm stats {facts['norm_stats_sha256']}"
+        for facts in policies
     )
-    precisions = dict.fromkeys(f"{of['policy']} {of['dtype']} on {of['device']}" for of in facts)
+    precisions = dict.fromkeys(
+        f"{facts['policy']} {facts['dtype']} on {facts['device']}" for facts in policies
+    )
     return {
         "Command": f"`{origin['command']}`",
         "Commit": f"{commit}{' with uncommitted changes' if git['dirty'] else ''}; {origin['time']}",
@@ -324,10 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for setting in record["settings"]:
         report_console().print(render_setting(setting))
-    found = problems(record)
-    for problem in found:
-        print_error(problem)
-    return 1 if found else 0
+    failures = problems(record)
+    for failure in failures:
+        print_error(failure)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Engines:
 
         nearest = min(self.engines, key=lambda built: len(differing(built)))
         i = differing(nearest)[0]
-        old, new = (spell(of[i]) if i < len(of) else "absent" for of in (nearest, got))
+        old, new = (spell(parts[i]) if i < len(parts) else "absent" for parts in (nearest, got))
         others = len(self.engines) - 1
         more = f" (and {others} other combinations)" if others else ""
         return f"{self.name} input {i} is {new}, the engine was built for {old}{more}"

@@ -25,7 +25,7 @@ class Parity:
     """The worst output of the worst call.
 
     Attributes:
-        rel_error: |ours - reference| / |reference|, Euclidean norms over a whole output.
+        rel_error: |output - reference| / |reference|, Euclidean norms over a whole output.
         cosine: between the two, flattened.
         max_abs: largest absolute difference of one number.
     """
@@ -39,15 +39,15 @@ class Parity:
         return asdict(self)
 
 
-def compare(ours: Tensor, reference: Tensor) -> Parity:
+def compare(output: Tensor, reference: Tensor) -> Parity:
     """Return how far one tensor is from another, computed in float64.
 
     Raises:
         ParityError: shapes differ, or one of them is not finite.
     """
-    if ours.shape != reference.shape:
-        raise ParityError(f"shape must be {tuple(reference.shape)}, got {tuple(ours.shape)}")
-    a, b = ours.double().flatten(), reference.double().flatten()
+    if output.shape != reference.shape:
+        raise ParityError(f"shape must be {tuple(reference.shape)}, got {tuple(output.shape)}")
+    a, b = output.double().flatten(), reference.double().flatten()
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ParityError("a number is not finite")
     if torch.equal(a, b):
@@ -61,13 +61,11 @@ def compare(ours: Tensor, reference: Tensor) -> Parity:
 
 def worst(parities: Iterable[Parity]) -> Parity:
     """Return the largest errors and the smallest cosine."""
-    found = list(parities)
-    return Parity(
-        max(p.rel_error for p in found), min(p.cosine for p in found), max(p.max_abs for p in found)
-    )
+    each = list(parities)
+    return Parity(max(p.rel_error for p in each), min(p.cosine for p in each), max(p.max_abs for p in each))
 
 
-def stage_parity(ours: Any, reference: Any) -> Parity:
+def stage_parity(outputs: Any, reference: Any) -> Parity:
     """Return the worst parity of a stage's outputs; masks must be equal and a missing one must be missing.
 
     Keys and values are compared layer by layer: over all of them, one broken layer would hardly show.
@@ -75,15 +73,14 @@ def stage_parity(ours: Any, reference: Any) -> Parity:
     Raises:
         ParityError: the outputs are not of the same kind.
     """
-    found = []
-    for i, (mine, theirs) in enumerate(zip(_outputs(ours), _outputs(reference), strict=True)):
-        if mine is None or theirs is None or theirs.dtype == torch.bool:
-            same = mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
-            if not same:
+    parities = []
+    for i, (output, expected) in enumerate(zip(_outputs(outputs), _outputs(reference), strict=True)):
+        if output is None or expected is None or expected.dtype == torch.bool:
+            if not _same_mask(output, expected):
                 raise ParityError(f"output {i} is a mask that differs")
         else:
-            found += [compare(a, b) for a, b in zip(_layers(mine), _layers(theirs), strict=True)]
-    return worst(found)
+            parities += [compare(a, b) for a, b in zip(_layers(output), _layers(expected), strict=True)]
+    return worst(parities)
 
 
 @torch.no_grad()
@@ -104,6 +101,12 @@ def require_parity(
             "the engine computes something else: check its scales and its precision"
         )
     return parity
+
+
+def _same_mask(mask: Tensor | None, expected: Tensor | None) -> bool:
+    if mask is None or expected is None:
+        return mask is expected
+    return torch.equal(mask, expected)
 
 
 def _layers(output: Tensor) -> tuple[Tensor, ...]:

@@ -33,9 +33,9 @@ def require_cuda(
     """
     if device.type != "cuda":
         raise no_gpu(device, f"choose optim/{name}=eager")
-    found = torch.cuda.get_device_capability(device)
-    if found < capability:
-        need, have = (".".join(map(str, version)) for version in (capability, found))
+    available = torch.cuda.get_device_capability(device)
+    if available < capability:
+        need, have = (".".join(map(str, version)) for version in (capability, available))
         raise WrongMachine(
             f"{reason} needs compute capability {need}, {torch.cuda.get_device_name(device)} has {have}",
             f"choose another backend for optim/{name}",
@@ -45,8 +45,8 @@ def require_cuda(
 def require_dtype(dtype: torch.dtype, wanted: torch.dtype) -> None:
     """Raise RuntimeError unless the policy runs in this precision."""
     if dtype != wanted:
-        ours, theirs = (str(kind).removeprefix("torch.") for kind in (wanted, dtype))
-        raise RuntimeError(f"it needs policy.precision={ours}, got {theirs}; set policy.precision={ours}")
+        need, got = (str(kind).removeprefix("torch.") for kind in (wanted, dtype))
+        raise RuntimeError(f"it needs policy.precision={need}, got {got}; set policy.precision={need}")
 
 
 def require_warmup(warmup: int) -> None:

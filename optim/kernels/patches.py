@@ -27,18 +27,18 @@ def embed_patches(module: PatchEmbeddings, images_NCHW: Tensor, dtype: torch.dty
 
     from optim.kernels.patches_triton import patches_kernel
 
-    weight, places = module.patch_embedding.weight, module.position_embedding.num_embeddings
+    weight, patches = module.patch_embedding.weight, module.position_embedding.num_embeddings
     (images, colours, height, side), (width, _, patch, _) = images_NCHW.shape, weight.shape
-    if height != side or (side // patch) ** 2 != places:
-        raise ValueError(f"images must be square with {places} patches of {patch}, got {height} x {side}")
-    tokens = images_NCHW.new_empty((images, places, width), dtype=dtype)
-    patches_kernel[(triton.cdiv(images * places, BLOCK_TOKENS), triton.cdiv(width, BLOCK_COLUMNS))](
+    if height != side or (side // patch) ** 2 != patches:
+        raise ValueError(f"images must be square with {patches} patches of {patch}, got {height} x {side}")
+    tokens = images_NCHW.new_empty((images, patches, width), dtype=dtype)
+    patches_kernel[(triton.cdiv(images * patches, BLOCK_TOKENS), triton.cdiv(width, BLOCK_COLUMNS))](
         images_NCHW.contiguous(),
         weight.contiguous(),
         module.patch_embedding.bias,
         module.position_embedding.weight,
         tokens,
-        images * places,
+        images * patches,
         WIDTH=width,
         COLOURS=colours,
         SIDE=side,

@@ -32,7 +32,7 @@ from optim.tensorrt.modules import PrefixCore, VisionCore, cast_linears, prefix_
 from policies.files import OUTPUTS
 from policies.pi05.prefix import Prefix
 
-PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8"}  # ours -> `optim.core.parity`'s
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8"}  # option -> name in `optim.core.parity`
 GRANULARITIES = ("stage", "layer")
 STAGES = ("vision", "prefix")
 OPTIMIZATION_LEVELS = range(6)  # of TensorRT's builder

@@ -30,8 +30,8 @@ class Fp8OnCpu(Backend):
                 for args in source.examples:
                     source.stage(*args)
 
-        found = observe_amax({source.name: source.stage}, infer)[source.name]
-        amax = {name: value / self.factor for name, value in found.items()}
+        observed = observe_amax({source.name: source.stage}, infer)[source.name]
+        amax = {name: value / self.factor for name, value in observed.items()}
         stage = with_fp8_linears(source.stage, amax, "all")
         for module in stage.modules():
             if isinstance(module, Fp8Linear):

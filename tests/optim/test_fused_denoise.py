@@ -10,7 +10,7 @@ from optim.base import StageContext
 from optim.core.parity import stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, sizes_of
 from optim.kernels.denoise.contract import Sizes, denoise_reference, pack_qkv
-from optim.kernels.denoise.ring import cut, places, require_ring, slots
+from optim.kernels.denoise.ring import num_slots, require_ring, ring_order, tiling
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_SMALL, GemmaDims
 from tests.optim.small import random_checkpoint, random_request, sources
@@ -112,9 +112,9 @@ FULL = Sizes(1024, 8, 256, 4096)
 H200_PROCESSORS, H200_SHARED = 132, 232_448
 
 
-def test_the_ring_has_as_many_places_as_shared_memory_holds() -> None:
-    assert cut(FULL).place_bytes == 32 * 1024
-    assert [places(FULL, shared) for shared in (101_376, 166_912, H200_SHARED)] == [2, 4, 6]
+def test_the_ring_has_as_many_slots_as_shared_memory_holds() -> None:
+    assert tiling(FULL).slot_bytes == 32 * 1024
+    assert [num_slots(FULL, shared) for shared in (101_376, 166_912, H200_SHARED)] == [2, 4, 6]
     require_ring(FULL, 10, H200_PROCESSORS, H200_SHARED)
 
 
@@ -142,17 +142,17 @@ def test_where_the_ring_cannot_run_is_said_with_a_way_out(
 
 
 @pytest.mark.parametrize(("columns", "tiles", "inner"), [(32, 1, 64), (16, 1, 128), (32, 2, 64), (16, 1, 32)])
-def test_slots_have_each_weight_where_the_kernel_reads_it(columns: int, tiles: int, inner: int) -> None:
+def test_chunks_have_each_weight_where_the_kernel_reads_it(columns: int, tiles: int, inner: int) -> None:
     size = 2 * 8 * inner
     weight_LCK = torch.arange(2 * 4 * columns * size).view(2, 4 * columns, size)
-    found = slots(weight_LCK, columns, tiles, inner).view(2, -1, 2, tiles, 8, columns, inner)
+    packed = ring_order(weight_LCK, columns, tiles, inner).view(2, -1, 2, tiles, 8, columns, inner)
     for layer, column, k in itertools.product(range(2), range(0, 4 * columns, 5), range(0, size, 7)):
         program, tile, of_tile = column // (tiles * columns), column // columns % tiles, column % columns
         chunk, warp, of_warp = k // (8 * inner), k // inner % 8, k % inner
         if inner >= 64 and column % 2:
             of_warp ^= 32
-        place = (layer, program, chunk, tile, warp, of_tile, of_warp)
-        assert found[place] == weight_LCK[layer, column, k], place
+        position = (layer, program, chunk, tile, warp, of_tile, of_warp)
+        assert packed[position] == weight_LCK[layer, column, k], position
 
 
 def test_the_ring_takes_one_request_at_a_time() -> None:

@@ -72,12 +72,12 @@ def test_each_phase_meets_its_reference(
     fused = FusedDenoise(stage, weights=weights, kernel=name)
     for seed, masked, prefix in ((0, False, PREFIX), (1, True, PREFIX), (2, True, LONG_PREFIX)):
         fused(*draw(seed, stage, batch, horizon, masked=masked, prefix=prefix))  # type: ignore[arg-type]
-        ours, reference = left[-2:]
+        result, expected = left[-2:]
         for what in (
             "queries_BXHD", "keys_B1HD", "values_B1HD", "attended_MC", "hidden_MF", "x_MW", "scaled_MW",
             "squares_MP",
         ):  # fmt: skip
-            assert compare(getattr(ours, what), getattr(reference, what)).rel_error < BOUND, what
+            assert compare(getattr(result, what), getattr(expected, what)).rel_error < BOUND, what
         assert compare(*left_actions[-2:]).rel_error < BOUND
 
 

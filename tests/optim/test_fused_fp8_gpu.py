@@ -35,9 +35,9 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape, device="cuda", generator=generator).to(dtype)
 
 
-def close(ours: Tensor, reference: Tensor) -> bool:
-    assert ours.dtype == reference.dtype
-    return compare(ours.float(), reference.float()).rel_error < BOUND
+def close(output: Tensor, reference: Tensor) -> bool:
+    assert output.dtype == reference.dtype
+    return compare(output.float(), reference.float()).rel_error < BOUND
 
 
 @pytest.mark.parametrize(("rows", "width"), [(512, 1152), (535, 2048), (7, 64), (1, 4304)])
@@ -49,9 +49,9 @@ def test_row_kernels_meet_their_references(rows: int, width: int, scale: float) 
         for delta in (None, draw(3, rows, width)):
             x = draw(4, rows, width)
             total, expected = add_norm_reference(x, delta, norm, inverse_scale)
-            ours = add_norm(x, delta, norm, inverse_scale)
+            normed = add_norm(x, delta, norm, inverse_scale)
             assert torch.equal(x, total)
-            assert close(ours, expected)
+            assert close(normed, expected)
             x = draw(4, rows, width)
             expected = add_norm_reference(x, delta, norm, None)[1]
             assert close(add_norm(x, delta, norm, None), expected)
@@ -88,10 +88,10 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
         bias[0, :, 2, : tokens // 2] = -1e30  # the first part of the keys hidden, and
         bias[0, :, 3, tokens // 2 :] = -1e30  # the last
     inverse_scale = torch.tensor(100.0, device="cuda")
-    ours = flash(queries, keys, values, bias, inverse_scale)
-    assert ours.dtype == FP8
+    attended = flash(queries, keys, values, bias, inverse_scale)
+    assert attended.dtype == FP8
     expected8 = flash_reference(queries, keys, values, bias, inverse_scale)
-    assert compare(ours.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
+    assert compare(attended.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
 
 
 # images, tokens, heads, head dimension
@@ -99,10 +99,10 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
 def test_attention_within_images_meets_its_reference(shape: tuple[int, ...]) -> None:
     images, tokens, heads, dim = shape
     qkv, inverse_scale = draw(0, images * tokens, 3 * heads * dim), torch.tensor(100.0, device="cuda")
-    ours = image_attention(qkv, images, dim, inverse_scale)
+    attended = image_attention(qkv, images, dim, inverse_scale)
     expected8 = image_attention_reference(qkv, images, dim, inverse_scale)
-    assert ours.dtype == FP8
-    assert compare(ours.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
+    assert attended.dtype == FP8
+    assert compare(attended.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -110,9 +110,9 @@ def test_patch_embedding_is_as_exact_as_float32(images: int) -> None:
     module = PatchEmbeddings(PI05_FULL).cuda()
     pixels = draw(0, images, 3, 224, 224, dtype=torch.float32).clamp(-1.0, 1.0)
     with torch.no_grad():
-        ours = embed_patches(module, pixels, torch.float32)
-        assert compare(ours, embed_patches_reference(module, pixels, torch.float32)).rel_error < 2e-6
-        assert torch.equal(embed_patches(module, pixels, torch.bfloat16), ours.bfloat16())
+        tokens = embed_patches(module, pixels, torch.float32)
+        assert compare(tokens, embed_patches_reference(module, pixels, torch.float32)).rel_error < 2e-6
+        assert torch.equal(embed_patches(module, pixels, torch.bfloat16), tokens.bfloat16())
 
 
 @pytest.mark.parametrize("name", ["vision", "prefix"])

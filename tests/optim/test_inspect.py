@@ -70,7 +70,7 @@ def test_lean_tokens_are_all_valid_and_full_ones_say_what_is_masked_and_padded()
         Tokens("right_wrist_0_rgb", 0, 256, 0),
         Tokens("prompt", tokens, 0, 200 - tokens),
     ]
-    assert sum(of.total for of in full) == 968
+    assert sum(part.total for part in full) == 968
 
 
 def test_help_explains_what_inspect_reads_and_nothing_else(

@@ -73,8 +73,10 @@ def test_native_policy_meets_eager_end_to_end(form: str, checkpoint: Checkpoint)
     eager = eager_policy(checkpoint, form)
     fast = eager.with_stages(apply_backends(sources(checkpoint, REQUESTS, form), backends))
     for request in [*REQUESTS, random_request(5)]:
-        ours, theirs = (torch.from_numpy(policy.infer([request])[0].actions_HJ) for policy in (fast, eager))
-        assert compare(ours, theirs).rel_error < 0.2
+        actions, expected = (
+            torch.from_numpy(policy.infer([request])[0].actions_HJ) for policy in (fast, eager)
+        )
+        assert compare(actions, expected).rel_error < 0.2
     assert fast.engagement()["prefix"]["details"]["precision"] == "fp8"
     assert [facts["calls"] for facts in fast.engagement().values()] == [3, 3, 3]
 
@@ -88,8 +90,8 @@ def test_a_broken_scale_is_refused(of_gpu: dict[str, StageContext]) -> None:
 
 def test_split_attention_takes_the_place_of_every_suffix_attention(of_gpu: dict[str, StageContext]) -> None:
     stage = replace_modules(of_gpu["denoise"].stage, use_split_attention)
-    found = [module for module in stage.modules() if isinstance(module, SuffixAttention)]
-    assert [type(module) for module in found] == [SplitAttention] * 3
+    swapped = [module for module in stage.modules() if isinstance(module, SuffixAttention)]
+    assert [type(module) for module in swapped] == [SplitAttention] * 3
 
 
 SHAPES = [

@@ -90,7 +90,7 @@ class Modulations:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class PrefixCache:
     """What the suffix attends to, and its own geometry.
 
     Attributes:
@@ -183,7 +183,7 @@ def pack_qkv(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
     return torch.cat([interleave(head[: dim // 2], head[dim // 2 :]) for head in heads])
 
 
-def new_scratch(sizes: Sizes, prefix: Prefix, batch: int, horizon: int) -> Scratch:
+def new_scratch(sizes: Sizes, prefix: PrefixCache, batch: int, horizon: int) -> Scratch:
     """Return scratch memory on the prefix's device; only the counter is written."""
     keys = prefix.keys_LB1PD
     rows, split = batch * horizon, splits(keys.shape[3]) + splits(horizon)
@@ -214,7 +214,7 @@ def denoise_reference(
     heads: Heads,
     modulations: Modulations,
     weights: Weights,
-    prefix: Prefix,
+    prefix: PrefixCache,
     sizes: Sizes,
 ) -> Scratch:
     """Do what `denoise` does in plain PyTorch, float32; attention is not split."""
@@ -253,7 +253,7 @@ def denoise_reference(
     return scratch
 
 
-def _rotated(qkv: Tensor, prefix: Prefix, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _rotated(qkv: Tensor, prefix: PrefixCache, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, horizon, dim = qkv.shape
     cos, sin = (table.view(batch, 1, horizon, dim // 2) for table in (prefix.cos, prefix.sin))
     first, second = qkv[..., 0::2], qkv[..., 1::2]

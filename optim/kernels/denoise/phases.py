@@ -2,7 +2,15 @@
 
 from torch import Tensor
 
-from optim.kernels.denoise.contract import Heads, Modulations, Prefix, Scratch, Sizes, Weights, new_scratch
+from optim.kernels.denoise.contract import (
+    Heads,
+    Modulations,
+    PrefixCache,
+    Scratch,
+    Sizes,
+    Weights,
+    new_scratch,
+)
 from optim.kernels.denoise.launch import launch
 
 
@@ -11,7 +19,7 @@ def denoise(
     heads: Heads,
     modulations: Modulations,
     weights: Weights,
-    prefix: Prefix,
+    prefix: PrefixCache,
     sizes: Sizes,
 ) -> Scratch:
     """Turn noise into actions, in place; float32.

@@ -98,8 +98,8 @@ def load_prefix(
     D: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Keys and values of a tile of the attention if they are the prefix's, which nobody writes."""
-    split, of = tile % splits, tile // (splits * row_blocks)
+    split, sample = tile % splits, tile // (splits * row_blocks)
     key = split * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-    there = ((key < prefix) & (split < prefix_splits) & (of < batch))[:, None]
-    at = (of * prefix + key)[:, None] * D + tl.arange(0, D)[None, :]
+    there = ((key < prefix) & (split < prefix_splits) & (sample < batch))[:, None]
+    at = (sample * prefix + key)[:, None] * D + tl.arange(0, D)[None, :]
     return tl.load(keys + at, mask=there, other=0.0), tl.load(values + at, mask=there, other=0.0)

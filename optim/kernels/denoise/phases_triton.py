@@ -104,10 +104,12 @@ def _attend(
     row_blocks = tl.cdiv(rows, ATTENTION_ROWS)
     dim = tl.arange(0, D)
     for tile in tl.range(tl.program_id(0), splits * row_blocks * batch, tl.num_programs(0), num_stages=1):
-        split, of = tile % splits, tile // (splits * row_blocks)
+        split, sample = tile % splits, tile // (splits * row_blocks)
         row = tile // splits % row_blocks * ATTENTION_ROWS + tl.arange(0, ATTENTION_ROWS)
         is_row = row < rows
-        q = tl.load(queries + (of * rows + row)[:, None] * D + dim[None, :], mask=is_row[:, None], other=0.0)
+        q = tl.load(
+            queries + (sample * rows + row)[:, None] * D + dim[None, :], mask=is_row[:, None], other=0.0
+        )
         if split < prefix_splits:
             key = split * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
             is_key = key < prefix
@@ -116,19 +118,19 @@ def _attend(
             key = (split - prefix_splits) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
             is_key = key < horizon
             of_bias = prefix + key
-            at_key = (of * horizon + key)[:, None] * D + dim[None, :]
+            at_key = (sample * horizon + key)[:, None] * D + dim[None, :]
             k = tl.load(keys + at_key, mask=is_key[:, None], other=0.0)
             v = tl.load(values + at_key, mask=is_key[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
         if HAS_BIAS:
-            biases = tl.load(bias + of * (prefix + horizon) + of_bias, mask=is_key, other=0.0)
+            biases = tl.load(bias + sample * (prefix + horizon) + of_bias, mask=is_key, other=0.0)
             scores += biases.to(tl.float32)[None, :]
         scores = tl.where(is_key[None, :], scores, float("-inf"))
         top = tl.max(scores, axis=1)
         weights = tl.exp(scores - top[:, None])
         total = tl.sum(weights, axis=1)
         out = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / total[:, None]
-        at_row = (of * splits + split) * rows + row
+        at_row = (sample * splits + split) * rows + row
         tl.store(partial + at_row[:, None] * D + dim[None, :], out, mask=is_row[:, None])
         tl.store(lse + at_row, top + tl.log(total), mask=is_row)
         k, v = load_prefix(
@@ -145,8 +147,8 @@ def _merge(
     rows = X * horizon
     dim = tl.arange(0, D)
     for tile in tl.range(tl.program_id(0), rows * batch, tl.num_programs(0), num_stages=1):
-        row, of = tile % rows, tile // rows
-        at = of * splits * rows + row
+        row, sample = tile % rows, tile // rows
+        at = sample * splits * rows + row
         top = float("-inf")
         for split in tl.static_range(SPLITS):
             log = tl.load(lse + at + split * rows, mask=split < splits, other=float("-inf"))
@@ -159,7 +161,7 @@ def _merge(
             part = tl.load(partial + (at + split * rows) * D + dim, mask=there, other=0.0)
             merged += part * tl.exp(log - top)
             total += tl.exp(log - top)
-        to = attended + ((of * horizon + row % horizon) * X + row // horizon) * D + dim
+        to = attended + ((sample * horizon + row % horizon) * X + row // horizon) * D + dim
         tl.store(to, (merged / total).to(attended.dtype.element_ty))
 
 

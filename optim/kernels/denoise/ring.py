@@ -14,7 +14,7 @@ from optim.kernels.denoise.contract import (
     BLOCK_KEYS,
     Heads,
     Modulations,
-    Prefix,
+    PrefixCache,
     Scratch,
     Sizes,
     Weight,
@@ -27,30 +27,30 @@ from optim.kernels.denoise.ring_layout import COLUMNS, ROWS, RUN, WARPS, X_COLUM
 LEAST_SIZE = 256  # of an inner dimension: 8 warps, 32 each
 SUMS_BYTES = 16 * 1024  # of shared memory, for sums over warps
 OTHER_BYTES = 2048  # attention's weights on their way to another layout
-MOST_PLACES = 6  # on an H200, 5 are as fast
+MAX_SLOTS = 6  # on an H200, 5 are as fast
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How the kernel cuts its weights.
+class Tiling:
+    """How the kernel cuts its weights into tiles, and tiles into chunks, each of which fills a slot.
 
     Attributes:
         width, attention, mlp: what each warp takes of the inner dimensions at a time.
         programs: that the largest weight has tiles for.
-        place_bytes: of the ring.
-        fewest_places: that the ring needs: a phase reads all its slots before their places are filled again.
+        slot_bytes: of one slot of the ring.
+        min_slots: that the ring needs: a phase reads all its chunks before their slots are filled again.
     """
 
     width: int
     attention: int
     mlp: int
     programs: int
-    place_bytes: int
-    fewest_places: int
+    slot_bytes: int
+    min_slots: int
 
 
-def cut(sizes: Sizes) -> Cut:
-    """Return how the kernel cuts a network's weights.
+def tiling(sizes: Sizes) -> Tiling:
+    """Cut a network's weights.
 
     Raises:
         ValueError: an inner dimension is too small; names the least.
@@ -73,22 +73,22 @@ def cut(sizes: Sizes) -> Cut:
         min(128, sizes.mlp_dim // WARPS),
     )
     qkv_tiles = (sizes.heads + 2) * sizes.head_dim // COLUMNS
-    return Cut(
+    return Tiling(
         width,
         wide,
         mlp,
         programs=max(qkv_tiles, sizes.width // X_COLUMNS, sizes.mlp_dim // COLUMNS),
-        place_bytes=2 * WARPS * max(width * COLUMNS, wide * X_COLUMNS, mlp * X_COLUMNS),
-        fewest_places=max(
+        slot_bytes=2 * WARPS * max(width * COLUMNS, wide * X_COLUMNS, mlp * X_COLUMNS),
+        min_slots=max(
             2 * sizes.width // (WARPS * width), attention // (WARPS * wide), sizes.mlp_dim // (WARPS * mlp)
         ),
     )
 
 
-def places(sizes: Sizes, shared_bytes: int) -> int:
-    """Return how many places the ring has in a processor's shared memory."""
+def num_slots(sizes: Sizes, shared_bytes: int) -> int:
+    """Count the slots that the ring has in a processor's shared memory."""
     free = shared_bytes - max(2 * BLOCK_KEYS * sizes.head_dim, SUMS_BYTES) - OTHER_BYTES
-    return max(0, min(MOST_PLACES, free // cut(sizes).place_bytes))
+    return max(0, min(MAX_SLOTS, free // tiling(sizes).slot_bytes))
 
 
 def require_ring(sizes: Sizes, rows: int, available: int, shared_bytes: int) -> None:
@@ -101,38 +101,38 @@ def require_ring(sizes: Sizes, rows: int, available: int, shared_bytes: int) -> 
     way_out = "use optim.denoise.kernel=phases"
     if rows > ROWS:
         raise ValueError(f"batch * horizon must be <= {ROWS} for kernel=ring, got {rows}; {way_out}")
-    if (needed := cut(sizes).programs) > available:
+    if (needed := tiling(sizes).programs) > available:
         raise ValueError(f"kernel=ring needs {needed} processors, this GPU has {available}; {way_out}")
-    fewest = cut(sizes).fewest_places
-    if (found := places(sizes, shared_bytes)) < fewest:
+    least = tiling(sizes).min_slots
+    if (slots := num_slots(sizes, shared_bytes)) < least:
         raise ValueError(
-            f"kernel=ring needs {fewest} tiles in shared memory, {shared_bytes} bytes hold {found}; {way_out}"
+            f"kernel=ring needs {least} tiles in shared memory, {shared_bytes} bytes hold {slots}; {way_out}"
         )
 
 
-def arrange(weights: Weights, sizes: Sizes) -> Weights:
-    """Return weights as `denoise_ring` takes them: slot after slot, each as it lies in shared memory.
+def pack_for_ring(weights: Weights, sizes: Sizes) -> Weights:
+    """Pack weights as `denoise_ring` takes them: chunk after chunk, each as it lies in its slot.
 
     Raises:
-        ValueError: see `cut`; or the weights are not bfloat16.
+        ValueError: see `tiling`; or the weights are not bfloat16.
     """
     if weights.qkv.values_LCK.dtype != torch.bfloat16:
         raise ValueError(f"kernel=ring takes weights=bf16, got {weights.qkv.values_LCK.dtype}")
-    by = cut(sizes)
+    tiles = tiling(sizes)
     return Weights(
-        Weight(slots(weights.qkv.values_LCK, COLUMNS, 1, by.width)),
-        Weight(slots(weights.output.values_LCK, X_COLUMNS, 1, by.attention)),
-        Weight(slots(weights.gate_up.values_LCK, COLUMNS, 2, by.width)),
-        Weight(slots(weights.down.values_LCK, X_COLUMNS, 1, by.mlp)),
+        Weight(ring_order(weights.qkv.values_LCK, COLUMNS, 1, tiles.width)),
+        Weight(ring_order(weights.output.values_LCK, X_COLUMNS, 1, tiles.attention)),
+        Weight(ring_order(weights.gate_up.values_LCK, COLUMNS, 2, tiles.width)),
+        Weight(ring_order(weights.down.values_LCK, X_COLUMNS, 1, tiles.mlp)),
     )
 
 
-def slots(weight_LCK: Tensor, columns: int, tiles: int, inner: int) -> Tensor:
-    """Return a weight in the order of the ring's slots, of the same shape.
+def ring_order(weight_LCK: Tensor, columns: int, tiles: int, inner: int) -> Tensor:
+    """Return a weight in the order in which its chunks go through the ring, of the same shape.
 
-    A program has `tiles` tiles of so many columns; a slot is WARPS * inner of K of one of them, tiles in
-    turn. In a slot, a warp's part of K comes after the other, in it column after column; where inner is 64
-    or more, neighbouring runs of 32 of K change places in odd columns (`STAGED` of
+    A program has `tiles` tiles of so many columns; a chunk is WARPS * inner of K of one of them, tiles in
+    turn. In a chunk, a warp's part of K comes after the other, in it column after column; where inner is 64
+    or more, neighbouring runs of 32 of K are swapped in odd columns (`STAGED` of
     `optim.kernels.denoise.ring_weights`).
     """
     parts = weight_LCK.unflatten(2, (-1, WARPS, inner)).unflatten(1, (-1, tiles, columns))
@@ -148,13 +148,13 @@ def denoise_ring(
     heads: Heads,
     modulations: Modulations,
     weights: Weights,
-    prefix: Prefix,
+    prefix: PrefixCache,
     sizes: Sizes,
 ) -> Scratch:
     """Turn noise into actions, in place; float32.
 
     Args:
-        weights: from `arrange`.
+        weights: from `pack_for_ring`.
 
     Returns:
         The scratch memory.
@@ -168,7 +168,7 @@ def denoise_ring(
     shared_bytes = int(device.shared_memory_per_block_optin)
     batch, horizon, _ = actions_BHA.shape
     require_ring(sizes, batch * horizon, programs(actions_BHA.device), shared_bytes)
-    by = cut(sizes)
+    tiles = tiling(sizes)
     scratch = new_scratch(sizes, prefix, batch, horizon)
     launch(
         denoise_kernel,
@@ -179,11 +179,11 @@ def denoise_ring(
         prefix,
         sizes,
         scratch,
-        K_W=by.width,
-        K_O=by.attention,
-        K_F=by.mlp,
-        PLACE=by.place_bytes // 2,
-        RING=places(sizes, shared_bytes),
+        K_W=tiles.width,
+        K_O=tiles.attention,
+        K_F=tiles.mlp,
+        SLOT=tiles.slot_bytes // 2,
+        RING=num_slots(sizes, shared_bytes),
         num_warps=WARPS,
     )
     return scratch

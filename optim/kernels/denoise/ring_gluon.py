@@ -26,12 +26,12 @@ from optim.kernels.denoise.ring_phases import (
     write_stream,
 )
 from optim.kernels.denoise.ring_weights import (
-    PLACES,
     ROWS,
+    SLOT_LAYOUT,
     WARPS,
     arrive,
     await_all,
-    fetch_slot,
+    fetch_chunk,
     load_left,
     multiply,
     prefetch,
@@ -52,7 +52,7 @@ def denoise_kernel(
     prefix_splits: gl.constexpr, dt, eps, score_scale,
     A: gl.constexpr, W: gl.constexpr, X: gl.constexpr, D: gl.constexpr, F: gl.constexpr,
     K_W: gl.constexpr, K_O: gl.constexpr, K_F: gl.constexpr, BLOCK_KEYS: gl.constexpr,
-    HAS_BIAS: gl.constexpr, PLACE: gl.constexpr, RING: gl.constexpr,
+    HAS_BIAS: gl.constexpr, SLOT: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
     """actions: noise before, actions after; see the module."""
     QKV: gl.constexpr = (X + 2) * D
@@ -71,11 +71,11 @@ def denoise_kernel(
     qkv_rows = gl.where(program < QKV // 32, rows, 0)
     gate_up_rows = gl.where(program < 2 * F // 64, rows, 0)
     my_rows = gl.where(last < W // 16, rows, 0)
-    ring = gl.allocate_shared_memory(gl.bfloat16, [RING, PLACE // 64, 64], PLACES)
+    ring = gl.allocate_shared_memory(gl.bfloat16, [RING, SLOT // 64, 64], SLOT_LAYOUT)
     head = 0
     arrivals = programs
-    for slot in gl.static_range(RING):
-        fetch_slot(slot, 0, layers, ring, slot, weights, program, programs, SIZES, RING)
+    for chunk in gl.static_range(RING):
+        fetch_chunk(chunk, 0, layers, ring, chunk, weights, program, programs, SIZES, RING)
     for step in range(steps):
         norm = step * (2 * layers + 1) * W
         embed(

@@ -117,11 +117,11 @@ def load_prefix(
     D: gl.constexpr, BLOCK_KEYS: gl.constexpr,
 ):  # fmt: skip
     """Keys of a tile of the attention, and values into `staged_values`, if they are the prefix's."""
-    split, of = tile % splits, tile // (splits * row_blocks)
-    there = (split < prefix_splits) & (of < batch)
+    split, sample = tile % splits, tile // (splits * row_blocks)
+    there = (split < prefix_splits) & (sample < batch)
     return _load_keys(
-        keys + of * prefix * D, values + of * prefix * D, staged_values, split * BLOCK_KEYS, prefix, there,
-        D, BLOCK_KEYS,
+        keys + sample * prefix * D, values + sample * prefix * D, staged_values, split * BLOCK_KEYS, prefix,
+        there, D, BLOCK_KEYS,
     )  # fmt: skip
 
 
@@ -153,11 +153,11 @@ def attend(
     short_left: gl.constexpr = gl.DotOperandLayout(0, FLAT, 2)
     short_right: gl.constexpr = gl.DotOperandLayout(1, FLAT, 2)
     for tile in range(program, splits * row_blocks * batch, programs):
-        split, of = tile % splits, tile // (splits * row_blocks)
+        split, sample = tile % splits, tile // (splits * row_blocks)
         first_row = tile // splits % row_blocks * ROWS
         row = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, left))[:, None]
         dim = gl.arange(0, D, gl.SliceLayout(0, left))[None, :]
-        q = gl.load(queries + (of * rows + row) * D + dim, mask=row < rows, other=0.0)
+        q = gl.load(queries + (sample * rows + row) * D + dim, mask=row < rows, other=0.0)
         key = gl.arange(0, BLOCK_KEYS, gl.SliceLayout(0, FLAT))
         if split < prefix_splits:
             key += split * BLOCK_KEYS
@@ -165,15 +165,15 @@ def attend(
         else:
             first = (split - prefix_splits) * BLOCK_KEYS
             k = _load_keys(
-                keys + of * horizon * D, values + of * horizon * D, staged_values, first, horizon, True,
-                D, BLOCK_KEYS,
+                keys + sample * horizon * D, values + sample * horizon * D, staged_values, first, horizon,
+                True, D, BLOCK_KEYS,
             )  # fmt: skip
             key += first
             is_key = key < horizon
             key += prefix
         scores = mma_v2(q, k, gl.full([ROWS, BLOCK_KEYS], 0.0, gl.float32, FLAT)) * score_scale
         if HAS_BIAS:
-            biases = gl.load(bias + of * (prefix + horizon) + key, mask=is_key, other=0.0)
+            biases = gl.load(bias + sample * (prefix + horizon) + key, mask=is_key, other=0.0)
             scores += biases.to(gl.float32)[None, :]
         scores = gl.where(is_key[None, :], scores, float("-inf"))
         top = gl.max(scores, 1)
@@ -182,7 +182,7 @@ def attend(
         weights = gl.convert_layout(weights.to(k.dtype), short_left)
         out = mma_v2(weights, staged_values.load(short_right), gl.full([ROWS, D], 0.0, gl.float32, FLAT))
         row = first_row + gl.arange(0, ROWS, gl.SliceLayout(1, FLAT))
-        at = (of * splits + split) * rows + row
+        at = (sample * splits + split) * rows + row
         dim = gl.arange(0, D, gl.SliceLayout(0, FLAT))
         gl.store(partial + at[:, None] * D + dim[None, :], out / total[:, None], mask=(row < rows)[:, None])
         gl.store(lse + at, top + gl.log(total), mask=row < rows)
@@ -201,8 +201,8 @@ def merge(
     rows = X * horizon
     dim = gl.arange(0, D, LINE)
     for tile in range(program, rows * batch, programs):
-        row, of = tile % rows, tile // rows
-        at = of * splits * rows + row
+        row, sample = tile % rows, tile // rows
+        at = sample * splits * rows + row
         top = float("-inf")
         for split in gl.static_range(splits):
             top = gl.maximum(top, gl.load(lse + at + split * rows))
@@ -212,7 +212,7 @@ def merge(
             share = gl.exp(gl.load(lse + at + split * rows) - top)
             merged += gl.load(partial + (at + split * rows) * D + dim) * share
             total += share
-        to = attended + ((of * horizon + row % horizon) * X + row // horizon) * D + dim
+        to = attended + ((sample * horizon + row % horizon) * X + row // horizon) * D + dim
         gl.store(to, (merged / total).to(attended.dtype.element_ty))
 
 

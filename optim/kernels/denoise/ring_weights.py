@@ -1,10 +1,10 @@
 """Weights in a ring of shared memory that goes on across the phases of `optim.kernels.denoise.ring_gluon`.
 
-A program's weights come in a fixed order, one slot after the other: its columns of qkv, of the output
-projection, of gate and up, of down, then the next layer's. When a phase has read its slots and its program
-has arrived at the barrier, those RING slots later are fetched to their places, so a processor reads while it
-waits, attends and merges. Every program goes through all slots; one without a tile of a weight fetches
-nothing into its slots.
+The ring has RING slots, each for one chunk: some of K of a tile, that is of a program's columns of a weight.
+Chunks come in a fixed order: those of qkv, of the output projection, of gate and up, of down, then the next
+layer's. When a phase has read its chunks and its program has arrived at the barrier, the chunks RING later
+are fetched into their slots, so a processor reads while it waits, attends and merges. Every program goes
+through all chunks; one without a tile of a weight fetches nothing into its slots.
 
 Operands of the matrix instructions are read 16 bytes at a time: with a width of 8, each instruction takes
 other values of K than the usual ones, but the same ones from both sides.
@@ -35,14 +35,14 @@ RIGHT = gl.constexpr(gl.DotOperandLayout(1, MMA.value, 8))
 STAGED = gl.constexpr(gl.SwizzledSharedLayout(32, 1, 2, [1, 2, 0]))
 STAGED_SHORT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [1, 2, 0]))
 COPY = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0]))
-PLACES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+SLOT_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [8], [0]))
 
 
 @gluon.constexpr_function
-def _tiled(place, shape):
-    """As many tiles of a shape as a place holds."""
-    return [place // math.prod(shape), *shape]
+def _tiled(slot, shape):
+    """As many tiles of a shape as a slot holds."""
+    return [slot // math.prod(shape), *shape]
 
 
 @gluon.jit
@@ -89,29 +89,29 @@ def prefetch(base, first, end, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _place(ring, position, RING: gl.constexpr, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
-    """The beginning of a place of the ring, `position` of them after the first, in a shape."""
-    PLACE: gl.constexpr = ring.shape[1] * ring.shape[2]
+def _slot(ring, position, RING: gl.constexpr, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """The beginning of a slot of the ring, `position` of them after the first, in a shape."""
+    SLOT: gl.constexpr = ring.shape[1] * ring.shape[2]
     wrapped = gl.where(position < RING, position, position - RING)
-    return ring.index(wrapped)._reinterpret(gl.bfloat16, _tiled(PLACE, SHAPE), LAYOUT).index(0)
+    return ring.index(wrapped)._reinterpret(gl.bfloat16, _tiled(SLOT, SHAPE), LAYOUT).index(0)
 
 
 @gluon.jit
-def _fetch(ring, position, slot, there, COUNT: gl.constexpr, RING: gl.constexpr):
-    """Start copying a slot into a place of the ring."""
-    place = _place(ring, position, RING, [COUNT // 64, 64], PLACES)
+def _fetch(ring, position, chunk, there, COUNT: gl.constexpr, RING: gl.constexpr):
+    """Start copying a chunk into a slot of the ring."""
+    slot = _slot(ring, position, RING, [COUNT // 64, 64], SLOT_LAYOUT)
     line = gl.arange(0, COUNT // 64, gl.SliceLayout(1, COPY))[:, None]
     of_line = gl.arange(0, 64, gl.SliceLayout(0, COPY))[None, :]
     if there:
-        async_copy.async_copy_global_to_shared(place, slot + line * 64 + of_line)
+        async_copy.async_copy_global_to_shared(slot, chunk + line * 64 + of_line)
 
 
 @gluon.jit
-def fetch_slot(
-    SLOT: gl.constexpr, layer, layers, ring, position, weights, program, programs,
+def fetch_chunk(
+    CHUNK: gl.constexpr, layer, layers, ring, position, weights, program, programs,
     SIZES: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """Fetch slot SLOT of a layer (or of the next, if SLOT is past its end) to a place of the ring.
+    """Fetch chunk CHUNK of a layer (or of the next, if CHUNK is past its end) into a slot of the ring.
 
     SIZES are W, XD, F, columns of qkv, and the steps of K that a warp takes of each of W, XD and F.
     """
@@ -126,22 +126,22 @@ def fetch_slot(
     C_W: gl.constexpr = W // (WARPS * K_W)
     C_O: gl.constexpr = XD // (WARPS * K_O)
     C_F: gl.constexpr = F // (WARPS * K_F)
-    SLOTS: gl.constexpr = 3 * C_W + C_O + C_F
-    HERE: gl.constexpr = SLOT % SLOTS
-    at = gl.to_tensor((layer + SLOT // SLOTS) % layers).to(gl.int64)
+    CHUNKS: gl.constexpr = 3 * C_W + C_O + C_F
+    HERE: gl.constexpr = CHUNK % CHUNKS
+    at = gl.to_tensor((layer + CHUNK // CHUNKS) % layers).to(gl.int64)
     last = programs - 1 - program  # output projection and down are done by the last programs
     if HERE < C_W:
-        slot = qkv_weight + (at * (QKV // 32) + program) * 32 * W + HERE * WARPS * K_W * 32
-        _fetch(ring, position, slot, program < QKV // 32, WARPS * K_W * 32, RING)
+        chunk = qkv_weight + (at * (QKV // 32) + program) * 32 * W + HERE * WARPS * K_W * 32
+        _fetch(ring, position, chunk, program < QKV // 32, WARPS * K_W * 32, RING)
     elif HERE < C_W + C_O:
-        slot = output_weight + (at * (W // 16) + last) * 16 * XD + (HERE - C_W) * WARPS * K_O * 16
-        _fetch(ring, position, slot, last < W // 16, WARPS * K_O * 16, RING)
+        chunk = output_weight + (at * (W // 16) + last) * 16 * XD + (HERE - C_W) * WARPS * K_O * 16
+        _fetch(ring, position, chunk, last < W // 16, WARPS * K_O * 16, RING)
     elif HERE < 3 * C_W + C_O:
-        slot = gate_up_weight + (at * (F // 32) + program) * 64 * W + (HERE - C_W - C_O) * WARPS * K_W * 32
-        _fetch(ring, position, slot, program < F // 32, WARPS * K_W * 32, RING)
+        chunk = gate_up_weight + (at * (F // 32) + program) * 64 * W + (HERE - C_W - C_O) * WARPS * K_W * 32
+        _fetch(ring, position, chunk, program < F // 32, WARPS * K_W * 32, RING)
     else:
-        slot = down_weight + (at * (W // 16) + last) * 16 * F + (HERE - 3 * C_W - C_O) * WARPS * K_F * 16
-        _fetch(ring, position, slot, last < W // 16, WARPS * K_F * 16, RING)
+        chunk = down_weight + (at * (W // 16) + last) * 16 * F + (HERE - 3 * C_W - C_O) * WARPS * K_F * 16
+        _fetch(ring, position, chunk, last < W // 16, WARPS * K_F * 16, RING)
     async_copy.commit_group()
 
 
@@ -150,20 +150,20 @@ def refill(
     FIRST: gl.constexpr, COUNT: gl.constexpr, layer, layers, ring, head, weights, program, programs,
     SIZES: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
-    """Fetch what comes RING slots after COUNT slots from FIRST, which were consumed, to their places.
+    """Fetch what comes RING chunks after COUNT chunks from FIRST, which were consumed, into their slots.
 
     Returns:
         The ring's new head.
     """
     for i in gl.static_range(COUNT):
-        fetch_slot(FIRST + RING + i, layer, layers, ring, head + i, weights, program, programs, SIZES, RING)
+        fetch_chunk(FIRST + RING + i, layer, layers, ring, head + i, weights, program, programs, SIZES, RING)
     head += COUNT
     return gl.where(head < RING, head, head - RING)
 
 
 @gluon.jit
 def load_left(a, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
-    """All rows of a as left operands, one for each slot or pair of slots."""
+    """All rows of a as left operands, one for each chunk or pair of chunks."""
     left = ()
     for i in gl.static_range(K // (WARPS * BLOCK_K)):
         left += (_left_operand(a, i * WARPS * BLOCK_K, rows, K, BLOCK_K),)  # type: ignore[assignment]
@@ -186,10 +186,10 @@ def _left_operand(a, k, rows, K: gl.constexpr, BLOCK_K: gl.constexpr):
 def right_operand(
     ring, head, AFTER: gl.constexpr, N: gl.constexpr, BLOCK_K: gl.constexpr, RING: gl.constexpr
 ):
-    """The slot AFTER the ring's oldest as a right operand; waits for it."""
+    """The chunk AFTER the ring's oldest as a right operand; waits for it."""
     async_copy.wait_group(RING - 1 - AFTER)
     LAYOUT: gl.constexpr = STAGED if BLOCK_K >= 64 else STAGED_SHORT
-    return _place(ring, head + AFTER, RING, [WARPS, BLOCK_K, N], LAYOUT).load(RIGHT)
+    return _slot(ring, head + AFTER, RING, [WARPS, BLOCK_K, N], LAYOUT).load(RIGHT)
 
 
 @gluon.constexpr_function
@@ -217,7 +217,7 @@ def row_column(first, N: gl.constexpr):
 def multiply(
     left, ring, head, BLOCK_K: gl.constexpr, N: gl.constexpr, PAIR: gl.constexpr, RING: gl.constexpr
 ):
-    """What `load_left` gave times the tile, or the PAIR of tiles, of the oldest slots; for `sum_warps`.
+    """What `load_left` gave times the tile, or the PAIR of tiles, of the oldest chunks; for `sum_warps`.
 
     Returns:
         Both products, of which the second is zero without a PAIR.

@@ -121,8 +121,9 @@ def test_every_sample_has_all_stages_within_the_whole(record: dict[str, Any]) ->
 
 def test_every_call_is_counted_parity_and_warm_up_included(record: dict[str, Any]) -> None:
     for policy in record["settings"][0]["policies"]:
-        for of in policy["engagement"].values():
-            assert (of["calls"], of["expected"], of["misses"]) == (OBSERVATIONS + WARMUP + ROUNDS,) * 2 + (0,)
+        for engaged in policy["engagement"].values():
+            counts = (engaged["calls"], engaged["expected"], engaged["misses"])
+            assert counts == (OBSERVATIONS + WARMUP + ROUNDS,) * 2 + (0,)
     assert problems(record) == []
 
 
@@ -151,7 +152,10 @@ def test_speed_up_is_against_the_first_policy(record: dict[str, Any]) -> None:
         sample["infer_ms"] = 30.0
         sample["stage_ms"] = {"vision": 1.0, "prefix": 4.0, "denoise": 16.0}
     second["floor_ms"] = {"vision": 0.5, "prefix": 0.5, "denoise": 0.4}
-    rows = {of.name: (of.stats.n, of.stats.p50_ms, of.speedup, of.share) for of in components(second, first)}
+    rows = {
+        part.name: (part.stats.n, part.stats.p50_ms, part.speedup, part.share)
+        for part in components(second, first)
+    }
     assert rows == {
         "vision": (ROUNDS, 1.0, 1.0, 0.5),
         "prefix": (ROUNDS, 2.0, 2.0, 0.25),
@@ -159,9 +163,9 @@ def test_speed_up_is_against_the_first_policy(record: dict[str, Any]) -> None:
         "all stages": (ROUNDS, 7.0, 3.0, pytest.approx(0.2)),
         "host to host": (ROUNDS, 10.0, 3.0, pytest.approx(0.14)),
     }
-    assert {(of.speedup, of.share) for of in components(first, first)} == {(1.0, None)}
+    assert {(part.speedup, part.share) for part in components(first, first)} == {(1.0, None)}
     first["floor_ms"] = {"vision": 0.5}  # no ceiling for the other stages, hence none for the sums
-    assert [of.share for of in components(first, first)] == [0.5, None, None, None, None]
+    assert [part.share for part in components(first, first)] == [0.5, None, None, None, None]
 
 
 def test_a_machine_without_a_gpu_has_no_memory_and_no_roofline(record: dict[str, Any]) -> None:
@@ -383,9 +387,9 @@ def test_a_call_that_missed_its_engine_is_exit_status_1(
     assert error.startswith("error: baseline (denoise steps 1, lean form, images 2, prompt tokens 7 to 11,")
     assert error.endswith("prefix served 6 of 11 calls and missed 5; these times are not its engine's")
     record = json.loads((folder / "bench.json").read_text())
-    of = record["settings"][0]["policies"][0]["engagement"]["prefix"]
-    assert (of["backend"], of["calls"], of["misses"], of["expected"]) == ("misses", 6, 5, 11)
-    assert of["details"]["examples"] == OBSERVATIONS  # both lengths of prompt
+    prefix = record["settings"][0]["policies"][0]["engagement"]["prefix"]
+    assert [prefix[key] for key in ("backend", "calls", "misses", "expected")] == ["misses", 6, 5, 11]
+    assert prefix["details"]["examples"] == OBSERVATIONS  # both lengths of prompt
 
 
 @dataclass(frozen=True)
@@ -410,7 +414,7 @@ def test_a_floor_is_of_each_stages_own_precision(monkeypatch: pytest.MonkeyPatch
     stages = work(random_checkpoint().dims, images=2, prefix_tokens=532, steps=2)
     precisions = {"vision": "fp8", "prefix": "bfloat16", "denoise": "bfloat16"}
     assert record["policies"][0]["floor_ms"] == pytest.approx(
-        {name: floor_ms(of, ceiling, precisions[name]) for name, of in stages.items()}
+        {name: floor_ms(amount, ceiling, precisions[name]) for name, amount in stages.items()}
     )
 
 

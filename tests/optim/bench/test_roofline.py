@@ -44,20 +44,20 @@ def test_operations_are_those_that_torch_counts() -> None:
         with FlopCounterMode(display=False) as counter:
             denoise.integrate(noise, modulations, keys, values, mask)
         counted["denoise"] = counter.get_total_flops()
-    ours = work(dims, images=IMAGES, prefix_tokens=keys.shape[3], steps=STEPS)
-    assert {name: of.flops for name, of in ours.items()} == counted
+    computed = work(dims, images=IMAGES, prefix_tokens=keys.shape[3], steps=STEPS)
+    assert {name: stage.flops for name, stage in computed.items()} == counted
 
 
 def test_weights_are_those_of_the_layers() -> None:
     stages = random_stages(PI05_SMALL, STEPS, 0, torch.device("cpu"), torch.float32)
-    ours = work(PI05_SMALL, images=2, prefix_tokens=520, steps=STEPS)
+    computed = work(PI05_SMALL, images=2, prefix_tokens=520, steps=STEPS)
     for name in STAGES:
         linears = {
             path: module.weight.numel()
             for path, module in stages[name].named_modules()
             if isinstance(module, torch.nn.Linear) and path.startswith("layers.") and "layernorm" not in path
         }
-        assert ours[name].layer_weights == sum(linears.values())
+        assert computed[name].layer_weights == sum(linears.values())
 
 
 def test_floors_at_full_size_are_those_worked_out_for_an_h200() -> None:

@@ -77,12 +77,12 @@ def test_written_scales_load_equal(small: Checkpoint, tmp_path: Path) -> None:
 def test_scales_are_sought_beside_the_weights_and_then_in_outputs(
     small: Checkpoint, calibration: Path, tmp_path: Path
 ) -> None:
-    ours = calibration / f"{small.weights_sha256[:16]}.json"
+    by_hash = calibration / f"{small.weights_sha256[:16]}.json"
     with_folder = elsewhere(small, tmp_path / "weights")
-    assert default_path(small) == ours
+    assert default_path(small) == by_hash
     assert default_path(with_folder) == tmp_path / "weights" / FILE_NAME
 
-    write_scales(ours, scales_of(small))
+    write_scales(by_hash, scales_of(small))
     assert load_scales(small, None) == load_scales(with_folder, None) == scales_of(small).amax
 
     other = scales_of(small)

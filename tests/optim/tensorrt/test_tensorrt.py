@@ -316,11 +316,11 @@ def _fake_compiler(monkeypatch: pytest.MonkeyPatch, **modules: ModuleType) -> No
     lowering = ModuleType("torch_tensorrt.dynamo.lowering")
     folding = SimpleNamespace(_TorchTensorRTConstantFolder=Folder)
     lowering.passes = SimpleNamespace(constant_folding=folding)  # type: ignore[attr-defined]
-    found = {"torch_tensorrt": ModuleType("torch_tensorrt"), "dynamo": ModuleType("dynamo")}
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", found["torch_tensorrt"])
-    monkeypatch.setitem(sys.modules, "torch_tensorrt.dynamo", found["dynamo"])
+    parents = {"torch_tensorrt": ModuleType("torch_tensorrt"), "dynamo": ModuleType("dynamo")}
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", parents["torch_tensorrt"])
+    monkeypatch.setitem(sys.modules, "torch_tensorrt.dynamo", parents["dynamo"])
     monkeypatch.setitem(sys.modules, lowering.__name__, lowering)
-    for module in (*found.values(), lowering):
+    for module in (*parents.values(), lowering):
         module.__path__ = []
     for name, module in modules.items():
         module.__spec__ = importlib.util.spec_from_loader(name, loader=None)

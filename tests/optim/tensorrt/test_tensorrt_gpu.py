@@ -83,11 +83,11 @@ def test_engine_meets_eager_on_fresh_inputs(
     fresh = [random_request(7), random_request(8, REQUESTS[1].observation.instruction)]
     with torch.no_grad():
         for args in sources(checkpoint, fresh, form)[name].examples:
-            ours, reference = stage(*args), source.stage(*args)
+            outputs, reference = stage(*args), source.stage(*args)
             # fp8 scales were calibrated on other images
-            assert stage_parity(ours, reference).rel_error < TOLERANCE[PRECISIONS[precision]]
-            mine = ours[0] if name == "prefix" else ours
-            assert mine.dtype == torch.bfloat16
+            assert stage_parity(outputs, reference).rel_error < TOLERANCE[PRECISIONS[precision]]
+            first = outputs[0] if name == "prefix" else outputs
+            assert first.dtype == torch.bfloat16
     details = stage.details
     assert details["flavour"] == flavour()
     assert details["flavour"].startswith(("TensorRT 1", "TensorRT-RTX "))
@@ -166,8 +166,8 @@ def test_fp8_engine_holds_a_byte_a_weight_and_a_folded_one_is_noticed_by_its_siz
     with pytest.raises(RuntimeError, match="TensorRT keeps the weights unquantised"):
         require_fp8("wide", replace(folded, fp8_weights=6), weights)
     # neither proof is needed to see that both engines run, and that they agree
-    ours, theirs = (EngineModule(built, args[0].device)(*args) for built in (engine, folded))
-    assert stage_parity(ours, theirs).rel_error < 0.1
+    outputs, of_folded = (EngineModule(built, args[0].device)(*args) for built in (engine, folded))
+    assert stage_parity(outputs, of_folded).rel_error < 0.1
 
 
 @pytest.mark.parametrize("granularity", ["stage", "layer"])
