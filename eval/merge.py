@@ -16,6 +16,7 @@ from rich.text import Text
 from eval.analysis.summary import summarise
 from eval.records.engagement import join
 from eval.records.episodes import Episodes
+from eval.records.folders import refuse_left_out
 from eval.records.reader import Run, read_run
 from eval.records.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
 from eval.records.schema import EpisodeRecord, InferenceRecord
@@ -86,6 +87,7 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
     runs: list[Run] = []
     for folder in folders:
         described = recorded(folder)
+        refuse_left_out(folder)
         if runs:
             refuse_changed(folder, runs[0].run, described, (*FREE, *WHICH_EPISODES))
         runs.append(read_run(folder))
@@ -108,11 +110,11 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
             for inference in inferences:
                 writer.add_inference(inference)
             writer.add_episode(episode)
-        writer.write_run(_joined_run(folders, runs, notes))
+        writer.write_run(joined_run(folders, runs, notes))
     return notes
 
 
-def _joined_run(folders: Sequence[Path], runs: Sequence[Run], notes: Sequence[str]) -> dict[str, Any]:
+def joined_run(folders: Sequence[Path], runs: Sequence[Run], notes: Sequence[str]) -> dict[str, Any]:
     """Return run.json of the whole: the first part's, with what adds up added up."""
     plans = {Episodes.from_dict(plain).whole() for run in runs for plain in run.run["episodes"]}
     kept = ("provenance", "overrides", "runner", "finished", "planned_episodes", "resumed")

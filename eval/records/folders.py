@@ -1,11 +1,14 @@
 """The folder of a run: the files that it holds, and finding such folders at whatever depth."""
 
+import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
 RUN_FILE = "run.json"
+LEFT_OUT = "inferences_left_out"  # key of run.json: why a run was kept without its inferences.jsonl
 
 
 def refuse_used(folder: Path) -> None:
@@ -16,10 +19,23 @@ def refuse_used(folder: Path) -> None:
 
 
 def require_records(folder: Path) -> None:
-    """Raise FileNotFoundError for a folder without records."""
+    """Raise FileNotFoundError for a folder without records; inferences may be left out with a reason."""
     for name in (EPISODES_FILE, INFERENCES_FILE):
-        if not (folder / name).is_file():
+        if not (folder / name).is_file() and not (name == INFERENCES_FILE and _left_out(folder)):
             raise FileNotFoundError(f"{folder} holds no records: {name} is missing")
+
+
+def refuse_left_out(folder: Path) -> None:
+    """Raise ValueError for a run without its inferences, to which no records can be added."""
+    if not (folder / INFERENCES_FILE).is_file() and (reason := _left_out(folder)):
+        raise ValueError(f"{folder} has no inferences ({reason}): it can be neither continued nor joined")
+
+
+def _left_out(folder: Path) -> str | None:
+    """Return why run.json says that there are no inferences; None where it does not."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / RUN_FILE).read_bytes()).get(LEFT_OUT) or None
+    return None
 
 
 def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, require_records
+from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, LEFT_OUT, RUN_FILE, require_records
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from policies.base import EpisodeKey
 
@@ -35,7 +35,8 @@ def read_run(folder: Path) -> Run:
     """Read a run's records.
 
     A last line that a crash cut short is dropped with a warning. Of several lines with one key the last
-    counts, if all before it are errors. Inferences of no counted episode are reported and left out.
+    counts, if all before it are errors. Inferences of no counted episode are reported and left out. A run
+    that was kept without its inferences has none, and a warning that says why.
 
     Raises:
         FileNotFoundError: when the folder holds no records.
@@ -51,10 +52,14 @@ def read_run(folder: Path) -> Run:
         warnings.append(f"{RUN_FILE} is missing: the run stopped before it was written")
     lines = _read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings)
     episodes, superseded = _last_attempts(folder / EPISODES_FILE, lines)
-    numbered = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
-    inferences = _of_episodes(
-        folder / INFERENCES_FILE, [record for _, record in numbered], episodes, warnings
-    )
+    inferences: tuple[InferenceRecord, ...] = ()
+    if (folder / INFERENCES_FILE).is_file():
+        numbered = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
+        inferences = _of_episodes(
+            folder / INFERENCES_FILE, [record for _, record in numbered], episodes, warnings
+        )
+    else:
+        warnings.append(f"inferences were left out: {run[LEFT_OUT]}")
     return Run(run, tuple(episodes.values()), inferences, superseded, tuple(warnings))
 
 

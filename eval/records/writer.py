@@ -14,7 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, refuse_used, require_records
+from eval.records.folders import (
+    EPISODES_FILE,
+    INFERENCES_FILE,
+    RUN_FILE,
+    refuse_left_out,
+    refuse_used,
+    require_records,
+)
 from eval.records.schema import EpisodeRecord, InferenceRecord, to_plain
 from policies.base import EpisodeKey
 from policies.files import sync, write_atomic
@@ -45,6 +52,7 @@ class RunWriter:
     def __init__(self, folder: Path, *, resume: bool = False) -> None:
         if resume:
             require_records(folder)
+            refuse_left_out(folder)
         else:
             refuse_used(folder)
             folder.mkdir(parents=True, exist_ok=True)
