@@ -1,4 +1,4 @@
-"""Attention of vision and prefix between FP8 matmuls, in Triton, with plain references beside it.
+"""Attention of vision and prefix between FP8 matmuls, in Triton.
 
 B batch, P tokens of one prefix or image, S rows (tokens of the batch), N columns of queries, keys and values,
 X query heads, G KV heads, D head dimension. Inputs are contiguous. What is returned is e4m3, scaled by the
@@ -11,8 +11,7 @@ images 0.6 GFLOP, 0.9 us. What the kernels reach, and blocks that were slower, a
 import torch
 from torch import Tensor
 
-from optim.core.fp8_format import FP8, quantise
-from policies.pi05.layers import attend
+from optim.core.fp8_format import FP8
 
 FLASH_ROWS, FLASH_KEYS, FLASH_STAGES = 64, 32, 2
 FLASH_SPLITS = 3  # of the keys: 67 blocks of rows would leave half of 132 processors idle
@@ -81,19 +80,6 @@ def flash(
     return rows8
 
 
-def flash_reference(
-    queries_BXPD: Tensor,
-    keys_BGPD: Tensor,
-    values_BGPD: Tensor,
-    bias_B1PP: Tensor | None,
-    inverse_scale: Tensor,
-) -> Tensor:
-    """Return what `flash` does."""
-    bias = None if bias_B1PP is None else bias_B1PP.float()
-    attended = attend(queries_BXPD.float(), keys_BGPD.float(), values_BGPD.float(), bias)
-    return quantise(attended.transpose(1, 2).flatten(2).flatten(0, 1), inverse_scale)
-
-
 def image_attention(qkv_SN: Tensor, images: int, head_dim: int, inverse_scale: Tensor) -> Tensor:
     """Return attention within each image in FP8, as rows (S, X * D).
 
@@ -121,10 +107,3 @@ def image_attention(qkv_SN: Tensor, images: int, head_dim: int, inverse_scale: T
         num_stages=IMAGE_STAGES,
     )
     return rows8
-
-
-def image_attention_reference(qkv_SN: Tensor, images: int, head_dim: int, inverse_scale: Tensor) -> Tensor:
-    """Return what `image_attention` does."""
-    heads = qkv_SN.shape[1] // (3 * head_dim)
-    queries, keys, values = qkv_SN.view(images, -1, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-    return flash_reference(queries, keys, values, None, inverse_scale)

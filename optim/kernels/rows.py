@@ -1,4 +1,4 @@
-"""Row-wise steps between FP8 matmuls, each in one Triton kernel with its plain reference beside it.
+"""Row-wise steps between FP8 matmuls, each in one Triton kernel.
 
 S rows (tokens of the batch), W width, F MLP width, B batch, P tokens of one prefix, X query heads, G KV
 heads, D head dimension. Attention is in `optim.kernels.flash`. What a kernel returns for the next matmul is
@@ -11,11 +11,9 @@ Floors on an H200 (4.27 TB/s) for the prefix at full size, 535 tokens: GEGLU rea
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optim.core.fp8_format import FP8, quantise
-from policies.pi05.layers import rms_normalise
+from optim.core.fp8_format import FP8
 
 BLOCK_COLUMNS = 2048  # of a row, for the kernels that need not see it whole
 NORM_WARPS = 8
@@ -57,18 +55,6 @@ def add_norm(x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: T
     return normed_SW
 
 
-def add_norm_reference(
-    x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return what `add_norm` leaves in `x_SW`, and what it returns."""
-    total = x_SW if delta_SW is None else x_SW + delta_SW
-    if norm.bias_W is None:
-        normed = rms_normalise(total) * norm.weight_W
-    else:
-        normed = F.layer_norm(total.float(), norm.weight_W.shape, norm.weight_W, norm.bias_W, norm.eps)
-    return total, normed.to(x_SW.dtype) if inverse_scale is None else quantise(normed, inverse_scale)
-
-
 def gelu(x_SF: Tensor, inverse_scale: Tensor) -> Tensor:
     """Return GELU (tanh) in FP8."""
     from optim.kernels.rows_triton import gelu_kernel
@@ -76,22 +62,11 @@ def gelu(x_SF: Tensor, inverse_scale: Tensor) -> Tensor:
     return _by_blocks(gelu_kernel, x_SF, x_SF.shape[1], inverse_scale)
 
 
-def gelu_reference(x_SF: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return what `gelu` does."""
-    return quantise(F.gelu(x_SF.float(), approximate="tanh"), inverse_scale)
-
-
 def geglu(gate_up_S2F: Tensor, inverse_scale: Tensor) -> Tensor:
     """Return gelu(gate) * up in FP8; a row is all gates, then all ups."""
     from optim.kernels.rows_triton import geglu_kernel
 
     return _by_blocks(geglu_kernel, gate_up_S2F, gate_up_S2F.shape[1] // 2, inverse_scale)
-
-
-def geglu_reference(gate_up_S2F: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return what `geglu` does."""
-    gate, up = gate_up_S2F.float().chunk(2, dim=-1)
-    return quantise(F.gelu(gate, approximate="tanh") * up, inverse_scale)
 
 
 def rope_split(
@@ -127,19 +102,6 @@ def rope_split(
         BLOCK_ROWS=ROPE_ROWS,
         num_warps=ROPE_WARPS,
     )
-
-
-def rope_split_reference(
-    qkv_SN: Tensor, rope: tuple[Tensor, Tensor], heads: int, keys_shape: torch.Size
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries (of `heads` heads), keys and values as `rope_split` writes them, float32."""
-    batch, kv_heads, tokens, dim = keys_shape
-    parts = qkv_SN.float().view(batch, tokens, heads + 2 * kv_heads, dim).transpose(1, 2)
-    cos, sin = (table.view(batch, 1, tokens, dim // 2) for table in rope)
-    turned, values = parts[:, : heads + kv_heads], parts[:, heads + kv_heads :]
-    first, second = turned.chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned[:, :heads], turned[:, heads:], values
 
 
 def layer_norm(module: nn.LayerNorm) -> Norm:

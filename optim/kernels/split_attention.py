@@ -22,22 +22,6 @@ BLOCK_ROWS = 16  # least that tensor cores take
 HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
-def reference(
-    queries_BXHD: Tensor,
-    prefix_keys_BGPD: Tensor,
-    prefix_values_BGPD: Tensor,
-    keys_BGHD: Tensor,
-    values_BGHD: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    """Return attended_BXHD in plain PyTorch, float32."""
-    heads = queries_BXHD.shape[1] // keys_BGHD.shape[1]
-    keys = torch.cat((prefix_keys_BGPD, keys_BGHD), dim=2).float().repeat_interleave(heads, dim=1)
-    values = torch.cat((prefix_values_BGPD, values_BGHD), dim=2).float().repeat_interleave(heads, dim=1)
-    scores = queries_BXHD.float() @ keys.transpose(-1, -2) * queries_BXHD.shape[-1] ** -0.5
-    return torch.softmax(scores if bias is None else scores + bias.float(), dim=-1) @ values
-
-
 class SplitAttention(SuffixAttention):
     """`SuffixAttention` in two Triton kernels.
 

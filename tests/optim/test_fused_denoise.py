@@ -1,4 +1,4 @@
-"""The kernel's plain reference is the denoise stage; sizes that it does not take are refused."""
+"""The reference of the denoise kernels is the denoise stage; sizes that it does not take are refused."""
 
 import itertools
 
@@ -9,16 +9,17 @@ from optim import fused_denoise
 from optim.base import StageContext
 from optim.core.parity import stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, sizes_of
-from optim.kernels.denoise.contract import Sizes, denoise_reference, pack_qkv
+from optim.kernels.denoise.contract import Sizes, pack_qkv
 from optim.kernels.denoise.ring import num_slots, require_ring, ring_order, tiling
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_SMALL, GemmaDims
+from tests.optim import references
 from tests.optim.small import random_checkpoint, random_request, sources
 
 
 @pytest.fixture(autouse=True)
 def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fused_denoise.KERNELS, "phases", denoise_reference)
+    monkeypatch.setitem(fused_denoise.KERNELS, "phases", references.denoise)
 
 
 @pytest.mark.parametrize("form", ["lean", "full"])

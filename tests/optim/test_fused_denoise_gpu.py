@@ -1,4 +1,4 @@
-"""The denoise kernel against its plain reference, phase by phase, and the stage against eager, on a GPU."""
+"""The denoise kernels against their reference, phase by phase, and the stage against eager, on a GPU."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,10 +11,11 @@ from optim import fused_denoise
 from optim.base import StageMismatch
 from optim.core.parity import compare, stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, expert_layers, pack
-from optim.kernels.denoise.contract import Scratch, Weights, denoise_reference
+from optim.kernels.denoise.contract import Scratch, Weights
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
 from policies.reference.sizes import DIMS as REFERENCE
+from tests.optim import references
 from tests.optim.small import random_checkpoint, random_request, reference_checkpoint, sources
 
 pytestmark = pytest.mark.gpu
@@ -58,7 +59,7 @@ def test_each_phase_meets_its_reference(
 
     def run(actions: Tensor, heads: Any, modulations: Any, arranged: Weights, *others: Any) -> Scratch:
         dense = pack(expert_layers(stage), weights)
-        for function, its in ((kernel, arranged), (denoise_reference, dense)):
+        for function, its in ((kernel, arranged), (references.denoise, dense)):
             left_actions.append(actions.clone())
             left.append(function(left_actions[-1], heads, modulations, its, *others))
         return left[-1]

@@ -1,4 +1,4 @@
-"""The row kernels' plain references around FP8 matmuls are the stages in FP8; wrong places are refused."""
+"""The row kernels' references around FP8 matmuls are the stages in FP8; wrong places are refused."""
 
 from typing import Any
 
@@ -11,9 +11,7 @@ from optim.base import StageContext
 from optim.core.parity import stage_parity
 from optim.fp8 import with_fp8_linears
 from optim.fused_fp8 import FusedFp8, fused_stage
-from optim.kernels import flash as fused_flash
-from optim.kernels import patches as fused_patches
-from optim.kernels import rows as fused_rows
+from tests.optim import references
 from tests.optim.small import random_checkpoint, random_request, sources
 
 
@@ -21,27 +19,27 @@ def use_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the fused stages run on the kernels' references."""
 
     def add_norm(x: Tensor, delta: Tensor | None, norm: Any, inverse_scale: Tensor | None) -> Tensor:
-        total, rows8 = fused_rows.add_norm_reference(x, delta, norm, inverse_scale)
+        total, rows8 = references.add_norm(x, delta, norm, inverse_scale)
         x.copy_(total)
         return rows8
 
     def rope_split(qkv: Tensor, rope: Any, queries: Tensor | None, keys: Tensor, values: Tensor) -> None:
         heads = 0 if queries is None else queries.shape[1]
-        parts = fused_rows.rope_split_reference(qkv, rope, heads, keys.shape)
+        parts = references.rope_split(qkv, rope, heads, keys.shape)
         for to, part in zip((queries, keys, values), parts, strict=True):
             if to is not None:
                 to.copy_(part)
 
-    references: dict[str, Any] = {
+    functions: dict[str, Any] = {
         "add_norm": add_norm,
         "rope_split": rope_split,
-        "embed_patches": fused_patches.embed_patches_reference,
-        "flash": fused_flash.flash_reference,
-        "image_attention": fused_flash.image_attention_reference,
-        "gelu": fused_rows.gelu_reference,
-        "geglu": fused_rows.geglu_reference,
+        "embed_patches": references.embed_patches,
+        "flash": references.flash,
+        "image_attention": references.image_attention,
+        "gelu": references.gelu,
+        "geglu": references.geglu,
     }
-    for name, function in references.items():
+    for name, function in functions.items():
         monkeypatch.setattr(fused_fp8, name, function)
 
 

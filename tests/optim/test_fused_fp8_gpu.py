@@ -1,4 +1,4 @@
-"""Each row kernel against its plain reference, and the stages against eager, on a GPU."""
+"""Each row kernel against its reference, and the stages against eager, on a GPU."""
 
 import pytest
 import torch
@@ -8,21 +8,12 @@ from optim.base import StageMismatch
 from optim.core.fp8_format import FP8
 from optim.core.parity import compare, stage_parity
 from optim.fused_fp8 import FusedFp8
-from optim.kernels.flash import flash, flash_reference, image_attention, image_attention_reference
-from optim.kernels.patches import embed_patches, embed_patches_reference
-from optim.kernels.rows import (
-    Norm,
-    add_norm,
-    add_norm_reference,
-    geglu,
-    geglu_reference,
-    gelu,
-    gelu_reference,
-    rope_split,
-    rope_split_reference,
-)
+from optim.kernels.flash import flash, image_attention
+from optim.kernels.patches import embed_patches
+from optim.kernels.rows import Norm, add_norm, geglu, gelu, rope_split
 from policies.pi05.dims import PI05_FULL
 from policies.pi05.vision import PatchEmbeddings
+from tests.optim import references
 from tests.optim.small import random_checkpoint, random_request, sources
 
 pytestmark = pytest.mark.gpu
@@ -48,16 +39,16 @@ def test_row_kernels_meet_their_references(rows: int, width: int, scale: float) 
     for norm in (Norm(weight, None, 1e-6), Norm(weight, bias, 1e-6)):
         for delta in (None, draw(3, rows, width)):
             x = draw(4, rows, width)
-            total, expected = add_norm_reference(x, delta, norm, inverse_scale)
+            total, expected = references.add_norm(x, delta, norm, inverse_scale)
             normed = add_norm(x, delta, norm, inverse_scale)
             assert torch.equal(x, total)
             assert close(normed, expected)
             x = draw(4, rows, width)
-            expected = add_norm_reference(x, delta, norm, None)[1]
+            expected = references.add_norm(x, delta, norm, None)[1]
             assert close(add_norm(x, delta, norm, None), expected)
     x = draw(5, rows, width)
-    assert close(gelu(x, inverse_scale), gelu_reference(x, inverse_scale))
-    assert close(geglu(x, inverse_scale), geglu_reference(x, inverse_scale))
+    assert close(gelu(x, inverse_scale), references.gelu(x, inverse_scale))
+    assert close(geglu(x, inverse_scale), references.geglu(x, inverse_scale))
 
 
 # batch, query heads, KV heads, tokens, head dimension
@@ -76,7 +67,7 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
     queries = torch.full((batch, heads, tokens, dim), float("nan"), device="cuda", dtype=torch.bfloat16)
     keys, values = (torch.full_like(queries[:, :kv_heads], float("nan")) for _ in range(2))
     rope_split(qkv, rope, queries, keys, values)
-    expected = rope_split_reference(qkv, rope, heads, keys.shape)
+    expected = references.rope_split(qkv, rope, heads, keys.shape)
     assert stage_parity((queries, keys, values), expected).rel_error < BOUND
     rope_split(qkv[:, heads * dim :].contiguous(), rope, None, keys.fill_(float("nan")), values)
     assert stage_parity((keys, values), expected[1:]).rel_error < BOUND
@@ -90,17 +81,17 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
     inverse_scale = torch.tensor(100.0, device="cuda")
     attended = flash(queries, keys, values, bias, inverse_scale)
     assert attended.dtype == FP8
-    expected8 = flash_reference(queries, keys, values, bias, inverse_scale)
+    expected8 = references.flash(queries, keys, values, bias, inverse_scale)
     assert compare(attended.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
 
 
 # images, tokens, heads, head dimension
 @pytest.mark.parametrize("shape", [(2, 256, 16, 72), (3, 100, 4, 16), (1, 37, 2, 128)])
-def test_attention_within_images_meets_its_reference(shape: tuple[int, ...]) -> None:
+def test_attention_within_images_meets_its(shape: tuple[int, ...]) -> None:
     images, tokens, heads, dim = shape
     qkv, inverse_scale = draw(0, images * tokens, 3 * heads * dim), torch.tensor(100.0, device="cuda")
     attended = image_attention(qkv, images, dim, inverse_scale)
-    expected8 = image_attention_reference(qkv, images, dim, inverse_scale)
+    expected8 = references.image_attention(qkv, images, dim, inverse_scale)
     assert attended.dtype == FP8
     assert compare(attended.float(), expected8.float()).rel_error < 0.03  # weights are bf16 in the kernel
 
@@ -111,7 +102,7 @@ def test_patch_embedding_is_as_exact_as_float32(images: int) -> None:
     pixels = draw(0, images, 3, 224, 224, dtype=torch.float32).clamp(-1.0, 1.0)
     with torch.no_grad():
         tokens = embed_patches(module, pixels, torch.float32)
-        assert compare(tokens, embed_patches_reference(module, pixels, torch.float32)).rel_error < 2e-6
+        assert compare(tokens, references.embed_patches(module, pixels, torch.float32)).rel_error < 2e-6
         assert torch.equal(embed_patches(module, pixels, torch.bfloat16), tokens.bfloat16())
 
 

@@ -11,9 +11,9 @@ from optim.compile import Compile
 from optim.core.fp8_format import FP8, quantise
 from optim.core.parity import ParityError, compare, require_parity, stage_parity
 from optim.fp8 import Fp8, Fp8Linear, with_fp8_linears
-from optim.kernels.split_attention import reference
 from optim.rewrite.merge_linears import fuse
 from policies.pi05.denoise import SuffixAttention
+from tests.optim import references
 
 
 @pytest.mark.parametrize("name", ["vision", "prefix", "denoise"])
@@ -142,7 +142,7 @@ def test_the_reference_of_split_attention_is_the_attention_of_the_stage(groups: 
         draw(groups, 10, 16),
         draw(groups, 10, 16),
     )
-    assert compare(SuffixAttention()(*args, bias), reference(*args, bias)).rel_error < 1e-6
+    assert compare(SuffixAttention()(*args, bias), references.split_attention(*args, bias)).rel_error < 1e-6
 
 
 def test_compiled_stage_serves_two_lengths_and_refuses_a_third(

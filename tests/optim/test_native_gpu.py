@@ -11,11 +11,12 @@ from optim.compile import Compile
 from optim.core.parity import ParityError, compare, stage_parity
 from optim.cuda_graph import CudaGraph, capture
 from optim.fp8 import Fp8
-from optim.kernels.split_attention import BLOCK_KEYS, SplitAttention, reference, use_split_attention
+from optim.kernels.split_attention import BLOCK_KEYS, SplitAttention, use_split_attention
 from optim.rewrite.merge_linears import replace_modules
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.denoise import SuffixAttention
 from policies.pi05.dims import STAGES
+from tests.optim import references
 from tests.optim.small import eager_policy, random_checkpoint, random_request, sources
 
 pytestmark = pytest.mark.gpu
@@ -130,4 +131,4 @@ def test_split_attention_meets_its_reference(
             bias[-1, ..., : prefix // 2] = -1e30
         poison = torch.full((1 << 22,), float("nan"), device="cuda")
         del poison  # what the kernels do not write would read as NaN
-        assert compare(attend(*args, bias), reference(*args, bias)).rel_error < 0.01
+        assert compare(attend(*args, bias), references.split_attention(*args, bias)).rel_error < 0.01

@@ -1,4 +1,4 @@
-"""The persistent denoise kernel: what it reads and writes, its launch, and its plain reference.
+"""The persistent denoise kernels: what they read and write.
 
 M rows (B * H), B batch, H horizon, W width of the expert, X query heads, D head dimension, F width of the
 MLP, A action dimensions, C columns of a weight, K inner dimension of a weight, L layers, N = 2 L + 1 norms,
@@ -14,13 +14,10 @@ import functools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from optim.core.fp8_format import FP8_MAX, quantise
 from optim.kernels.denoise.ring_layout import X_COLUMNS
-from optim.kernels.split_attention import reference as attend_reference
-from policies.pi05.layers import rms_normalise
 
 BLOCK_KEYS = 64
 MOST_WARPS = 8
@@ -207,56 +204,3 @@ def new_scratch(sizes: Sizes, prefix: PrefixCache, batch: int, horizon: int) -> 
 def splits(tokens: int) -> int:
     """Return how many blocks of keys there are."""
     return -(-tokens // BLOCK_KEYS)
-
-
-def denoise_reference(
-    actions_BHA: Tensor,
-    heads: Heads,
-    modulations: Modulations,
-    weights: Weights,
-    prefix: PrefixCache,
-    sizes: Sizes,
-) -> Scratch:
-    """Do what `denoise` does in plain PyTorch, float32; attention is not split."""
-    batch, horizon, action_dim = actions_BHA.shape
-    scratch = new_scratch(sizes, prefix, batch, horizon)
-    actions_MA = actions_BHA.view(-1, action_dim)
-    for step in range(modulations.out_shift_EA.shape[0]):
-        scales, gates = modulations.one_plus_scale_ENW[step], modulations.gate_ENW[step]
-        x_MW = F.linear(actions_MA, heads.in_weight_WA, heads.in_bias_W)
-        for i in range(prefix.keys_LB1PD.shape[0]):
-            out = (rms_normalise(x_MW) * scales[2 * i]) @ weights.qkv.dense(i).T
-            out = (out + modulations.qkv_shift_ELC[step, i]).view(batch, horizon, -1, sizes.head_dim)
-            queries, keys, values = _rotated(out.transpose(1, 2), prefix, sizes.heads)
-            attended = attend_reference(
-                queries, prefix.keys_LB1PD[i], prefix.values_LB1PD[i], keys, values, prefix.bias
-            )
-            attended_MC = attended.transpose(1, 2).reshape(batch * horizon, -1)
-            x_MW = x_MW + gates[2 * i] * (attended_MC @ weights.output.dense(i).T)
-            out = (rms_normalise(x_MW) * scales[2 * i + 1]) @ weights.gate_up.dense(i).T
-            out = out + modulations.gate_up_shift_ELC[step, i]
-            hidden_MF = F.gelu(out[:, 0::2], approximate="tanh") * out[:, 1::2]
-            x_MW = x_MW + gates[2 * i + 1] * (hidden_MF @ weights.down.dense(i).T)
-        velocity = (rms_normalise(x_MW) * scales[-1]) @ heads.out_weight_AW.T + modulations.out_shift_EA[step]
-        actions_MA -= velocity / modulations.out_shift_EA.shape[0]
-    for name, value in {
-        "x_MW": x_MW,
-        "scaled_MW": x_MW * scales[-1],
-        "squares_MP": x_MW.square().unflatten(1, (scratch.squares_MP.shape[1], -1)).sum(-1),
-        "queries_BXHD": queries,
-        "keys_B1HD": keys,
-        "values_B1HD": values,
-        "attended_MC": attended_MC,
-        "hidden_MF": hidden_MF,
-    }.items():
-        getattr(scratch, name).copy_(value)
-    return scratch
-
-
-def _rotated(qkv: Tensor, prefix: PrefixCache, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, horizon, dim = qkv.shape
-    cos, sin = (table.view(batch, 1, horizon, dim // 2) for table in (prefix.cos, prefix.sin))
-    first, second = qkv[..., 0::2], qkv[..., 1::2]
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    values = torch.cat((first, second), dim=-1)
-    return turned[:, :heads], turned[:, heads : heads + 1], values[:, heads + 1 :]

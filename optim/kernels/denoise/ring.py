@@ -1,7 +1,6 @@
 """Launcher of the ring kernel (`ring_gluon`), whose weights arrive in a ring of shared memory.
 
-It does what `phases.denoise` does, for up to 16 rows on a GPU with enough processors and shared memory; its
-plain reference is `contract.denoise_reference`.
+It does what `phases.denoise` does, for up to 16 rows on a GPU with enough processors and shared memory.
 """
 
 from dataclasses import dataclass
