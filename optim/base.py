@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,13 +130,18 @@ class CountedStage:
 class Backend(ABC):
     """One technique for one stage; subclasses are frozen dataclasses of its options.
 
-    Attributes:
-        needs_examples: whether it reads `StageContext.examples`.
-        needs_amax: whether it reads `StageContext.amax`.
+    A subclass overrides a property by another, or by a ClassVar where no option decides.
     """
 
-    needs_examples: ClassVar[bool] = True
-    needs_amax: ClassVar[bool] = False
+    @property
+    def needs_examples(self) -> bool:
+        """Whether it reads `StageContext.examples`."""
+        return True
+
+    @property
+    def needs_amax(self) -> bool:
+        """Whether it reads `StageContext.amax`."""
+        return False
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027  most run anywhere
         """Raise RuntimeError if this machine cannot run the backend; cheap, called before anything is loaded.

@@ -6,7 +6,6 @@ It needs no GPU: a backend that cannot run here is named, and the rest is shown 
 """
 
 import inspect
-import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from eval.app import CommandError, command
 from eval.config.schema import Config, ConfigError, register_schema
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
-from eval.episodes.policy import choose_backends, eager_policy, load, require_backend
+from eval.episodes.policy import choose_backends, eager_policy, load, make_backend
 from eval.records.observations import load_requests
 from eval.render.console import print_info, report_console
 from eval.sim.stack import SimulatorError, prepare
@@ -127,15 +126,11 @@ def backend_of(stage: str, options: Any) -> tuple[str, str, bool]:
     """Return a backend's name and options as configured, and whether it builds engines for shapes.
 
     Raises:
-        ConfigError: not a backend.
+        ConfigError: not a backend, or one that refuses its options.
     """
-    chosen = require_backend(stage, options)
-    try:
-        kind = pkgutil.resolve_name(str(chosen["_target_"]))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"optim.{stage} refused its options: {error}") from error
-    rest = ", ".join(f"{name}={value}" for name, value in chosen.items() if name != "_target_")
-    return kind.__name__, rest, bool(getattr(kind, "needs_examples", True))
+    backend = make_backend(stage, options)
+    rest = ", ".join(f"{name}={value}" for name, value in options.items() if name != "_target_")
+    return type(backend).__name__, rest, backend.needs_examples
 
 
 def cannot_run(config: Config) -> str | None:

@@ -52,7 +52,7 @@ def choose_backends(config: Config) -> dict[str, Backend]:
     Raises:
         ConfigError: see `build_policy`.
     """
-    backends = {stage: _stage_backend(config, stage) for stage in STAGES}
+    backends = {stage: make_backend(stage, getattr(config.optim, stage)) for stage in STAGES}
     device = choose_device(config.policy.device)
     reasons: dict[str, Exception] = {}
     try:
@@ -150,21 +150,16 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
-def require_backend(stage: str, options: Any) -> Mapping[str, Any]:
-    """Return the options of a stage's backend.
+def make_backend(stage: str, options: Any) -> Backend:
+    """Return a stage's backend; nothing is built yet.
 
     Raises:
-        ConfigError: they name no backend.
+        ConfigError: they name no backend, or it refuses them.
     """
     if not isinstance(options, Mapping) or "_target_" not in options:
         raise ConfigError(
             f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
         )
-    return options
-
-
-def _stage_backend(config: Config, stage: str) -> Backend:
-    options = require_backend(stage, getattr(config.optim, stage))
     try:
         built: Backend = instantiate(options)
     except InstantiationException as error:

@@ -86,7 +86,7 @@ class TensorRT(Backend):
             raise ValueError(f"optimization_level must be 0 to 5 or null, got {self.optimization_level}")
 
     @property
-    def needs_amax(self) -> bool:  # type: ignore[override]  # only one of the precisions does
+    def needs_amax(self) -> bool:
         """Whether it reads `StageContext.amax`: FP8 for its scales, fp16 for its range."""
         return self.precision in ("fp8", "fp16")
 
