@@ -18,8 +18,8 @@ def search_current_folder_last() -> None:
     Python puts the current folder first, where a user's own `policies` or `eval.py` would shadow ours.
     """
     here = os.getcwd()
-    if Path(here) != ROOT:
-        sys.path[:] = [*(entry for entry in sys.path if entry not in ("", here)), here]
+    others = [entry for entry in sys.path if entry not in ("", here, str(ROOT))]
+    sys.path[:] = [*others, str(ROOT), *([] if Path(here) == ROOT else [here])]
 
 
 @contextlib.contextmanager

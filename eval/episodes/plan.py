@@ -1,14 +1,19 @@
 """What a run sets out to do: which episodes of which tasks, in which shard, and under which conditions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from eval.records.episodes import Episodes
 from eval.records.schema import EpisodeRecord
 from eval.records.video import VideoMode
+from eval.sim.env import LiberoEnv
 from eval.sim.tasks import Task
 from policies.base import EpisodeKey
 from policies.seeding import Seeding
+
+
+MakeEnv = Callable[..., LiberoEnv]
+"""Builds an environment from a task, `seeding` and `render`, as `LiberoEnv` does."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Plan:
             (`optim.on_mismatch=fallback`); they are counted and shown, and a backend that served none is an
             error all the same.
         policy, checkpoint, checkpoint_sha256, weights_label: of every record.
+        make_env: builds a task's environment.
     """
 
     tasks: Sequence[Task]
@@ -36,6 +42,7 @@ class Plan:
     checkpoint: str | None
     checkpoint_sha256: str | None
     weights_label: str | None
+    make_env: MakeEnv = LiberoEnv
     done: frozenset[EpisodeKey] = field(default_factory=frozenset)
 
     @property

@@ -45,7 +45,7 @@ class Rollout:
     actions: list[NDArray[np.float64]] = field(default_factory=list)
     initial_state_sha256: str | None = None
     first_frame_sha256: str | None = None
-    film: list[Snapshot] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
 
     @property
     def actions_sha256(self) -> str:
@@ -61,7 +61,7 @@ def sha256(*arrays: NDArray[np.generic]) -> str:
     return digest.hexdigest()
 
 
-def roll(
+def run_episode(
     env: LiberoEnv,
     policy: Policy,
     key: EpisodeKey,
@@ -85,7 +85,7 @@ def roll(
     queue = ActionQueue(policy.replan_steps)
     while rollout.steps < max_steps and not rollout.success:
         if snapshot_every and rollout.steps % snapshot_every == 0:
-            rollout.film.append(env.snapshot)
+            rollout.snapshots.append(env.snapshot)
         if not queue:
             observation = env.observe(policy.cameras, privileged=policy.needs_privileged)
             if rollout.first_frame_sha256 is None and policy.cameras:

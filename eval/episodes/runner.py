@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.episodes.plan import Plan
-from eval.episodes.rollout import PolicyLost, Rollout, roll
+from eval.episodes.rollout import PolicyLost, Rollout, run_episode
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.video import VideoMode, write_video
 from eval.records.writer import RecordingError
@@ -24,7 +24,7 @@ SNAPSHOT_EVERY = 2  # control steps a video frame: 10 frames a second
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EpisodeResult:
     """An episode that ended, by itself or by `error`, which `record` then holds."""
 
     record: EpisodeRecord
@@ -37,7 +37,7 @@ class EpisodeRunner:
 
     Non-obvious behaviors:
         An environment that raised is closed before the next episode and not used again. Until then it can
-        still film the episode.
+        still render the episode's video.
 
     Args:
         env: to begin with, for one of the plan's tasks, with its seeding and the cameras that are needed.
@@ -50,11 +50,11 @@ class EpisodeRunner:
         self._damaged = False
         self._warmup_left = plan.warmup_inferences
 
-    def run(self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]) -> Outcome:
-        """Run one episode; what simulator or policy raise is its outcome.
+    def run(self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]) -> EpisodeResult:
+        """Run one episode; what simulator or policy raise is its result.
 
         Raises:
-            RecordingError, PolicyLost: the episode has no outcome.
+            RecordingError, PolicyLost: the episode has no result.
         """
         rollout = Rollout()
         error: Exception | None = None
@@ -62,7 +62,7 @@ class EpisodeRunner:
         try:
             env = self._environment(task)
             start = time.perf_counter()
-            roll(
+            run_episode(
                 env,
                 self.policy,
                 key,
@@ -75,17 +75,17 @@ class EpisodeRunner:
         except (RecordingError, PolicyLost):
             self._damaged = True
             raise
-        except Exception as raised:  # noqa: BLE001  whatever simulator or policy raise is this episode's outcome
+        except Exception as raised:  # noqa: BLE001  whatever simulator or policy raise is this episode's result
             error, self._damaged = raised, True
         self._warmup_left = max(0, self._warmup_left - rollout.inferences)
         wall_s = time.perf_counter() - start
         record = episode_record(self.plan, task, key, rollout, wall_s, error)
-        return Outcome(record, rollout, error)
+        return EpisodeResult(record, rollout, error)
 
-    def film(self, outcome: Outcome, path: Path) -> None:
+    def save_video(self, result: EpisodeResult, path: Path) -> None:
         """Write the video of the episode that ran last; whatever can go wrong is raised."""
-        assert self._env is not None, "an episode that has a film had an environment"
-        frames = [self._env.render(snapshot) for snapshot in outcome.rollout.film]
+        assert self._env is not None, "an episode that has snapshots had an environment"
+        frames = [self._env.render(snapshot) for snapshot in result.rollout.snapshots]
         write_video(frames, path, fps=CONTROL_HZ // SNAPSHOT_EVERY)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class EpisodeRunner:
             self.close()
         if self._env is None:
             render = bool(self.policy.cameras) or self.plan.video is not VideoMode.NONE
-            self._env = LiberoEnv(task, seeding=self.plan.seeding, render=render)
+            self._env = self.plan.make_env(task, seeding=self.plan.seeding, render=render)
         return self._env
 
 

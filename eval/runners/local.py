@@ -22,21 +22,23 @@ class LocalRunner:
 
     def run(self, plan: Plan, recorder: RunRecorder) -> None:
         """See `Runner`."""
-        roller = EpisodeRunner(plan, self.policy)
+        episode_runner = EpisodeRunner(plan, self.policy)
         with recorder:
             try:
                 for task, keys in plan.todo():
                     for key in keys:
                         recorder.start_episode(key, task.language)
-                        outcome = roller.run(task, key, recorder.add_inference)
+                        result = episode_runner.run(task, key, recorder.add_inference)
                         recorder.add_episode(
-                            outcome.record,
-                            first_frame_sha256=outcome.rollout.first_frame_sha256,
-                            film=partial(roller.film, outcome) if outcome.rollout.film else None,
-                            cause=outcome.error,
+                            result.record,
+                            first_frame_sha256=result.rollout.first_frame_sha256,
+                            write_video=partial(episode_runner.save_video, result)
+                            if result.rollout.snapshots
+                            else None,
+                            cause=result.error,
                         )
             finally:
-                roller.close()
+                episode_runner.close()
         recorder.finish()
 
     def engagement(self) -> Engagement:

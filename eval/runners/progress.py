@@ -72,7 +72,7 @@ class Progress:
 
     def add_inference(self, record: InferenceRecord) -> None:
         """Count one inference; warm-up ones and those under load do not enter the p50."""
-        if not record.warmup and not record.under_load:
+        if record.condition == "alone":
             self._infer_ms.append(record.infer_ms)
         self._draw()
 

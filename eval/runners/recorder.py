@@ -108,7 +108,7 @@ class RunRecorder:
         record: EpisodeRecord,
         *,
         first_frame_sha256: str | None = None,
-        film: VideoWriter | None = None,
+        write_video: VideoWriter | None = None,
         retry: bool = False,
         cause: Exception | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class RunRecorder:
 
         Args:
             first_frame_sha256: of the first images that the policy saw.
-            film: writes the video, if there is one.
+            write_video: writes the video, if there is one.
             retry: whether the episode raised and is tried again, which spares it from `max_errors`.
             cause: what it raised, for the trace.
 
@@ -127,8 +127,8 @@ class RunRecorder:
         if self.run_info.get("first_frame_sha256") is None:
             self.run_info["first_frame_sha256"] = first_frame_sha256
         video = None
-        if film is not None and self.plan.video.keeps(record):
-            video = self._film(self.writer.folder / "videos" / video_name(record), film)
+        if write_video is not None and self.plan.video.keeps(record):
+            video = self._video(self.writer.folder / "videos" / video_name(record), write_video)
         self.write_run()
         self.tracker.log_episode(record, video)
         self._progress.add_episode(record)
@@ -160,10 +160,10 @@ class RunRecorder:
                 f"the last was {self._last_error}"
             ) from cause
 
-    def _film(self, path: Path, film: VideoWriter) -> Path | None:
+    def _video(self, path: Path, write_video: VideoWriter) -> Path | None:
         """Return the episode's video; None when it could not be made, which is kept in `video_error`."""
         try:
-            film(path)
+            write_video(path)
         except Exception as error:  # noqa: BLE001  a video is no reason to lose the episodes to come
             self.video_error = f"{path.name}: {type(error).__name__}: {error}"
             log.warning("no video: %s", self.video_error)

@@ -1,13 +1,17 @@
-"""Makers of records, and a home without a W&B login, for the tests of eval/."""
+"""Makers of records, command lines in this process, and a home without a W&B login, for tests of eval."""
 
+import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
+from eval.cli import main
 from eval.records.schema import EpisodeRecord, InferenceRecord
 
 EPISODE = EpisodeRecord(
@@ -98,3 +102,46 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / ".netrc"))
     return home
+
+
+@pytest.fixture
+def command_line(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
+    """`main` with these arguments, its output below `tmp_path`; what it leaves in the process is undone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+    def run(*arguments: str, full_error: str = "0") -> None:
+        GlobalHydra.instance().clear()
+        monkeypatch.setenv("HYDRA_FULL_ERROR", full_error)
+        where = [] if any(a.startswith("hydra.") for a in arguments) else [f"hydra.run.dir={tmp_path}/run"]
+        monkeypatch.setattr(sys, "argv", ["eval", *where, *arguments])
+        main()
+
+    yield run
+    GlobalHydra.instance().clear()
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def refusal(command_line: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What bad input prints: exit status 1, nothing on stdout, one line on stderr, which is returned."""
+
+    def refuse(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            command_line(*arguments)
+        out, err = capfd.readouterr()
+        assert exit_.value.code == 1
+        assert out == ""
+        assert err.endswith("\n")
+        (line,) = err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return refuse

@@ -4,18 +4,16 @@ A file in the folder that the variable `FAKE_FAULTS` names makes one episode go 
 `<fault>-<task>-<episode>` once, `always-<fault>-<task>-<episode>` in each attempt.
 """
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.episodes import runner as episode_module
 from eval.runners.ray.batching import Batching
 from eval.sim.tasks import Task
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
@@ -32,20 +30,8 @@ def tasks(count: int) -> list[Task]:
 
 
 def use_fakes() -> dict[str, Any]:
-    """Let this process roll episodes in `ArithmeticEnv` from now on; what a worker's setup does."""
-    episode_module.LiberoEnv = ArithmeticEnv  # type: ignore[assignment, misc]
+    """What a worker's setup says."""
     return SIMULATOR
-
-
-@contextlib.contextmanager
-def fakes_in_use() -> Iterator[None]:
-    """Let this process roll episodes in `ArithmeticEnv` for a while."""
-    real = episode_module.LiberoEnv
-    use_fakes()
-    try:
-        yield
-    finally:
-        episode_module.LiberoEnv = real  # type: ignore[misc]
 
 
 def make_policy(look: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Batching]:

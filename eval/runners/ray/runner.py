@@ -211,11 +211,11 @@ class RayRunner:
             self._engaged[result.served_by] = result.engagement
         for inference in result.inferences:
             recorder.add_inference(inference)
-        filmed = result.film is not None or result.video_error is not None
+        has_video = result.video is not None or result.video_error is not None
         recorder.add_episode(
             result.record,
             first_frame_sha256=result.first_frame_sha256,
-            film=_video_writer(result) if filmed else None,
+            write_video=_video_writer(result) if has_video else None,
         )
 
     def _fail(self, key: EpisodeKey, worker: WorkerProcess, error: Exception, recorder: RunRecorder) -> None:
@@ -267,9 +267,9 @@ def _missing(answers: Sequence[Answer]) -> list[Answer]:
 
 def _video_writer(result: Result) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        if result.film is None:
+        if result.video is None:
             raise RuntimeError(result.video_error)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, result.film)
+        write_atomic(path, result.video)
 
     return write

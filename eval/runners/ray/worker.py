@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from eval.episodes.plan import Plan
 from eval.episodes.rollout import PolicyLost
-from eval.episodes.runner import EpisodeRunner, Outcome
+from eval.episodes.runner import EpisodeRunner, EpisodeResult
 from eval.records.engagement import Engagement
 from eval.records.resume import refuse_changed
 from eval.records.schema import EpisodeRecord, InferenceRecord
@@ -37,14 +37,14 @@ class Result:
     """What a worker says of an episode that ended.
 
     Attributes:
-        film: the video, where one is wanted; video_error: why there is none.
+        video: a file's content, where one is wanted; video_error: why there is none.
         served_by, engagement: of which process, and how the policy's stages have served there so far.
     """
 
     record: EpisodeRecord
     inferences: Sequence[InferenceRecord]
     first_frame_sha256: str | None
-    film: bytes | None
+    video: bytes | None
     video_error: str | None
     served_by: str
     engagement: Engagement
@@ -120,7 +120,7 @@ class EpisodeWorker:
         os.environ.update(environ)
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
-        self._roller: EpisodeRunner | None = None
+        self._episode_runner: EpisodeRunner | None = None
         self._first_env: LiberoEnv | None = None
         self._failure: Exception | None = None
         try:
@@ -148,7 +148,7 @@ class EpisodeWorker:
         self._first_env = env
         return seen
 
-    def roll(
+    def run_episode(
         self,
         plan: Plan,
         host: Any,
@@ -163,35 +163,35 @@ class EpisodeWorker:
             simulator: what the first worker simulates with.
 
         Raises:
-            PolicyLost: the policy's process died; the episode has no outcome.
+            PolicyLost: the policy's process died; the episode has no result.
             SimulatorError, Changed: this machine cannot simulate, or not as the first worker's does.
         """
         self.simulator().refuse_unlike(simulator)
-        if self._roller is None:
+        if self._episode_runner is None:
             self._policy = RemotePolicy(host, facts)
-            self._roller = EpisodeRunner(plan, self._policy, self._first_env)
-            self._first_env = None  # the roller closes it
+            self._episode_runner = EpisodeRunner(plan, self._policy, self._first_env)
+            self._first_env = None  # the episode runner closes it
         self._policy.host, self._policy.under_load = host, under_load
         inferences: list[InferenceRecord] = []
-        outcome = self._roller.run(plan.task(key), key, inferences.append)
-        film, video_error = self._film(self._roller, outcome)
+        result = self._episode_runner.run(plan.task(key), key, inferences.append)
+        video, video_error = self._video(self._episode_runner, result)
         return Result(
-            outcome.record,
+            result.record,
             inferences,
-            outcome.rollout.first_frame_sha256,
-            film,
+            result.rollout.first_frame_sha256,
+            video,
             video_error,
             *self._policy.report(),
         )
 
-    def _film(self, roller: EpisodeRunner, outcome: Outcome) -> tuple[bytes | None, str | None]:
+    def _video(self, episode_runner: EpisodeRunner, result: EpisodeResult) -> tuple[bytes | None, str | None]:
         """Return the video as a file's content: the records may be on another machine."""
-        if not outcome.rollout.film or not roller.plan.video.keeps(outcome.record):
+        if not result.rollout.snapshots or not episode_runner.plan.video.keeps(result.record):
             return None, None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "episode.mp4")
             try:
-                roller.film(outcome, path)
+                episode_runner.save_video(result, path)
                 return path.read_bytes(), None
             except Exception as error:  # noqa: BLE001  a video is no reason to lose the episode
                 return None, f"{type(error).__name__}: {error}"

@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 
 from eval.analysis.summary import summarise
-from eval.episodes import runner as episode_module
 from eval.episodes.plan import Plan
 from eval.records.episodes import Episodes
 from eval.records.reader import Run, read_run
@@ -95,9 +94,8 @@ class FakePolicy:
 
 
 @pytest.fixture
-def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+def do_run(tmp_path: Path) -> Callable[..., Run]:
     """Run a plan of two tasks with the fakes and return its records, also when the run fails."""
-    monkeypatch.setattr(episode_module, "LiberoEnv", FakeEnv)
 
     def run(
         policy: FakePolicy,
@@ -113,6 +111,7 @@ def do_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
         ]
         options: dict[str, Any] = {"max_errors": 2, "warmup_inferences": 3, "misses_allowed": False} | plan
         full = Plan(
+            make_env=FakeEnv,
             tasks=tasks,
             episodes=Episodes("libero_spatial", (0, 1), 0, episodes, 7),
             seeding="paired",
@@ -204,7 +203,7 @@ def test_the_same_episode_has_the_same_hashes_and_another_does_not(do_run: Calla
     assert hashes[0, 0][1] != hashes[0, 2][1]
 
 
-def test_failures_are_filmed_afterwards(do_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_failures_get_their_video_afterwards(do_run: Callable[..., Run], tmp_path: Path) -> None:
     do_run(FakePolicy(), video=VideoMode.FAILURES)
     assert sorted(path.name for path in (tmp_path / "run" / "videos").iterdir()) == [
         f"libero_spatial-task{task}-episode1-seed7-failure.mp4" for task in range(2)

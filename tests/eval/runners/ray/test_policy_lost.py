@@ -1,0 +1,184 @@
+"""A policy that dies or hangs is replaced, and no episode pays for the process that starts."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import OutOfMemoryError
+
+from eval.config.schema import RunnerConfig
+from eval.episodes.rollout import PolicyLost
+from eval.records.reader import read_run
+from eval.runners.ray.policy_server import PolicyFacts
+from eval.runners.ray.worker import RemotePolicy
+from eval.runners.recorder import RunFailed
+from policies.base import ActionChunk, Request
+from tests.eval import fake_run
+from tests.eval.fake_run import plan_of, results, run
+from tests.eval.fakes import ArithmeticEnv, ArithmeticPolicy
+from tests.eval.runners.ray.faulty import PROCESS_DIED, Builds, kill_this_process, request, wait_for
+
+
+def test_a_policy_that_ray_kills_for_memory_cuts_the_episode_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answers: Any) -> Any:
+        raise OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.\nMemory: ...")
+
+    class Host:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def remote(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(ray, "get", get)
+    policy = RemotePolicy(Host(), PolicyFacts("arithmetic", (), False, 3, {}, None, None))
+    with pytest.raises(PolicyLost, match=r"^the policy's process died: 1 worker.* running low on memory\.$"):
+        policy.infer([request(0)])
+    assert policy.report() == ("", {})
+
+
+def test_a_policy_that_dies_is_replaced_by_one_that_warms_up_and_its_calls_count(
+    tmp_path: Path, faults: Callable[..., None]
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    faults("policy-kill-1-1")
+    found = run(tmp_path / "ray", runner="ray", workers=1)
+    assert results(found) == expected
+    [error] = found.superseded
+    assert (error.task_id, error.episode, error.error_type) == (1, 1, "PolicyLost")
+    assert re.match(PROCESS_DIED, error.error_message or "")
+    assert found.run["engagement"]["vision"]["calls"] == len(found.inferences)
+    warmup = [inference for inference in found.inferences if inference.warmup]
+    assert len(warmup) == 2 * RunnerConfig("ray").warmup_inferences
+
+
+def test_a_policy_that_dies_between_episodes_is_replaced_and_costs_none_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DiesWhenAskedForCalls(ArithmeticPolicy):
+        def engagement(self) -> dict[str, Any]:
+            kill_this_process()
+            raise AssertionError
+
+    expected = results(run(tmp_path / "local"))
+    builds = Builds(tmp_path, DiesWhenAskedForCalls)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    found = run(tmp_path / "ray", runner="ray", workers=1, retries=0)
+    assert results(found) == expected
+    assert (found.superseded, builds.count) == ((), 2)
+
+
+def test_a_late_answer_of_a_policy_that_died_does_not_end_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(shard="2/6")
+    expected = results(run(tmp_path / "local", plan))
+    late, killing = plan.episodes.keys()
+    assert all(inferences > 1 for _, _, inferences, _, _ in expected.values())
+
+    class Dies(ArithmeticPolicy):
+        def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+            if (requests[0].episode, requests[0].call) == (killing, 1):
+                kill_this_process()
+            return super().infer(requests)
+
+    class Says(ArithmeticPolicy):
+        def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+            (tmp_path / "replaced").touch()
+            return super().infer(requests)
+
+    class Steps(ArithmeticEnv):
+        """The late episode's first step begins before the policy dies and ends when another one serves."""
+
+        def step(self, action: NDArray[np.float64]) -> bool:
+            if self.steps == 0 and self.key == late:
+                (tmp_path / "stepping").touch()
+                wait_for(tmp_path / "replaced")
+            elif self.steps == 0:
+                wait_for(tmp_path / "stepping")
+            return super().step(action)
+
+    builds = Builds(tmp_path, Dies, Says)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    plan = replace(plan, make_env=Steps)
+    found = run(tmp_path / "ray", plan, "ray", workers=2, retries=1, quiet_episodes=0)
+    assert results(found) == expected
+    assert [(error.key, error.error_type) for error in found.superseded] == [
+        (killing, "PolicyLost"),
+        (late, "PolicyLost"),
+    ]
+    assert builds.count == 2
+
+
+class DiesAtOnce(ArithmeticPolicy):
+    """Its process dies at the first inference."""
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        kill_this_process()
+        raise AssertionError
+
+
+def no_device() -> ArithmeticPolicy:
+    raise OSError("no such device")
+
+
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        (DiesAtOnce, PROCESS_DIED),
+        (kill_this_process, PROCESS_DIED),
+        (no_device, "the policy could not be built again: no such device"),
+    ],
+)
+def test_a_policy_that_dies_again_and_again_ends_the_run_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: Any, reason: str
+) -> None:
+    builds = Builds(tmp_path, DiesAtOnce, later)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    failed = r"2 episodes raised, more than runner\.max_errors=1; the last was .*: PolicyLost: "
+    with pytest.raises(RunFailed, match=failed + reason):
+        run(tmp_path / "ray", plan_of(shard="2/6", max_errors=1), "ray", workers=2, retries=1)
+    assert builds.count == 3  # for the quiet attempt; for both episodes; for the other one again
+    found = read_run(tmp_path / "ray")
+    messages = [error.error_message or "" for error in (*found.superseded, *found.episodes)]
+    assert len(messages) == 4
+    assert all(re.match(f"{PROCESS_DIED}|{reason}", message) for message in messages)
+
+
+def test_a_policy_that_hangs_is_replaced(
+    tmp_path: Path, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(run(tmp_path / "local"))
+    builds = Builds(tmp_path, ArithmeticPolicy)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    faults("policy-hang-1-1")
+    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=5.0)
+    assert results(found) == expected
+    assert {error.error_type for error in found.superseded} == {"EpisodeTimeout"}
+    assert builds.count == 2
+
+
+def test_episodes_do_not_pay_for_a_policy_that_is_built_longer_than_they_may_take(
+    tmp_path: Path, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout_s = 8.0
+
+    def late() -> ArithmeticPolicy:
+        time.sleep(timeout_s + 2)
+        return ArithmeticPolicy()
+
+    expected = results(run(tmp_path / "local"))
+    builds = Builds(tmp_path, ArithmeticPolicy, late)
+    monkeypatch.setattr(fake_run, "make_policy", builds)
+    faults("policy-kill-1-1")
+    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=timeout_s)
+    assert results(found) == expected
+    assert {error.error_type for error in found.superseded} == {"PolicyLost"}
+    assert builds.count == 2

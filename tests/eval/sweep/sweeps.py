@@ -1,0 +1,69 @@
+"""Sweeps of jobs that are faked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from eval.records.sweep import SWEEP_FILE
+from eval.sweep.check import Reason
+from eval.sweep.cli import RunJob, main
+from tests.eval.written_runs import write_run
+
+
+def parse(arguments: list[str]) -> dict[str, str]:
+    """The keys and values of a job, as Hydra reads them."""
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    assert not any(of.is_sweep_override() for of in parsed)
+    chosen = OmegaConf.create({of.get_key_element(): of.value() for of in parsed})
+    return {str(key): str(value) for key, value in chosen.items()}
+
+
+class Jobs:
+    """Runs no process: writes a run, unless the job's policy is among `broken` or `interrupted`."""
+
+    def __init__(self, broken: str = "none", interrupted: str = "none") -> None:
+        self.seen: list[list[str]] = []
+        self._broken, self._interrupted = broken, interrupted
+
+    def __call__(self, arguments: list[str], log: Path) -> int:
+        self.seen.append(arguments)
+        chosen = parse(arguments)
+        if "resume" in chosen:
+            path = Path(chosen["resume"], "run.json")
+            path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
+            return 0
+        folder, policy = Path(chosen["hydra.run.dir"]), chosen["policy"]
+        if policy == self._broken:
+            with log.open("a") as file:  # as a process does
+                file.write("a line\nerror: no GPU here\n")
+            return 1
+        steps = int(chosen["denoise.steps"])
+        if policy == self._interrupted:
+            write_run(folder, policy=policy, steps=steps, count=5, run={"finished": False})
+            raise KeyboardInterrupt
+        write_run(folder, policy=policy, steps=steps, count=20)
+        return 0
+
+
+COMMAND = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10"]
+
+
+def sweep(arguments: list[str], run_job: RunJob, reasons: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Run a sweep on a machine that cannot run the policies of `reasons`."""
+
+    def find_reasons(jobs: Sequence[Sequence[str]]) -> list[Reason | None]:
+        policies = [next(text for text in job if text.startswith("policy=")) for job in jobs]
+        found = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
+        return [None if reason is None else Reason(reason) for reason in found]
+
+    return main(arguments, run_job, find_reasons)
+
+
+def sweep_file(folder: Path) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = json.loads((folder / SWEEP_FILE).read_text())["jobs"]
+    return jobs
