@@ -1,6 +1,6 @@
 """Replay parity: how far a policy is from a reference on recorded observations, and where they part.
 
-B batch, H horizon, A padded action dims, J 7 robot action dims, K Euler steps.
+B batch, H horizon, J 7 robot action dims, K Euler steps.
 
 Three views of one inference:
 
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from eval.records.recording import Kept
 from optim.base import Args
+from optim.core.actions import Actions, infer_once
 from optim.core.parity import Parity, compare, stage_parity, worst
 from policies.base import ACTION_DIM, Request
 from policies.pi05.denoise import Denoise
 from policies.pi05.dims import STAGES
-from policies.pi05.policy import Pi05Policy, StageArgs, run_stages
-from policies.pi05.timing import StageTimer
+from policies.pi05.policy import Pi05Policy, StageArgs
 
 OF_THE_POLICY_DTYPE = {
     "vision": (),
@@ -78,25 +78,26 @@ class Replay:
     @property
     def actions(self) -> Parity:
         """The worst of the observations."""
-        return worst(of.actions for of in self.observations)
+        return worst(observation.actions for observation in self.observations)
 
     @property
     def max_abs_action(self) -> float:
-        return max(of.max_abs_action for of in self.observations)
+        return max(observation.max_abs_action for observation in self.observations)
 
     @property
     def median_cosine(self) -> float:
-        return statistics.median(of.actions.cosine for of in self.observations)
+        return statistics.median(observation.actions.cosine for observation in self.observations)
 
     @property
     def stages(self) -> dict[str, Parity]:
         """The worst of the observations, by stage."""
-        return {name: worst(of.stages[name] for of in self.observations) for name in STAGES}
+        return {name: worst(observation.stages[name] for observation in self.observations) for name in STAGES}
 
     @property
     def steps(self) -> list[Parity]:
         """The worst of the observations, by Euler step."""
-        return [worst(step) for step in zip(*(of.steps for of in self.observations), strict=True)]
+        each = (observation.steps for observation in self.observations)
+        return [worst(step) for step in zip(*each, strict=True)]
 
     @property
     def departs(self) -> int | None:
@@ -106,15 +107,15 @@ class Replay:
     @property
     def recorded(self) -> Parity:
         """The worst of the run's own actions against the reference."""
-        return worst(of.recorded for of in self.observations)
+        return worst(observation.recorded for observation in self.observations)
 
     @property
     def problems(self) -> list[str]:
         """Stages whose backend did not serve every call."""
         return [
-            f"{stage}: {of['backend']} served {of['calls']} calls and missed {of['misses']}"
-            for stage, of in self.engagement.items()
-            if of["misses"] or not of["calls"]
+            f"{stage}: {engaged['backend']} served {engaged['calls']} calls and missed {engaged['misses']}"
+            for stage, engaged in self.engagement.items()
+            if engaged["misses"] or not engaged["calls"]
         ]
 
     @property
@@ -181,58 +182,48 @@ def euler_path(denoise: Denoise, args: Args) -> list[Tensor]:
     return [*before[1:], actions_BHA]
 
 
-@dataclass(frozen=True)
-class _Inference:
-    """What one inference gave: actions of the J dims on the host, and what each stage got."""
-
-    normalised_HJ: Tensor
-    in_units_HJ: NDArray[np.float64]
-    args: StageArgs
-
-
 def _replay_one(subjects: Subjects, request: Request, recorded_HJ: NDArray[np.float64]) -> ObservationParity:
     reference, policy = subjects.reference, subjects.policy
-    theirs, ours = _infer(reference, request), _infer(policy, request)
-    recorded = torch.from_numpy(reference.postprocess.actions.normalize(recorded_HJ))
+    expected, expected_args = _infer(reference, request)
+    actions, args = _infer(policy, request)
+    expected_HJ = expected.normalised_HA[:, :ACTION_DIM]
     steps: tuple[Parity, ...] = ()
     if policy.denoise_steps == reference.denoise_steps:
         paths = zip(
-            euler_path(subjects.policy_denoise, ours.args["denoise"]),
-            euler_path(subjects.reference_denoise, theirs.args["denoise"]),
+            euler_path(subjects.policy_denoise, args["denoise"]),
+            euler_path(subjects.reference_denoise, expected_args["denoise"]),
             strict=True,
         )
-        steps = tuple(compare(mine, other) for mine, other in paths)
+        steps = tuple(compare(x_BHA, expected_BHA) for x_BHA, expected_BHA in paths)
     return ObservationParity(
         episode=str(request.episode),
         call=request.call,
-        actions=compare(ours.normalised_HJ, theirs.normalised_HJ),
-        max_abs_action=float(np.abs(ours.in_units_HJ - theirs.in_units_HJ).max()),
+        actions=compare(actions.normalised_HA[:, :ACTION_DIM], expected_HJ),
+        max_abs_action=actions.max_abs_action(expected),
         stages=_stage_errors(policy, subjects.shaped, request),
         steps=steps,
-        recorded=compare(recorded, theirs.normalised_HJ),
+        recorded=compare(torch.from_numpy(reference.postprocess.actions.normalize(recorded_HJ)), expected_HJ),
     )
 
 
-def _infer(policy: Pi05Policy, request: Request) -> _Inference:
-    inputs = policy.preprocess([request.observation], policy.form)
-    actions_BHA, args = run_stages(
-        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
-    )
-    actions_HA = actions_BHA[0].float().cpu()
-    # engines overwrite their buffers in the next call
-    kept = {name: tuple(x if x is None else x.clone() for x in of) for name, of in args.items()}
-    return _Inference(actions_HA[:, :ACTION_DIM], policy.postprocess(actions_HA.numpy()[None])[0], kept)
+def _infer(policy: Pi05Policy, request: Request) -> tuple[Actions, StageArgs]:
+    """Return the actions, and copies of what each stage got: engines overwrite their buffers."""
+    actions, args = infer_once(policy, request)
+    copies = {
+        stage: tuple(x if x is None else x.clone() for x in stage_args) for stage, stage_args in args.items()
+    }
+    return actions, copies
 
 
 def _stage_errors(policy: Pi05Policy, shaped: Pi05Policy, request: Request) -> dict[str, Parity]:
     """Return each stage's error when it gets what the reference's stages get, in the policy's form."""
-    args = _infer(shaped, request).args
+    _, args = _infer(shaped, request)
     errors = {}
     for name in STAGES:
         cast = tuple(
             x.to(policy.dtype) if x is not None and i in OF_THE_POLICY_DTYPE[name] else x
             for i, x in enumerate(args[name])
         )
-        theirs = shaped.stages[name](*args[name])
-        errors[name] = stage_parity(policy.stages[name](*cast), theirs)
+        expected = shaped.stages[name](*args[name])
+        errors[name] = stage_parity(policy.stages[name](*cast), expected)
     return errors

@@ -1,7 +1,5 @@
 """One setting of a bench: policies built side by side, compared with eager float32, timed in turns.
 
-H horizon, A padded action dims, J 7 robot action dims.
-
 Non-obvious behaviors:
     All policies of a setting share the weights in memory. A policy's peak memory is what the GPU has less of
     once it is built and has inferred, with all that torch holds back and all that others allocate (TensorRT
@@ -15,10 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from eval.app import CommandError
 from eval.episodes.policy import choose_device, choose_dtype, eager_policy, load, optimise
@@ -27,18 +22,16 @@ from optim.base import Backend, StageMismatch
 from optim.bench.config import BenchConfig, BenchRun, Row, Setting
 from optim.bench.reshape import reshape
 from optim.bench.roofline import Work, find_ceiling, floor_ms, work
-from optim.core.parity import Parity, ParityError, compare, worst
+from optim.core.actions import Actions, infer_once
+from optim.core.parity import ParityError, compare, worst
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
-from policies.pi05.policy import Pi05Policy, run_stages
-from policies.pi05.timing import StageTimer
+from policies.pi05.policy import Pi05Policy
 
 SHORT_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 Backends = Mapping[str, Backend]
-Actions = tuple[Tensor, NDArray[np.float64]]
-"""Of one inference: the network's output, and the same in the simulator's units."""
 
 
 @dataclass(frozen=True)
@@ -109,32 +102,19 @@ def time_policies(
     return samples
 
 
-@torch.no_grad()
-def act(policy: Pi05Policy, request: Request) -> Actions:
-    """Return what the network gives, float32 (horizon, action_dim), and the actions made of it."""
-    inputs = policy.preprocess([request.observation], policy.form)
-    actions_BHA, _ = run_stages(
-        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
-    )
-    normalised_BHA = actions_BHA.float().cpu()
-    return normalised_BHA[0], policy.postprocess(normalised_BHA.numpy())[0]
-
-
-def parity_of(ours: Sequence[Actions], reference: Sequence[Actions]) -> dict[str, Any]:
+def parity_of(actions: Sequence[Actions], reference: Sequence[Actions]) -> dict[str, Any]:
     """Return the worst numbers over all observations.
 
     Raises:
         ParityError: a number is not finite.
     """
-    normalised = worst(compare(mine, theirs) for (mine, _), (theirs, _) in zip(ours, reference, strict=True))
-    in_units = [
-        float(np.abs(mine - theirs).max()) for (_, mine), (_, theirs) in zip(ours, reference, strict=True)
-    ]
+    pairs = list(zip(actions, reference, strict=True))
+    normalised = worst(compare(one.normalised_HA, other.normalised_HA) for one, other in pairs)
     return {
         "reference": "eager float32",
-        "observations": len(ours),
-        **Parity.to_dict(normalised),
-        "max_abs_action": max(in_units),
+        "observations": len(pairs),
+        **normalised.to_dict(),
+        "max_abs_action": max(one.max_abs_action(other) for one, other in pairs),
     }
 
 
@@ -144,7 +124,7 @@ def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
         policy = _shaped(config, eager_float32(config))
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
-    reference = [act(policy, request) for request in requests]
+    reference = [infer_once(policy, request)[0] for request in requests]
     del policy
     free(choose_device(config.policy.device))
     return reference
@@ -193,7 +173,7 @@ def _build(
             policy = optimise(config, eager, checkpoint, backends[row.overrides], lambda _: requests)
             build_s = time.perf_counter() - begin
             before_calls = _calls(policy)
-            parity = parity_of([act(policy, request) for request in requests], reference)
+            parity = parity_of([infer_once(policy, request)[0] for request in requests], reference)
         except (ValueError, OSError, FloatingPointError, ParityError, StageMismatch) as error:
             raise CommandError(f"policy {row.label}: {error}") from error
         peak = _used(device) - used_before + weight_bytes if device.type == "cuda" else None

@@ -19,11 +19,12 @@ from eval.records.observations import save_requests
 from optim.base import Backend, CountedStage, StageContext, StageMismatch
 from optim.bench.cli import main
 from optim.bench.config import SHORT, BenchConfig, read_arguments
-from optim.bench.measure import act, bench_setting
+from optim.bench.measure import bench_setting
 from optim.bench.reshape import reshape
 from optim.bench.roofline import Ceiling, floor_ms, work
 from optim.bench.tables import components, problems, render_setting, report, title
 from optim.bench.tables import main as table_main
+from optim.core.actions import infer_once
 from optim.eager import Eager
 from policies.base import Request
 from policies.pi05.preprocess import Preprocess
@@ -483,6 +484,6 @@ def test_what_is_not_asked_for_stays_as_the_form_has_it(preprocess: Preprocess, 
 def test_an_action_for_parity_is_the_one_that_infer_returns() -> None:
     policy = eager_policy(random_checkpoint())
     [chunk] = policy.infer([request(3)])
-    normalised_HA, actions_HJ = act(policy, request(3))
-    assert np.array_equal(actions_HJ, chunk.actions_HJ)
-    assert normalised_HA.shape == (10, 32)
+    actions, _ = infer_once(policy, request(3))
+    assert np.array_equal(actions.in_units_HJ, chunk.actions_HJ)
+    assert actions.normalised_HA.shape == (10, 32)
