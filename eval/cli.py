@@ -23,7 +23,7 @@ from eval.episodes.resume import ResumedRun, reopen
 from eval.records import provenance
 from eval.records.episodes import Episodes
 from eval.records.folders import refuse_used
-from eval.records.reader import read_run
+from eval.records.reader import Run, read_run
 from eval.records.recording import recording
 from eval.records.resume import nothing_left, recorded, refuse_changed, refuse_joined
 from eval.records.video import VideoMode
@@ -52,6 +52,7 @@ class Start:
     Attributes:
         overrides: of this command line; earlier: those that the run began with.
         before: run.json as it was; None for a new run.
+        finished: the records of a run in which nothing is left to do.
     """
 
     cfg: DictConfig
@@ -59,6 +60,7 @@ class Start:
     folder: Path
     earlier: list[str] = field(default_factory=list)
     before: Mapping[str, Any] | None = None
+    finished: Run | None = None
 
 
 def find_start(cfg: DictConfig) -> Start:
@@ -76,11 +78,14 @@ def find_start(cfg: DictConfig) -> Start:
         raise ConfigError("resume must be the folder of a run, got ''; give resume=FOLDER, or leave it out")
     folder = Path(cfg.resume)
     before = recorded(folder)
-    refuse_joined(folder, before)
     overrides = [text for text in overrides if not text.startswith("resume=")]
+    finished = nothing_left(folder, before)
+    if finished is not None and not overrides:  # shown whatever the configuration would be today
+        return Start(cfg, overrides, folder, before["overrides"], before, finished)
+    refuse_joined(folder, before)
     cfg = compose("config", [*before["overrides"], *overrides])
     refuse_changed(folder, before, {"config": plain(cfg)})
-    return Start(cfg, overrides, folder, before["overrides"], before)
+    return Start(cfg, overrides, folder, before["overrides"], before, finished)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -98,14 +103,15 @@ def run(cfg: DictConfig) -> None:
     with ExitStack() as stack:
         try:
             start = find_start(cfg)
+            if start.finished is not None:
+                episodes_done = pluralize(len(start.finished.episodes), "episode")
+                print_info(f"nothing is left to run: {episodes_done} finished")
+                _show(summarise(start.finished), start.folder)
+                return
             config = check(start.cfg)
             refuse_ignored(config, start.overrides)
             if start.before is None:
                 refuse_used(start.folder)
-            elif (over := nothing_left(start.folder, start.before)) is not None:
-                print_info(f"nothing is left to run: {pluralize(len(over.episodes), 'episode')} finished")
-                _show(summarise(over), start.folder)
-                return
             # The network's modules take seconds to import; what is refused above needs none of them.
             from eval.runners.open import open_runner
 

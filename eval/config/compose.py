@@ -17,8 +17,3 @@ def configure(overrides: Sequence[str]) -> Config:
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, Config)
     return config
-
-
-def key_of(override: str) -> str:
-    """Return an override's key, `optim/vision` of `+optim/vision=eager`."""
-    return override.lstrip("+~").partition("=")[0]

@@ -16,6 +16,7 @@ from eval.records.reader import Run, read_run
 from eval.records.schema import to_plain
 from eval.sim.stack import PINS
 from policies.base import EpisodeKey
+from policies.files import ROOT
 from policies.text import shorten
 
 # What may differ between the processes of a run: none of them enters an episode.
@@ -26,6 +27,8 @@ WHICH_EPISODES = (
     "suite.tasks",
     *(f"protocol.{key}" for key in ("name", "num_tasks", "first_episode", "episodes")),
 )
+# Options that backends had once, with the value that says what they do today.
+GONE: Mapping[str, Any] = {"optim.denoise.weights": "bf16", "optim.denoise.kernel": "ring"}
 SIMULATOR = (*PINS, "gl")  # of `sim_stack.prepare`: what decides physics and pixels
 
 
@@ -98,17 +101,24 @@ def refuse_changed(
         now: may lack what is not known yet; that is not compared.
         which: keys of the configuration that may differ.
     """
-    found = []
+    changes = []
     for part in ("config", "policy", "simulator"):
         if part in now:
             old, new = _flat(before.get(part) or {}), _flat(to_plain(now[part], part))
-            found += [
+            changes += [
                 f"{key if part == 'config' else f'{part} {key}'} was {old.get(key)!r}, is {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key) and _counts(part, key, which)
+                if _in_checkout(old.get(key)) != _in_checkout(new.get(key))
+                and _counts(part, key, which)
+                and not (part == "config" and key not in new and GONE.get(key) == old[key])
             ]
-    if found:
-        raise Changed(f"{what} has another configuration, policy or simulator: {shorten(found, '; ')}")
+    if changes:
+        raise Changed(f"{what} has another configuration, policy or simulator: {shorten(changes, '; ')}")
+
+
+def _in_checkout(value: Any) -> Any:
+    """Return a path below the project relative to it: where the project lies enters no episode."""
+    return value.removeprefix(f"{ROOT}/") if isinstance(value, str) else value
 
 
 def _counts(part: str, key: str, free: tuple[str, ...]) -> bool:

@@ -1,5 +1,6 @@
 """What a run records of each episode and each inference, and the values that JSON can hold."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from policies.base import EpisodeKey
 from policies.seeding import Seeding
 
 Outcome = Literal["success", "failure", "error"]
+Condition = Literal["warm-up", "alone", "under load"]
+
+HOST_TO_HOST = "host to host"  # beside the stages: a whole inference, from observation to action
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,23 @@ class InferenceRecord:
     @property
     def key(self) -> EpisodeKey:
         return EpisodeKey(self.suite, self.task_id, self.episode, self.seed)
+
+    @property
+    def condition(self) -> Condition:
+        """How it was timed; what a robot would feel was timed alone."""
+        if self.warmup:
+            return "warm-up"
+        return "under load" if self.under_load else "alone"
+
+    @property
+    def times_ms(self) -> dict[str, float]:
+        """The stages, in the order of the pipeline, and `HOST_TO_HOST` last."""
+        return {**self.stage_ms, HOST_TO_HOST: self.infer_ms}
+
+
+def to_json(value: Any, where: str, indent: int = 2) -> str:
+    """Return a value as the text of a JSON file; errors are those of `to_plain`."""
+    return json.dumps(to_plain(value, where), indent=indent, allow_nan=False) + "\n"
 
 
 def to_plain(value: Any, where: str) -> Any:

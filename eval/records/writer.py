@@ -22,7 +22,7 @@ from eval.records.folders import (
     refuse_used,
     require_records,
 )
-from eval.records.schema import EpisodeRecord, InferenceRecord, to_plain
+from eval.records.schema import EpisodeRecord, InferenceRecord, to_json, to_plain
 from policies.base import EpisodeKey
 from policies.files import sync, write_atomic
 
@@ -114,7 +114,7 @@ class RunWriter:
         Raises:
             ValueError, TypeError: naming the field, when a value has no strict JSON form; the old file stays.
         """
-        text = json.dumps(to_plain(run, RUN_FILE), indent=2, allow_nan=False) + "\n"
+        text = to_json(run, RUN_FILE)
         try:
             write_atomic(self.folder / RUN_FILE, text, durable=True)
         except OSError as error:

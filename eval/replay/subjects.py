@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.analysis.comparable import NotComparable
-from eval.config.compose import configure, key_of
+from eval.config.compose import configure
+from eval.config.multiply import key_of
 from eval.episodes.policy import choose_backends, eager_policy, load, optimise
 from eval.records.folders import RUN_FILE
 from eval.records.recording import Kept

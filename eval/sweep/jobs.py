@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import OmegaConf
 
-from eval.app import CONF
 from eval.config import schema
-from eval.config.groups import options
+from eval.config.groups import CONF, options
+from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import Config, ConfigError
 
 CHOSEN_HERE = ("resume", "shard")
@@ -57,20 +56,19 @@ def read_jobs(arguments: Sequence[str], *, one_at_a_time: bool = False) -> list[
         ConfigError: a value that is not allowed.
     """
     schema.register()
-    parser = OverridesParser.create()
-    typed = parser.parse_overrides(list(arguments))
-    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
-        fixed = [str(of.input_line) for of in typed if not of.is_sweep_override()]
-        named = {_key(of) for of in typed}
+    typed = parse_overrides(arguments)
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        fixed = [str(override.input_line) for override in typed if not override.is_sweep_override()]
+        named = {key_of(override) for override in typed}
         brought = [
-            of
-            for of in parser.parse_overrides(_params(fixed))
-            if _key(of) not in named and str(of.input_line) not in fixed
+            override
+            for override in parse_overrides(_params(fixed))
+            if key_of(override) not in named and str(override.input_line) not in fixed
         ]
-        fixed += [str(of.input_line) for of in brought if not of.is_sweep_override()]
-        lists = [_choices(of) for of in (*brought, *typed) if of.is_sweep_override()]
-        for of in (*typed, *brought):
-            _refuse(of)
+        fixed += [str(override.input_line) for override in brought if not override.is_sweep_override()]
+        lists = [choices(override) for override in (*brought, *typed) if override.is_sweep_override()]
+        for override in (*typed, *brought):
+            _refuse(override)
         chosen = _one_at_a_time(lists) if one_at_a_time else itertools.product(*lists)
         return [_job(number, fixed, swept) for number, swept in enumerate(chosen)]
 
@@ -84,7 +82,7 @@ def experiments() -> list[str]:
     ]
 
 
-def override(key: str, value: str) -> str:
+def quoted(key: str, value: str) -> str:
     """Return what sets a key to a text on a command line, quoted: unquoted, Hydra reads `a,b` as two values
     and `2026_11` as a number. `${` is escaped, with the backslashes before it: what follows would be looked
     up."""
@@ -100,22 +98,9 @@ def _params(fixed: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in params.items()]
 
 
-def _key(override: Override) -> str:
-    return override.get_key_element().lstrip("+~")
-
-
-def _choices(override: Override) -> list[str]:
-    if not override.is_discrete_sweep():
-        raise ConfigError(
-            f"{_key(override)} must be one value or a list of values, got {override.input_line!r}"
-        )
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
 def _refuse(override: Override) -> None:
-    key = _key(override)
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        raise ConfigError(f"{key} is not read by a sweep; its folder is --out FOLDER")
+    refuse_hydra(override, "a sweep", "--out FOLDER")
+    key = key_of(override)
     if key in CHOSEN_HERE:
         raise ConfigError(
             f"{key} belongs to one run; to go on with a sweep: python -m eval.sweep --resume FOLDER"
@@ -125,10 +110,8 @@ def _refuse(override: Override) -> None:
 def _one_at_a_time(lists: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
     first = tuple(values[0] for values in lists)
     last = tuple(values[-1] for values in lists)
-    found = [first]
-    for i, values in enumerate(lists):
-        found += [(*first[:i], value, *first[i + 1 :]) for value in values[1:]]
-    yield from dict.fromkeys((*found, last))
+    between = [(*first[:i], value, *first[i + 1 :]) for i, values in enumerate(lists) for value in values[1:]]
+    yield from dict.fromkeys((first, *between, last))
 
 
 def _job(number: int, fixed: Sequence[str], swept: Sequence[str]) -> Job:

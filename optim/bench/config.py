@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from eval.app import CONF
 from eval.config import schema
+from eval.config.groups import CONF
+from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import Config, ConfigError
 
 SHORT = {
@@ -107,16 +107,16 @@ def read_arguments(arguments: Sequence[str]) -> list[Setting]:
     """
     schema.register()
     schema.register_schema("bench", BenchRun)
-    parsed = OverridesParser.create().parse_overrides([_spelt_out(argument) for argument in arguments])
-    choices = {id(override): _choices(override) for override in parsed}
+    parsed = parse_overrides([_spelt_out(argument) for argument in arguments])
+    values = {id(override): _choices(override) for override in parsed}
     row_overrides = [override for override in parsed if _belongs_to_policy(override)]
     others = [override for override in parsed if not _belongs_to_policy(override)]
     settings = []
-    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
-        for setting in itertools.product(*(choices[id(override)] for override in others)):
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        for setting in itertools.product(*(values[id(override)] for override in others)):
             rows = [
                 _row(setting, row, _swept(row, row_overrides))
-                for row in itertools.product(*(choices[id(override)] for override in row_overrides))
+                for row in itertools.product(*(values[id(override)] for override in row_overrides))
             ]
             settings.append(Setting(setting, tuple(_told_apart(rows))))
     return settings
@@ -126,7 +126,7 @@ def help_text() -> str:
     """Return what conf/bench.yaml explains."""
     schema.register()
     schema.register_schema("bench", BenchRun)
-    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return str(compose("bench", return_hydra_config=True).hydra.help.template)
 
 
@@ -136,26 +136,18 @@ def _spelt_out(argument: str) -> str:
 
 
 def _belongs_to_policy(override: Override) -> bool:
-    key = _key(override)
+    key = key_of(override)
     return key in ("policy", "policy.precision", "policy.name") or key.startswith(("optim/", "optim."))
 
 
-def _key(override: Override) -> str:
-    return override.get_key_element().lstrip("+~")
-
-
 def _choices(override: Override) -> list[str]:
-    key = _key(override)
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        raise ConfigError(f"{key} is not read by a bench; its folder is bench.output=FOLDER")
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{key} must be one value or a list of values, got {override.input_line!r}")
-    values = list(override.sweep_string_iterator())
-    if key in ONE_VALUE:
-        raise ConfigError(f"{key} must have one value, got {', '.join(values)}; it holds for the whole bench")
-    return [f"{override.get_key_element()}={value}" for value in values]
+    refuse_hydra(override, "a bench", "bench.output=FOLDER")
+    if override.is_discrete_sweep() and key_of(override) in ONE_VALUE:
+        values = ", ".join(override.sweep_string_iterator())
+        raise ConfigError(
+            f"{key_of(override)} must have one value, got {values}; it holds for the whole bench"
+        )
+    return choices(override)
 
 
 def _swept(row: Iterable[str], overrides: Iterable[Override]) -> tuple[str, ...]:
@@ -163,8 +155,8 @@ def _swept(row: Iterable[str], overrides: Iterable[Override]) -> tuple[str, ...]
     pairs = zip(row, overrides, strict=True)
     return tuple(
         text.removeprefix("policy.")
-        for text, of in pairs
-        if of.is_sweep_override() and _key(of) not in ("policy", "policy.name")
+        for text, override in pairs
+        if override.is_sweep_override() and key_of(override) not in ("policy", "policy.name")
     )
 
 

@@ -114,29 +114,29 @@ JOB = {"folder": "0_a", "label": "a", "overrides": ["policy=a"]}
     [
         ("{", "is not JSON (Expecting property name"),
         ("[]", "has no list `jobs`"),
-        (json.dumps({"jobs": [JOB, 3]}), "is damaged: jobs[1] must be an object, got 3"),
+        (json.dumps({"jobs": [JOB, 3]}), "is damaged: jobs[1]: Input should be an object, got 3"),
         (
             json.dumps({"jobs": [{**JOB, "folder": None}]}),
-            "is damaged: jobs[0].folder must be text, got None",
+            "is damaged: jobs[0].folder: Input should be a valid string, got None",
         ),
-        (json.dumps({"jobs": [{"folder": "a"}]}), "is damaged: jobs[0].label must be text, got nothing"),
+        (json.dumps({"jobs": [{"folder": "a"}]}), "is damaged: jobs[0].label: Field required"),
         (
             json.dumps({"jobs": [{**JOB, "overrides": [1]}]}),
-            "is damaged: jobs[0].overrides must be a list of",
+            "is damaged: jobs[0].overrides[0]: Input should be a valid string, got 1",
         ),
         (
             json.dumps({"jobs": [{**JOB, "error": 1}]}),
-            "is damaged: jobs[0].error must be text or null, got 1",
+            "is damaged: jobs[0].error: Input should be a valid string, got 1",
         ),
         (
             json.dumps({"jobs": [{**JOB, "status": "0"}]}),
-            "is damaged: jobs[0].status must be a whole number or null, got '0'",
+            "is damaged: jobs[0].status: Input should be a valid integer, got '0'",
         ),
         (
             json.dumps({"jobs": [{**JOB, "wall_s": "3"}]}),
-            "is damaged: jobs[0].wall_s must be a number or null, got '3'",
+            "is damaged: jobs[0].wall_s: Input should be a valid number, got '3'",
         ),
-        (json.dumps({"jobs": [{**JOB, "size": 1}]}), "is damaged: jobs[0] has unknown keys: size"),
+        (json.dumps({"jobs": [{**JOB, "size": 1}]}), "is damaged: jobs[0].size: Unexpected keyword argument, got 1"),
     ],
 )
 def test_a_damaged_list_of_jobs_is_one_line_with_the_way_out(

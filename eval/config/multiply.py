@@ -1,0 +1,45 @@
+"""Command lines whose lists of values multiply: `policy=a,b denoise.steps=10,3` is four combinations."""
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from eval.config.schema import ConfigError
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Parse a command line.
+
+    Raises:
+        HydraException: an argument that Hydra does not understand.
+    """
+    return list(OverridesParser.create().parse_overrides(list(arguments)))
+
+
+def key_of(override: Override | str) -> str:
+    """Return an override's key, `optim/vision` of `+optim/vision=eager`."""
+    text = override if isinstance(override, str) else override.get_key_element()
+    return text.lstrip("+~").partition("=")[0]
+
+
+def choices(override: Override) -> list[str]:
+    """Return an override for each value of its list; itself, where it has one value.
+
+    Raises:
+        ConfigError: a range or a glob, whose values nobody listed.
+    """
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{key_of(override)} must be one value or a list of values, got {override.input_line!r}"
+        )
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def refuse_hydra(override: Override, command: str, instead: str) -> None:
+    """Raise ConfigError for a key of Hydra itself: a command does not read it, `instead` sets its folder."""
+    key = key_of(override)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{key} is not read by {command}; its folder is {instead}")

@@ -1,0 +1,119 @@
+"""Jobs of a sweep, one after another, each in a fresh process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from eval.records.folders import EPISODES_FILE, RUN_FILE
+from eval.records.sweep import JobRecord, write_job_records
+from eval.render.console import print_info
+from eval.sweep.jobs import quoted
+from policies.files import IS_CHECKOUT, ROOT
+
+LOG_FILE = "job.log"  # beside the records: what the job printed
+PATIENCE_S = 60  # for a job that was interrupted to write its summary
+
+RunJob = Callable[[list[str], Path], int]
+"""Runs `python -m eval` with these arguments, writes what it prints to a file, returns the exit status."""
+
+
+def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: Mapping[str, str]) -> None:
+    """Run what has not finished, in order, and note in `records` and on the disk how each ended.
+
+    Args:
+        refused: jobs to be left out: folder to reason.
+    """
+    for i, record in enumerate(records):
+        place = f"[{i + 1}/{len(records)}] {record.label}"
+        if has_finished(folder, record):
+            records[i] = replace(record, status=0, error=None)
+            print_info(f"{place}: finished before")
+            continue
+        if record.folder in refused:
+            records[i] = replace(record, error=f"left out: {refused[record.folder]}")
+            write_job_records(folder, records)
+            print_info(f"{place}: {records[i].error}")
+            continue
+        log = folder / record.folder / LOG_FILE
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print_info(f"{place}: running, what it prints is in {log}")
+        said_before = log.stat().st_size if log.exists() else 0
+        start_s = time.monotonic()
+        status = run_job(_arguments(folder, record), log)
+        wall_s = round(time.monotonic() - start_s, 1)
+        error = None if status == 0 else _why(log, said_before, status)
+        records[i] = replace(record, status=status, wall_s=wall_s, error=error)
+        write_job_records(folder, records)
+        print_info(f"{place}: {error or 'finished'}, {wall_s:.0f} s")
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has run all of its episodes."""
+    path = folder / RUN_FILE
+    return path.is_file() and json.loads(path.read_bytes()).get("finished") is True
+
+
+def run_process(arguments: list[str], log: Path) -> int:
+    """Run a job in a process of its own, in a session of its own: it is interrupted once, by this process.
+
+    Raises:
+        KeyboardInterrupt: once the job has written what it had.
+    """
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "eval", *arguments],  # -P: an `eval.py` in this folder is not ours
+            env=_environ(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE_S)
+            finally:
+                process.kill()  # no effect on one that has ended
+            raise
+
+
+def _environ() -> dict[str, str]:
+    """Return the environment of a job, which finds a checkout that is not installed too."""
+    paths = [str(ROOT)] if IS_CHECKOUT else []
+    if before := os.environ.get("PYTHONPATH"):
+        paths.append(before)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def has_finished(folder: Path, record: JobRecord) -> bool:
+    return is_finished(folder / record.folder) and record.status in (None, 0)
+
+
+def _arguments(folder: Path, record: JobRecord) -> list[str]:
+    run = folder / record.folder
+    if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
+        return [quoted("resume", str(run))]
+    named = any(text.startswith("tracking.group=") for text in record.overrides)
+    group = [] if named else [quoted("tracking.group", folder.name)]
+    return [*record.overrides, *group, quoted("hydra.run.dir", str(run))]
+
+
+def _why(log: Path, said_before: int, status: int) -> str:
+    """Return what a job said last of why it ended.
+
+    Args:
+        said_before: bytes of the log that are of earlier attempts.
+    """
+    text = log.read_bytes()[said_before:].decode(errors="replace")
+    said = [line for line in text.splitlines() if line.startswith("error: ")]
+    return f"exit status {status}" + (
+        f": {said[-1].removeprefix('error: ')}" if said else f", see {log.name}"
+    )
