@@ -49,6 +49,7 @@ INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+?)\s*$", re.MULTILINE)
 NAMED_FILE = re.compile(r"(?:eval|optim|policies|conf|tests|tools|docs)/[\w./-]*")
+NAMED_IN_FILE = re.compile(r"`(\w+)`\s+(?:of|in)\s+`([\w/]+\.py)`")
 NAMED_MODULE = re.compile(r"(?:eval|optim|policies|tools)(?:\.(?!py\b)\w+)+")
 
 
@@ -261,6 +262,12 @@ def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
     missing = [text for text in files if not (ROOT / text).exists()]
     missing += [text for text in modules if not is_named(text)]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_a_page_says_to_be_in_a_file_is_there(page: Path) -> None:
+    named = NAMED_IN_FILE.findall(prose(page))
+    assert [pair for pair in named if pair[0] not in (ROOT / pair[1]).read_text()] == []
 
 
 def is_named(dotted: str) -> bool:
