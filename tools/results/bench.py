@@ -1,32 +1,20 @@
-"""Committed latencies: medians of each bench.
+"""Committed latencies: a table for each bench, and what its plot shows.
 
 Of its settings those count that have the shape of the first: the same policies, form, images and prompts.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from optim.bench.tables import HOST_TO_HOST, components, problems, title
-from tools.results.data import DATA, naming, read_json, report_of
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One policy at one number of denoise steps.
-
-    Attributes:
-        p50_ms: of each stage, of all stages together, and host to host.
-        speed_up: p50 of the first policy over this one's, host to host.
-        cosine: of its actions with those of eager float32, the least.
-    """
-
-    policy: str
-    p50_ms: Mapping[str, float]
-    speed_up: float
-    cosine: float
+from eval.analysis.summary import is_random
+from eval.render.tables import Block, Sentence, Table
+from optim.bench.tables import HOST_TO_HOST, Component, components, problems, title
+from policies.pi05.dims import STAGES
+from tools.results.runs import DATA
 
 
 @dataclass(frozen=True)
@@ -34,76 +22,104 @@ class Bench:
     """Policies of one shape, side by side.
 
     Attributes:
-        name: of the folder that holds it.
-        shape: form, images, tokens and horizon, in words.
-        engines: policy to the TensorRT that it ran on.
-        timings: denoise steps to policies, both in the order of the record.
+        name: of its report.
+        times: denoise steps to policy to component (a stage, or host to host), in the order of the record.
     """
 
     name: str
-    report: str
+    record: Mapping[str, Any]
     device: str
     weights_label: str
-    shape: str
-    rounds: int
-    engines: Mapping[str, str]
-    timings: Mapping[int, tuple[Timing, ...]]
+    times: Mapping[int, Mapping[str, Mapping[str, Component]]]
+
+    @property
+    def plot(self) -> str:
+        """The file of the plot, beside the report."""
+        return f"{self.name}_latency.svg"
+
+    @property
+    def description(self) -> str:
+        """What the plot shows, for those who do not see it."""
+        shown = (
+            f"{policy} at {steps} steps {times[HOST_TO_HOST].stats.p50_ms:.1f} ms"
+            for steps, policies in self.times.items()
+            for policy, times in policies.items()
+        )
+        return f"Median latency by stage, {self.weights_label}: {', '.join(shown)}"
 
 
 def read_benches(root: Path) -> list[Bench]:
     """Return every bench, the last recorded first.
 
     Raises:
-        ValueError: naming file and key, where there is none, it is malformed, or a call missed its engine.
+        ValueError: a call missed its engine, in the file that is named.
     """
-    found: list[tuple[datetime, Bench]] = []
-    for path in sorted((root / DATA).glob("*/bench.json")):
-        record = read_json(path)
-        with naming(path):
-            time = datetime.fromisoformat(record["provenance"]["time"])
-            found.append((time, _bench(record, path.parent.name, report_of(root, path.parent))))
-    if not found:
-        raise ValueError(f"{root / DATA} holds no */bench.json; add what optim.bench recorded")
-    return [bench for _, bench in sorted(found, key=lambda item: item[0], reverse=True)]
-
-
-def _bench(record: Mapping[str, Any], name: str, report: str) -> Bench:
-    if missed := problems(record):
-        raise ValueError(missed[0])
-    first = record["settings"][0]
-    gpu = record["provenance"]["gpu"]
-    return Bench(
-        name=name,
-        report=report,
-        device=record["provenance"]["cpu"]["model"] if gpu is None else gpu["name"],
-        weights_label=first["policies"][0]["facts"]["weights_label"],
-        shape=title(first).partition(", ")[2],  # without the denoise steps
-        rounds=record["rounds"],
-        engines={
-            policy["label"]: stage["details"]["flavour"]
-            for policy in first["policies"]
-            for stage in policy["engagement"].values()
-            if "flavour" in stage["details"]
-        },
-        timings={
-            setting["policies"][0]["facts"]["denoise_steps"]: tuple(
-                _timing(policy, setting["policies"][0]) for policy in setting["policies"]
-            )
+    benches = []
+    for path in (root / DATA).glob("*/bench.json"):
+        record = json.loads(path.read_bytes())
+        if missed := problems(record):
+            raise ValueError(f"{path}: {missed[0]}")
+        first, provenance = record["settings"][0], record["provenance"]
+        times = {
+            setting["policies"][0]["facts"]["denoise_steps"]: _times(setting)
             for setting in record["settings"]
             if _shape(setting) == _shape(first)
-        },
+        }
+        device = (provenance["gpu"] or {}).get("name") or provenance["cpu"]["model"]
+        weights_label = first["policies"][0]["facts"]["weights_label"]
+        benches.append(Bench(path.parent.name, record, device, weights_label, times))
+    return sorted(benches, key=lambda bench: _time(bench.record), reverse=True)
+
+
+def latency(bench: Bench) -> list[Block]:
+    """Return what a bench says: its setting, its plot, and a row for each policy."""
+    [(most, first), *_] = bench.times.items()
+    setting = bench.record["settings"][0]
+    weights = f"weights `{bench.weights_label}`"
+    if is_random(bench.weights_label):
+        weights = f"**{bench.weights_label}**: not of the weights whose success is above"
+    about = (
+        f"Latency of {', '.join(first)}, {weights}. {bench.device}, batch 1, "
+        f"medians of {bench.record['rounds']} rounds; {title(setting).partition(', ')[2]}. "
+        f"Every backend served every call ([report]({bench.name}.md))."
     )
+    columns = (
+        "policy",
+        *(f"{stage}, {most} steps" for stage in STAGES),
+        *(f"{HOST_TO_HOST}, {steps} steps" for steps in bench.times),
+        f"speed-up, {most} steps",
+        f"least cosine with float32, {most} steps",
+    )
+    rows = [
+        (
+            _with_engine(policy),
+            *(f"{times[stage].stats.p50_ms:.1f} ms" for stage in STAGES),
+            *(f"{at[policy['label']][HOST_TO_HOST].stats.p50_ms:.1f} ms" for at in bench.times.values()),
+            f"{times[HOST_TO_HOST].speedup:.2f}x",
+            f"{policy['parity']['cosine']:.6f}",
+        )
+        for policy, times in zip(setting["policies"], first.values(), strict=True)
+    ]
+    return [Sentence(about), Sentence(f"![{bench.description}]({bench.plot})"), Table(columns, rows)]
 
 
 def _shape(setting: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    return [(of["label"], of["facts"]["form"], of["inputs"]) for of in setting["policies"]]
+    return [(policy["label"], policy["facts"]["form"], policy["inputs"]) for policy in setting["policies"]]
 
 
-def _timing(policy: Mapping[str, Any], first: Mapping[str, Any]) -> Timing:
-    found = {component.name: component for component in components(policy, first)}
-    return Timing(
-        policy=policy["label"],
-        p50_ms={name: component.stats.p50_ms for name, component in found.items()},
-        speed_up=found[HOST_TO_HOST].speedup,
-        cosine=policy["parity"]["cosine"],
-    )
+def _times(setting: Mapping[str, Any]) -> dict[str, dict[str, Component]]:
+    first, *_ = policies = setting["policies"]
+    return {
+        policy["label"]: {component.name: component for component in components(policy, first)}
+        for policy in policies
+    }
+
+
+def _time(record: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(record["provenance"]["time"])
+
+
+def _with_engine(policy: Mapping[str, Any]) -> str:
+    """Return a policy's label, with the TensorRT that it ran on, if any."""
+    flavours = {stage["details"].get("flavour") for stage in policy["engagement"].values()} - {None}
+    return f"{policy['label']} ({', '.join(sorted(flavours))})" if flavours else str(policy["label"])

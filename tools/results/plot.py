@@ -5,15 +5,14 @@ Non-obvious behaviors:
     not be the system's, which is what `prefers-color-scheme` asks.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 
 from markupsafe import Markup
 
 from eval.report.plots import Axis, line, rect, text_at, ticks
-from optim.bench.tables import HOST_TO_HOST
+from optim.bench.tables import HOST_TO_HOST, Component
 from policies.pi05.dims import STAGES
-from tools.results.bench import Bench, Timing
-from tools.results.data import REPORTS
+from tools.results.bench import Bench
 
 WIDTH, LEFT, RIGHT, MARGIN = 640, 150, 524, 16
 BAR, ROW, HEADING = 16, 26, 30
@@ -33,27 +32,24 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", s
 """
 
 
-def plot_of(bench: Bench) -> Path:
-    """Return the plot's place, from the repository's root."""
-    return REPORTS / f"{bench.name}_latency.svg"
-
-
 def latency_svg(bench: Bench) -> str:
     """Return medians by stage as an SVG file."""
-    [first, *_] = next(iter(bench.timings.values()))
-    longest = max(timing.p50_ms[HOST_TO_HOST] for of in bench.timings.values() for timing in of)
+    base = next(iter(bench.times[next(iter(bench.times))]))
+    longest = max(
+        times[HOST_TO_HOST].stats.p50_ms for policies in bench.times.values() for times in policies.values()
+    )
     x = Axis(0.0, longest, LEFT, RIGHT, log=False)
     parts = [
         text_at(MARGIN, 28, f"From observation to action on one {bench.device}, medians", "title"),
-        text_at(MARGIN, 48, f"{bench.weights_label}, batch 1; x: speed-up over {first.policy}", "soft"),
+        text_at(MARGIN, 48, f"{bench.weights_label}, batch 1; x: speed-up over {base}", "soft"),
         *_legend(72),
     ]
     top, bars = 92, []
-    for steps, timings in bench.timings.items():
+    for steps, policies in bench.times.items():
         bars.append(text_at(MARGIN, top + 18, f"{steps} denoise steps", "heading"))
         top += HEADING
-        for timing in timings:
-            bars += _bar(timing, x, top)
+        for policy, times in policies.items():
+            bars += _bar(policy, times, x, top)
             top += ROW
     parts += [line(x.at(v), 96, x.at(v), top + 4, "grid") for v in ticks(x)]
     parts += [text_at(x.at(v), top + 20, f"{v:g} ms", "soft", anchor="middle") for v in ticks(x)]
@@ -65,21 +61,11 @@ def latency_svg(bench: Bench) -> str:
         ).format(
             WIDTH,
             height,
-            description(bench),
+            bench.description,
             Markup(STYLE),
             Markup("\n").join([rect(0, 0, WIDTH, height, "paper"), *parts, *bars]),
         )
     )
-
-
-def description(bench: Bench) -> str:
-    """Return what the plot shows, for those who do not see it."""
-    shown = (
-        f"{timing.policy} at {steps} steps {timing.p50_ms[HOST_TO_HOST]:.1f} ms"
-        for steps, timings in bench.timings.items()
-        for timing in timings
-    )
-    return f"Median latency by stage, {bench.weights_label}: {', '.join(shown)}"
 
 
 def _legend(y: float) -> list[Markup]:
@@ -90,18 +76,19 @@ def _legend(y: float) -> list[Markup]:
     return parts
 
 
-def _bar(timing: Timing, x: Axis, top: float) -> list[Markup]:
+def _bar(policy: str, times: Mapping[str, Component], x: Axis, top: float) -> list[Markup]:
     """Return a policy's row: the whole, and the stages over it, which leaves what is around them."""
-    whole_ms = timing.p50_ms[HOST_TO_HOST]
-    faster = "" if timing.speed_up == 1 else f", {timing.speed_up:.2f}x"
+    whole = times[HOST_TO_HOST]
+    whole_ms = whole.stats.p50_ms
+    faster = "" if whole.speedup == 1 else f", {whole.speedup:.2f}x"
     parts = [
-        text_at(LEFT - 8, top + 13, timing.policy, "label", anchor="end"),
+        text_at(LEFT - 8, top + 13, policy, "label", anchor="end"),
         rect(x.at(0), top, x.at(whole_ms) - x.at(0), BAR, f"s{len(STAGES)}"),
         text_at(x.at(whole_ms) + 7, top + 13, f"{whole_ms:.1f} ms{faster}", "label"),
     ]
     begin_ms = 0.0
     for i, stage in enumerate(STAGES):
-        end_ms = begin_ms + timing.p50_ms[stage]
+        end_ms = begin_ms + times[stage].stats.p50_ms
         parts.append(rect(x.at(begin_ms), top, x.at(end_ms) - x.at(begin_ms), BAR, f"s{i}"))
         begin_ms = end_ms
     return parts

@@ -1,62 +1,65 @@
-"""Committed runs side by side: each against its folder's base, and one page of all that have inferences.
+"""Committed runs, `docs/results/data/NAME/runs/POLICY_STEPS`: their comparisons, and the page of report NAME.
 
-The base is `runs/baseline_10`. Non-obvious behaviors:
+Non-obvious behaviors:
     A comparison is of success: it leaves inferences out, also where they were kept. The page shows them.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from eval.analysis.comparison import MARGIN, compare
 from eval.analysis.overview import Source, overview
-from eval.records.folders import INFERENCES_FILE
 from eval.records.reader import Run, read_run
 from eval.render.comparison import markdown
 from eval.report.page import page, report_command
-from tools.results.data import REPORTS, data_folders, naming, report_of, run_folders
-from tools.results.success import read_parts
 
+REPORTS = Path("docs", "results")
+DATA = REPORTS / "data"
 BASE = "baseline_10"
+Runs = Mapping[Path, Run]
+"""Folder to run: those of one report by name, but `BASE` first."""
 
 
-def comparisons(root: Path) -> dict[Path, str]:
+def read_runs(root: Path) -> dict[str, Runs]:
+    """Return the runs of each report, by its name.
+
+    Raises:
+        OSError, ValueError: a run cannot be read.
+    """
+    runs: dict[str, dict[Path, Run]] = {}
+    for folder in sorted((root / DATA).glob("*/runs/*/"), key=lambda path: (path.name != BASE, path)):
+        runs.setdefault(folder.parents[1].name, {})[folder] = read_run(folder)
+    return dict(sorted(runs.items()))
+
+
+def success_alone(run: Run) -> Run:
+    """Return a run without its inferences, and without what reading them had to say."""
+    return replace(run, inferences=(), warnings=())
+
+
+def comparisons(runs: Runs) -> dict[Path, str]:
     """Return `compare_NAME.md` for each run NAME with as many denoise steps as the base beside it.
 
     Raises:
-        ValueError: naming the run, where it cannot be read, or cannot be compared with the base.
+        ValueError: naming the run that cannot be compared.
     """
-    found = {}
-    for folder in data_folders(root):
-        runs = {path.name: read_parts(path) for path in run_folders(folder)}
-        base = runs.pop(BASE, None)
-        if base is None:
-            continue
-        for name, run in runs.items():
-            with naming(folder / "runs" / name):
-                if _denoise_steps(run) == _denoise_steps(base):
-                    found[folder / f"compare_{name}.md"] = markdown(compare(base, run, MARGIN))
-    return found
+    (first, base), *others = runs.items()
+    given = {}
+    for folder, run in others if first.name == BASE else ():
+        if run.run["policy"].get("denoise_steps") == base.run["policy"]["denoise_steps"]:
+            try:
+                compared = compare(success_alone(base), success_alone(run), MARGIN)
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}") from error
+            given[folder.parents[1] / f"compare_{folder.name}.md"] = markdown(compared)
+    return given
 
 
-def pages(root: Path) -> dict[Path, str]:
-    """Return what `eval.report` makes of the runs that have inferences, base first, for each such folder.
-
-    Raises:
-        OSError, ValueError: a run cannot be read, or the folder has no report.
-    """
-    found = {}
-    for folder in data_folders(root):
-        runs = [path for path in run_folders(folder) if (path / INFERENCES_FILE).is_file()]
-        if not runs:
-            continue
-        runs.sort(key=lambda path: path.name != BASE)
-        report_of(root, folder)
-        shown = overview([Source(path, read_run(path)) for path in runs], MARGIN)
-        names = (path.relative_to(root).as_posix() for path in runs)
-        command = report_command(names, folder.name)
-        found[root / REPORTS / f"{folder.name}.html"] = page(shown, folder.name, command)
-    return found
-
-
-def _denoise_steps(run: Run) -> int | None:
-    """Return None for a policy without a network."""
-    return run.run["policy"].get("denoise_steps")
+def pages(root: Path, name: str, runs: Runs) -> dict[Path, str]:
+    """Return what `eval.report` makes of the runs that have inferences, where any has."""
+    timed = [Source(folder, run) for folder, run in runs.items() if run.inferences]
+    if not timed:
+        return {}
+    command = report_command((source.folder.relative_to(root).as_posix() for source in timed), name)
+    return {root / REPORTS / f"{name}.html": page(overview(timed, MARGIN), name, command)}

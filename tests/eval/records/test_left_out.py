@@ -13,14 +13,7 @@ from eval.records.writer import RunWriter
 from eval.report.cli import main as report
 from tests.eval.written_runs import write_run
 
-PLAN = {
-    "suite": "libero_spatial",
-    "tasks": list(range(10)),
-    "first": 0,
-    "count": 20,
-    "seed": 7,
-    "shard": None,
-}
+PLAN = Episodes("libero_spatial", tuple(range(10)), 0, 20, 7).to_dict()
 REASON = "other runs were beside it"
 SAID = f"inferences were left out: {REASON}"
 

@@ -1,0 +1,57 @@
+"""The README's table: what the fast policies win over the baseline, and whether they lose success by it."""
+
+from eval.analysis.comparison import ENOUGH_EPISODES, MARGIN
+from eval.analysis.overview import Entry, Source, overview
+from eval.render.tables import Block, Sentence, Table
+from optim.bench.tables import HOST_TO_HOST
+from policies.text import pluralize
+from tools.results.runs import DATA, REPORTS, Runs
+from tools.results.success import SUCCESS, rate
+
+NAME = "2026-11-27_libero_spatial_500_h100"  # of the data and their report
+COLUMNS = ("policy", SUCCESS, "host to host, p50 ms", "speed-up (95 % bootstrap)")
+CAPTION = """\
+The {episodes} official episodes of libero_spatial, {steps} denoise steps, {device}, {dtype}
+([report]({report}.md), [records]({records}/runs)).
+The weights are the small reference network that ships with the project, trained on a scripted expert for
+libero_spatial; no published checkpoint was evaluated."""
+NOTES = f"""\
+Latency is from observation to action, of the episodes that ran alone on the machine, without warm-up; fewer
+than {ENOUGH_EPISODES} of them give no interval. `native_fp8` ran on a second machine of the same kind with a
+faster processor, which `baseline` waits for: read its speed-up with that in mind.
+[All results]({REPORTS}/README.md), larger networks among them."""
+
+
+def headline(runs: Runs) -> list[Block]:
+    """Return the table of the runs of `NAME`.
+
+    Raises:
+        ValueError: the weights are not those that the caption names.
+    """
+    entries = overview([Source(folder, run) for folder, run in runs.items()], MARGIN).entries
+    if any(entry.summary.checkpoint != "reference" for entry in entries):
+        raise ValueError(f"the README's table is of the reference weights, got others in {NAME}")
+    about = entries[0].run.run["policy"]
+    caption = CAPTION.format(
+        episodes=entries[0].summary.planned_episodes,
+        steps=about["denoise_steps"],
+        device=about["device"],
+        dtype=about["dtype"],
+        report=REPORTS / NAME,
+        records=DATA / NAME,
+    )
+    return [Sentence(caption), Table(COLUMNS, [_row(entry) for entry in entries]), Sentence(NOTES)]
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    total, infer = entry.summary.total, entry.summary.infer
+    assert infer is not None
+    speed_up = f"{entry.speed_up or 1.0:.1f}x"
+    if entry.comparison is not None:
+        paired = entry.comparison.latency[HOST_TO_HOST]
+        if paired.interval and paired.episodes >= ENOUGH_EPISODES:
+            speed_up += f" ({paired.interval.low:.1f} to {paired.interval.high:.1f})"
+        else:
+            speed_up += f" ({pluralize(paired.episodes, 'episode')})"
+    latency = f"{infer.p50_ms:.1f} (n = {infer.n})"
+    return entry.summary.policy, rate(total.successes, total.finished, total.errors), latency, speed_up
