@@ -24,14 +24,12 @@ from eval.records import provenance
 from eval.records.episodes import Episodes
 from eval.records.folders import refuse_used
 from eval.records.reader import Run, read_run
-from eval.records.recording import recording
 from eval.records.resume import nothing_left, recorded, refuse_changed, refuse_joined
 from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
 from eval.render.console import print_error, print_info, report_console
 from eval.render.summary import render
 from eval.runners.base import Runner, RunnerError
-from eval.runners.local import LocalRunner
 from eval.runners.recorder import RunFailed, RunRecorder
 from eval.sim.stack import SimulatorError
 from eval.sim.tasks import Task
@@ -121,7 +119,7 @@ def run(cfg: DictConfig) -> None:
             tracker.check()
             earlier = stack.enter_context(reopen(start.folder)) if start.before else None
             left = episodes.left(earlier.done if earlier else ())
-            runner = stack.enter_context(closing(open_runner(config, tasks, left)))
+            runner = stack.enter_context(closing(open_runner(config, tasks, left, start.folder)))
             plan = make_plan(config, tasks, episodes, runner, earlier)
             run_info = describe(start, config, plan, runner, earlier)
             tracker.start(tracked_run(start, config, plan, run_info))
@@ -130,9 +128,6 @@ def run(cfg: DictConfig) -> None:
         label = policy_label(plan.policy, run_info["config"])
         print_info(announcement(plan, label, runner.about, start.folder))
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
-        if config.record_observations:
-            assert isinstance(runner, LocalRunner)
-            stack.enter_context(recording(runner, start.folder, config.record_observations))
         recorder = RunRecorder(
             plan, writer, tracker, run_info, runner.engagement, earlier.run if earlier else None
         )

@@ -7,10 +7,9 @@ those keeps the noise.
 """
 
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +21,8 @@ from policies.files import replacing
 OBSERVATIONS_FILE = "observations.npz"
 ACTIONS = "actions_HJ"  # beside the arrays of eval.records.observations
 
-Kept = tuple[Request, NDArray[np.float64]]
+Sample = tuple[Request, NDArray[np.float64]]
 """A request and the actions_HJ that answered it, in the simulator's units."""
-
-
-class HasPolicy(Protocol):
-    """A runner that asks its own policy (`eval.runners.local.LocalRunner`)."""
-
-    policy: Policy
 
 
 class RecordingPolicy:
@@ -57,17 +50,17 @@ class RecordingPolicy:
         self.replan_steps = policy.replan_steps
         self._every = 1
         self._seen = 0
-        self._kept: list[Kept] = []
+        self._samples: list[Sample] = []
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """Return the other policy's chunks."""
         chunks = self.policy.infer(requests)
         for request, chunk in zip(requests, chunks, strict=True):
             if self._seen % self._every == 0:
-                self._kept.append((request, chunk.actions_HJ))
+                self._samples.append((request, chunk.actions_HJ))
             self._seen += 1
-            if len(self._kept) == 2 * self.count:
-                self._kept = self._kept[::2]
+            if len(self._samples) == 2 * self.count:
+                self._samples = self._samples[::2]
                 self._every *= 2
         return chunks
 
@@ -79,41 +72,29 @@ class RecordingPolicy:
         """Return the other policy's engagement."""
         return self.policy.engagement()
 
-    def kept(self) -> list[Kept]:
-        """Return what was kept, `count` at most, evenly spread over the inferences so far."""
-        return spread(self._kept, min(self.count, len(self._kept)))
-
-
-@contextmanager
-def recording(runner: HasPolicy, folder: Path, count: int) -> Iterator[None]:
-    """Record the requests of a runner's policy while the body runs, and write them at its end.
-
-    A run that goes on adds to what earlier processes of it recorded: `count` of all.
-    """
-    policy = RecordingPolicy(runner.policy, count)
-    path = folder / OBSERVATIONS_FILE
-    runner.policy = policy
-    try:
-        yield
-    finally:
-        runner.policy = policy.policy
-        kept = policy.kept()
-        if kept:
+    def save(self, path: Path) -> None:
+        """Add the samples to those that earlier processes of the run wrote: `count` of all."""
+        samples = self.samples()
+        if samples:
             before = load_recording(path) if path.exists() else []
-            both = [*before, *kept]
-            save_recording(path, spread(both, min(count, len(both))))
+            both = [*before, *samples]
+            save_recording(path, spread(both, min(self.count, len(both))))
+
+    def samples(self) -> list[Sample]:
+        """Return what was kept, `count` at most, evenly spread over the inferences so far."""
+        return spread(self._samples, min(self.count, len(self._samples)))
 
 
-def save_recording(path: Path, kept: Sequence[Kept]) -> None:
+def save_recording(path: Path, samples: Sequence[Sample]) -> None:
     """Replace `path` as a whole by requests and the actions that answered them."""
-    actions_BHJ = np.stack([actions_HJ for _, actions_HJ in kept])
+    actions_BHJ = np.stack([actions_HJ for _, actions_HJ in samples])
     with replacing(path) as temporary:
-        save_requests(temporary, [request for request, _ in kept])
+        save_requests(temporary, [request for request, _ in samples])
         with zipfile.ZipFile(temporary, "a") as file, file.open(f"{ACTIONS}.npy", "w") as array:
             np.lib.format.write_array(array, actions_BHJ)
 
 
-def load_recording(path: Path) -> list[Kept]:
+def load_recording(path: Path) -> list[Sample]:
     """Return what `save_recording` wrote, equal to the bit.
 
     Raises:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.records.recording import Kept
+from eval.records.recording import Sample
 from optim.base import Args
 from optim.core.actions import Actions, infer_once
 from optim.core.parity import Parity, compare, stage_parity, worst
@@ -155,7 +155,7 @@ class Subjects:
 
 
 @torch.no_grad()
-def replay(subjects: Subjects, kept: Sequence[Kept], tolerance: float) -> Replay:
+def replay(subjects: Subjects, kept: Sequence[Sample], tolerance: float) -> Replay:
     """Return how far the policy is from the reference on what a run recorded.
 
     Raises:

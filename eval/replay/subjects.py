@@ -11,7 +11,7 @@ from eval.config.compose import configure
 from eval.config.multiply import key_of
 from eval.episodes.policy import choose_backends, eager_policy, load, optimise
 from eval.records.folders import RUN_FILE
-from eval.records.recording import Kept
+from eval.records.recording import Sample
 from eval.replay.parity import Subjects
 from policies.pi05.denoise import Denoise
 
@@ -50,7 +50,7 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     return run
 
 
-def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Kept]) -> Subjects:
+def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Sample]) -> Subjects:
     """Return the run's reference and the policy that the overrides ask for.
 
     Raises:

@@ -1,6 +1,6 @@
 """The local runner: one process, task after task, episode after episode."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,17 @@ from policies.base import Policy
 
 
 class LocalRunner:
-    """Roll episodes in this process, with a policy that is ready."""
+    """Roll episodes in this process, with a policy that is ready.
 
-    def __init__(self, policy: Policy, simulator: Mapping[str, Any]) -> None:
+    Args:
+        on_close: called once, when the runner is closed.
+    """
+
+    def __init__(
+        self, policy: Policy, simulator: Mapping[str, Any], on_close: Callable[[], None] | None = None
+    ) -> None:
         self.policy = policy
+        self._on_close = on_close
         self.about: Mapping[str, Any] = policy.provenance()
         self.simulator = simulator
         self.facts: Mapping[str, Any] = {"name": "local"}
@@ -47,3 +54,6 @@ class LocalRunner:
 
     def close(self) -> None:
         """See `Runner`: the policy goes with the process."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()

@@ -1,10 +1,13 @@
 """The runner that a configuration names, with its policy built and the simulator checked."""
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from eval.config.schema import Config
 from eval.episodes.capture import example_requests
 from eval.episodes.policy import build_policy, choose_backends
+from eval.records.recording import OBSERVATIONS_FILE, RecordingPolicy
 from eval.runners.base import Runner, RunnerError
 from eval.runners.local import LocalRunner
 from eval.sim.stack import prepare
@@ -12,11 +15,16 @@ from eval.sim.tasks import Task
 from policies.base import EpisodeKey
 
 
-def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
-    """Return the runner that the configuration names, its policy built and the simulator checked.
+def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey], folder: Path) -> Runner:
+    """Return the runner that the configuration names.
 
     Args:
         left: the episodes that it will be given.
+        folder: of the run, for observations that are recorded.
+
+    Raises:
+        RunnerError: Ray is not installed; see `eval.runners.ray.start.launch`.
+        ConfigError, ValueError, OSError, SimulatorError: policy or simulator cannot be had here.
     """
     if config.runner.name == "ray":
         try:
@@ -27,6 +35,8 @@ def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey
     if config.policy.kind != "oracle":
         choose_backends(config)  # what cannot run here says so before a simulator starts
     simulator = prepare()
-    return LocalRunner(
-        build_policy(config, lambda policy: example_requests(tasks, policy, config.seed)), simulator
-    )
+    policy = build_policy(config, lambda policy: example_requests(tasks, policy, config.seed))
+    if not config.record_observations:
+        return LocalRunner(policy, simulator)
+    recording = RecordingPolicy(policy, config.record_observations)
+    return LocalRunner(recording, simulator, on_close=partial(recording.save, folder / OBSERVATIONS_FILE))

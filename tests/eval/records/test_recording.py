@@ -1,6 +1,7 @@
 """Recording: observations are spread over a run and load bit-equal; the policy notices nothing."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from eval.records.recording import (
     OBSERVATIONS_FILE,
     RecordingPolicy,
     load_recording,
-    recording,
     save_recording,
 )
+from eval.runners.local import LocalRunner
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 
 
@@ -40,11 +41,6 @@ class CountingPolicy:
         return {"vision": {"backend": "eager", "calls": self.calls, "misses": 0}}
 
 
-class Runner:
-    def __init__(self) -> None:
-        self.policy: Any = CountingPolicy()
-
-
 def request_of(call: int) -> Request:
     image = np.full((4, 4, 3), call % 256, dtype=np.uint8)
     observation = Observation({"agentview_image": image}, np.arange(8.0), "pick up the black bowl")
@@ -56,8 +52,8 @@ def test_at_most_count_are_kept_evenly_over_all_calls(total: int) -> None:
     policy = RecordingPolicy(CountingPolicy(), 8)
     for call in range(total):
         policy.infer([request_of(call)])
-        assert len(policy._kept) < 16
-    calls = [request.call for request, _ in policy.kept()]
+        assert len(policy._samples) < 16
+    calls = [request.call for request, _ in policy.samples()]
     assert len(calls) == min(8, total)
     assert calls[0] == 0
     gaps = np.diff([*calls, total])
@@ -91,35 +87,33 @@ def test_a_recording_loads_bit_equal_and_is_a_file_of_requests_too(tmp_path: Pat
     assert [file.name for file in path.parent.iterdir()] == [OBSERVATIONS_FILE]
 
 
-def test_a_runner_records_while_it_runs_and_has_its_own_policy_back(tmp_path: Path) -> None:
-    runner = Runner()
-    own = runner.policy
+def test_a_runner_writes_what_its_policy_recorded_when_it_is_closed(tmp_path: Path) -> None:
+    policy = RecordingPolicy(CountingPolicy(), 4)
+    runner = LocalRunner(policy, {}, on_close=lambda: policy.save(tmp_path / OBSERVATIONS_FILE))
 
     def interrupted() -> None:
-        with recording(runner, tmp_path, 4):
+        with closing(runner):
             for call in range(10):
                 runner.policy.infer([request_of(call)])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert runner.policy is own
     assert len(load_recording(tmp_path / OBSERVATIONS_FILE)) == 4
 
 
 def test_a_run_that_goes_on_adds_to_its_recording(tmp_path: Path) -> None:
     for start in (0, 100):
-        runner = Runner()
-        with recording(runner, tmp_path, 4):
-            for call in range(start, start + 4):
-                runner.policy.infer([request_of(call)])
+        policy = RecordingPolicy(CountingPolicy(), 4)
+        for call in range(start, start + 4):
+            policy.infer([request_of(call)])
+        policy.save(tmp_path / OBSERVATIONS_FILE)
     calls = [request.call for request, _ in load_recording(tmp_path / OBSERVATIONS_FILE)]
     assert calls == [0, 2, 100, 102]
 
 
 def test_a_run_without_inferences_writes_nothing(tmp_path: Path) -> None:
-    with recording(Runner(), tmp_path, 4):
-        pass
+    RecordingPolicy(CountingPolicy(), 4).save(tmp_path / OBSERVATIONS_FILE)
     assert not list(tmp_path.iterdir())
 
 
