@@ -12,9 +12,7 @@ Non-obvious behaviors:
     * 100 of 100 twice shows nothing at 2 points: NEW might still lose 3.7.
 """
 
-import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from eval.analysis.comparable import NotComparable
 from eval.analysis.comparison import MARGIN, compare
+from eval.analysis.sources import margin_points
 from eval.app import ArgumentParser
 from eval.records.reader import Run, read_run
 from eval.records.schema import to_plain
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("new", type=Path, metavar="NEW", help="folder of the run that may replace it")
     parser.add_argument(
         "--margin",
-        type=_margin,
+        type=margin_points,
         default=MARGIN,
         help="percentage points that NEW may lose (%(default)s)",
     )
@@ -77,13 +76,6 @@ def _read(name: str, folder: Path) -> Run:
         return read_run(folder)
     except ValueError as error:
         raise NotComparable(f"{name}: {error}") from error
-
-
-def _margin(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and 0 < value < 100):
-        raise argparse.ArgumentTypeError(f"must be percentage points above 0 and below 100, got {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def join_records(runs: Iterable[Run]) -> Joined:
             attempts[episode.key].append((episode, inferences[episode.key]))
     joined: list[Attempt] = []
     duplicates, different = [], []
-    for key, of_key in sorted(attempts.items()):
-        finished = [attempt for attempt in of_key if attempt[0].success is not None]
-        joined += [attempt for attempt in of_key if attempt[0].success is None] + finished[:1]
+    for key, tries in sorted(attempts.items()):
+        finished = [attempt for attempt in tries if attempt[0].success is not None]
+        joined += [attempt for attempt in tries if attempt[0].success is None] + finished[:1]
         if len(finished) > 1:
             duplicates.append(key)
         if len({_result(episode) for episode, _ in finished}) > 1:

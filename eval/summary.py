@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval.analysis.summary import summarise
 from eval.config.errors import one_line
-from eval.records.folders import find_folders, require_records
+from eval.records.folders import find_folders, is_run
 from eval.records.reader import read_run
 from eval.records.schema import to_plain
 from eval.render.console import print_error, report_console
@@ -20,7 +20,7 @@ from policies.text import pluralize, shorten
 def _runs_below(folder: Path) -> str | None:
     """Return that a folder which is no run holds some, as a sweep's does, and how to see them; else None."""
     try:
-        runs = find_folders(folder, _is_run)
+        runs = find_folders(folder, is_run)
     except OSError:
         return None
     names = shorten(path.relative_to(folder) for path in runs)
@@ -31,14 +31,6 @@ def _runs_below(folder: Path) -> str | None:
     )
 
 
-def _is_run(folder: Path) -> bool:
-    try:
-        require_records(folder)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a run's summary; return 1 with one line on stderr when it has no records or they are damaged."""
     parser = argparse.ArgumentParser(prog="python -m eval.summary", description="Summarise a run's records.")
@@ -46,11 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     try:
-        summary = summarise(read_run(options.run))
+        run = read_run(options.run)
     except (FileNotFoundError, ValueError) as error:
-        where = "" if str(options.run) in str(error) else f"{options.run}: "
-        below = None if _is_run(options.run) else _runs_below(options.run)
-        print_error(below or f"{where}{one_line(error)}")
+        below = None if is_run(options.run) else _runs_below(options.run)
+        print_error(below or error)
+        return 1
+    try:
+        summary = summarise(run)
+    except ValueError as error:
+        print_error(f"{options.run}: {one_line(error)}")
         return 1
     if options.json:
         sys.stdout.write(json.dumps(to_plain(summary.to_dict(), "summary"), indent=2, allow_nan=False) + "\n")

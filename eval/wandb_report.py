@@ -8,8 +8,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.text import Text
 
+from eval.config.groups import CONF
 from eval.render.console import print_error, report_console
 from eval.tracking.base import TrackingError
 from eval.tracking.login import require_login
@@ -22,9 +24,8 @@ from eval.tracking.wandb import (
     INFERENCE_INFER_MS,
     INFERENCE_STAGE_MS,
 )
+from policies.pi05.dims import STAGES
 
-PROJECT = "libero-vla-eval"  # conf/tracking/wandb.yaml
-STAGES = ("vision", "prefix", "denoise")
 NEEDED = 'a W&B Report needs wandb-workspaces: pip install -c constraints.txt -e ".[report]"'
 
 Save = Callable[[Any], str]
@@ -32,7 +33,7 @@ Save = Callable[[Any], str]
 
 
 def build(group: str, project: str, entity: str | None) -> Any:
-    """Return the report, a `wandb_workspaces.reports.v2.Report`; nothing is sent.
+    """Lay out the report, a `wandb_workspaces.reports.v2.Report`; nothing is sent.
 
     Raises:
         TrackingError: wandb-workspaces is not installed.
@@ -109,7 +110,8 @@ def main(arguments: Sequence[str] | None = None, save: Save = save) -> int:
     parser.add_argument(
         "group", metavar="GROUP", help="tracking.group of the runs; a sweep's is its folder's name"
     )
-    parser.add_argument("--project", default=PROJECT, help="default: %(default)s")
+    project = OmegaConf.load(CONF / "tracking" / "wandb.yaml").project
+    parser.add_argument("--project", default=project, help="default: %(default)s")
     parser.add_argument("--entity", help="user or team; default: that of the login")
     options = parser.parse_args(arguments)
     try:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from eval.records.folders import EPISODES_FILE, find_folders
+from eval.records.folders import find_folders, is_run
 from eval.render.console import print_error, print_info
 from eval.tracking.base import TrackingError
 from eval.tracking.login import require_login
@@ -29,9 +29,9 @@ def find_offline(folders: Iterable[Path]) -> list[Path]:
     Raises:
         OSError: a folder is not there, or holds no offline run.
     """
-    found: list[Path] = []
+    offline: list[Path] = []
     for folder in folders:
-        runs = find_folders(folder, _is_run)
+        runs = find_folders(folder, lambda path: is_run(path) or any(path.glob(OFFLINE)))
         tracked = [run for run in runs if any(run.glob(OFFLINE))]
         if not tracked:
             raise FileNotFoundError(
@@ -40,12 +40,8 @@ def find_offline(folders: Iterable[Path]) -> list[Path]:
             )
         if runs != [folder]:
             print_info(f"{folder} has {pluralize(len(runs), 'run')}, {len(tracked)} of them tracked offline")
-        found += [offline for run in tracked for offline in sorted(run.glob(OFFLINE))]
-    return list(dict.fromkeys(found))
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / EPISODES_FILE).is_file() or any(folder.glob(OFFLINE))
+        offline += [path for run in tracked for path in sorted(run.glob(OFFLINE))]
+    return list(dict.fromkeys(offline))
 
 
 def upload(run: Path) -> int:
@@ -62,8 +58,8 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     parser.add_argument("--dry-run", action="store_true", help="name what would be uploaded; needs no login")
     options = parser.parse_args(arguments)
     try:
-        found = find_offline(options.runs)
-        runs = [run for run in found if not any(run.glob(UPLOADED))]
+        offline = find_offline(options.runs)
+        runs = [run for run in offline if not any(run.glob(UPLOADED))]
         if runs and not options.dry_run:
             require_login()
     except (OSError, TrackingError) as error:
@@ -75,7 +71,9 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
         if not options.dry_run and upload(run) != 0:
             failed.append(run)
     done = "would upload" if options.dry_run else "uploaded"
-    before = f"{len(found) - len(runs)} of {pluralize(len(found), 'offline run')} had been uploaded before"
+    before = (
+        f"{len(offline) - len(runs)} of {pluralize(len(offline), 'offline run')} had been uploaded before"
+    )
     print_info(f"{done} {len(runs) - len(failed)}; {before}")
     for run in failed:
         print_error(f"{run} was not uploaded")

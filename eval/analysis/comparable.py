@@ -10,35 +10,40 @@ from eval.records.schema import EpisodeRecord
 Pair = tuple[EpisodeRecord, EpisodeRecord]
 """BASE's and NEW's record of one episode."""
 
+Names = tuple[str, str]
+"""What messages call the first run of a comparison, and the second."""
+
+BASE_AND_NEW: Names = ("BASE", "NEW")
+
 
 class NotComparable(ValueError):
     """A difference of these two runs would mean nothing; the message says why."""
 
 
-def refuse(base: Run, new: Run, ours: Summary, theirs: Summary) -> None:
+def refuse(base: Run, new: Run, base_summary: Summary, new_summary: Summary, names: Names) -> None:
     """Raise NotComparable for runs whose difference would mean nothing."""
-    for name, run, summary in (("BASE", base, ours), ("NEW", new, theirs)):
+    for name, run, summary in zip(names, (base, new), (base_summary, new_summary), strict=True):
         labels = {summary.weights_label, *(episode.weights_label for episode in run.episodes)}
         for label in sorted(filter(is_random, labels), key=str):
             raise NotComparable(f"{name} has {label}, whose success means nothing; use a trained checkpoint")
     same: dict[str, tuple[Any, Any]] = {
-        "suites": (sorted(ours.suites), sorted(theirs.suites)),
-        "seeding": (ours.seeding, theirs.seeding),
-        "checkpoint_sha256": (ours.checkpoint_sha256, theirs.checkpoint_sha256),
+        "suites": (sorted(base_summary.suites), sorted(new_summary.suites)),
+        "seeding": (base_summary.seeding, new_summary.seeding),
+        "checkpoint_sha256": (base_summary.checkpoint_sha256, new_summary.checkpoint_sha256),
     }
     in_run_json = {
         "norm_stats_sha256": ("policy", "norm_stats_sha256"),
         "tokenizer_sha256": ("policy", "tokenizer_sha256"),
         "suite.max_steps": ("config", "suite", "max_steps"),
     }
-    found = {name: _both(base, new, *path) for name, path in in_run_json.items()}
-    same |= {name: both for name, both in found.items() if None not in both}
+    recorded = {name: _both(base, new, *path) for name, path in in_run_json.items()}
+    same |= {name: both for name, both in recorded.items() if None not in both}
     for name, (before, after) in same.items():
         if before != after:
             raise NotComparable(f"{name} of the two runs must be the same, got {before} and {after}")
 
 
-def differing(base: Run, new: Run, pairs: Sequence[Pair]) -> list[str]:
+def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[str]:
     """Say in what the two runs differ besides the policy."""
     warnings = []
     starts = sum(b.initial_state_sha256 != n.initial_state_sha256 for b, n in pairs)
@@ -50,7 +55,7 @@ def differing(base: Run, new: Run, pairs: Sequence[Pair]) -> list[str]:
     frames = _both(base, new, "first_frame_sha256")
     if base.episodes[0].key == new.episodes[0].key and None not in frames and frames[0] != frames[1]:
         warnings.append("the first camera image differs: renderer, versions or settle steps do")
-    for name, run in (("BASE", base), ("NEW", new)):
+    for name, run in zip(names, (base, new), strict=True):
         if run.run.get("finished") is False:
             warnings.append(f"{name}: run.json says that the run did not finish")
         loaded = sum(record.under_load for record in run.inferences)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eval.analysis.comparable import NotComparable, Pair, differing, refuse
+from eval.analysis.comparable import BASE_AND_NEW, Names, NotComparable, Pair, differing, refuse
 from eval.analysis.statistics import (
     Interval,
     PairedCounts,
@@ -32,14 +32,12 @@ from eval.analysis.summary import (
     summarise,
 )
 from eval.records.reader import Run
-from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.schema import HOST_TO_HOST, EpisodeRecord, InferenceRecord
 from policies.base import EpisodeKey
 from policies.text import pluralize
 
 MARGIN = 2.0  # percentage points; 189 episodes can show it
 
-
-HOST_TO_HOST = "host to host"
 # The range of n episodes holds the median with 1 - 2 / 2^n: 94 % for 5, 88 % for 4.
 ENOUGH_EPISODES = 5
 
@@ -135,6 +133,11 @@ class Comparison:
     warnings: tuple[str, ...]
 
     @property
+    def sides(self) -> Mapping[str, Side]:
+        """Both, by the names of a printed comparison."""
+        return dict(zip(BASE_AND_NEW, (self.base, self.new), strict=True))
+
+    @property
     def engaged(self) -> bool:
         """Whether every backend of both runs served all of its calls."""
         return not (self.base.problems or self.new.problems)
@@ -149,15 +152,18 @@ class Comparison:
         return asdict(self) | {"engaged": self.engaged, "passed": self.passed}
 
 
-def compare(base: Run, new: Run, margin: float) -> Comparison:
-    """Return the comparison of two runs at a margin in percentage points.
+def compare(base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW) -> Comparison:
+    """Compare two runs at a margin in percentage points.
+
+    Args:
+        names: of the two runs, in warnings and errors.
 
     Raises:
         NotComparable: records are missing or mixed, weights are random or differ, or suite, seeding or time
             limit do; or no episode was finished by both.
     """
-    summaries = _summary("BASE", base), _summary("NEW", new)
-    refuse(base, new, *summaries)
+    summaries = _summary(names[0], base), _summary(names[1], new)
+    refuse(base, new, *summaries, names)
     others = {episode.key: episode for episode in new.episodes}
     common = sorted(
         ((episode, others[episode.key]) for episode in base.episodes if episode.key in others),
@@ -168,7 +174,7 @@ def compare(base: Run, new: Run, margin: float) -> Comparison:
         raise NotComparable(_nothing_shared(base, new, len(common)))
     counts = _count(pairs)
     interval, tasks = newcombe(counts), _tasks(pairs)
-    clustered = by_cluster({(of.suite, of.task_id): _differences(of.counts) for of in tasks})
+    clustered = by_cluster({(task.suite, task.task_id): _differences(task.counts) for task in tasks})
     if_errors_count = newcombe(_count(common)) if len(common) > len(pairs) else None
     sides = [
         _side(run, summary, [pair[i] for pair in pairs])
@@ -176,9 +182,9 @@ def compare(base: Run, new: Run, margin: float) -> Comparison:
     ]
     keys = {pair[0].key for pair in pairs}
     more_steps = _more_steps(pairs)
-    steps = [difference for of in more_steps.values() for difference in of]
-    theirs, ours = (_milliseconds(run.inferences, keys) for run in (base, new))
-    latency = _latency(theirs, ours)
+    steps = [difference for differences in more_steps.values() for difference in differences]
+    base_ms, new_ms = (_milliseconds(run.inferences, keys) for run in (base, new))
+    latency = _latency(base_ms, new_ms)
     return Comparison(
         base=sides[0],
         new=sides[1],
@@ -203,9 +209,9 @@ def compare(base: Run, new: Run, margin: float) -> Comparison:
         more_steps_by_task=by_cluster(more_steps),
         latency=latency,
         warnings=(
-            *_own_warnings(sides, summaries),
-            *differing(base, new, pairs),
-            *_few_episodes(latency, len(theirs.get(HOST_TO_HOST, ())), len(ours.get(HOST_TO_HOST, ()))),
+            *_own_warnings(sides, summaries, names),
+            *differing(base, new, pairs, names),
+            *_few_episodes(latency, [len(times.get(HOST_TO_HOST, ())) for times in (base_ms, new_ms)], names),
         ),
     )
 
@@ -228,18 +234,18 @@ def _summary(name: str, run: Run) -> Summary:
 def _nothing_shared(base: Run, new: Run, common: int) -> str:
     if common:
         return f"no episode was finished by both runs: of {common} in both, each raised in one of them"
-    ours, theirs = (f"{len(run.episodes)} from {min(e.key for e in run.episodes)}" for run in (base, new))
-    return f"no episode is in both runs ({ours}; {theirs}); give both the same seed, tasks and episodes"
+    in_base, in_new = (f"{len(run.episodes)} from {min(e.key for e in run.episodes)}" for run in (base, new))
+    return f"no episode is in both runs ({in_base}; {in_new}); give both the same seed, tasks and episodes"
 
 
 def _count(pairs: Iterable[Pair]) -> PairedCounts:
     """Count pairs by outcome; one that raised counts against NEW."""
-    found = [(base.success is not False, new.success is True) for base, new in pairs]
+    outcomes = [(base.success is not False, new.success is True) for base, new in pairs]
     return PairedCounts(
-        both=found.count((True, True)),
-        lost=found.count((True, False)),
-        won=found.count((False, True)),
-        neither=found.count((False, False)),
+        both=outcomes.count((True, True)),
+        lost=outcomes.count((True, False)),
+        won=outcomes.count((False, True)),
+        neither=outcomes.count((False, False)),
     )
 
 
@@ -252,18 +258,18 @@ def _tasks(pairs: Iterable[Pair]) -> tuple[TaskPairs, ...]:
     for pair in pairs:
         by_task[pair[0].suite, pair[0].task_id].append(pair)
     return tuple(
-        TaskPairs(suite, task_id, of[0][0].instruction, _count(of))
-        for (suite, task_id), of in sorted(by_task.items())
+        TaskPairs(suite, task_id, of_task[0][0].instruction, _count(of_task))
+        for (suite, task_id), of_task in sorted(by_task.items())
     )
 
 
 def _more_steps(pairs: Iterable[Pair]) -> dict[tuple[str, int], list[int]]:
     """Return, by task, how many more steps NEW took in each episode that both solved."""
-    found: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    differences: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for base, new in pairs:
         if base.success and new.success:
-            found[base.suite, base.task_id].append(new.steps - base.steps)
-    return dict(found)
+            differences[base.suite, base.task_id].append(new.steps - base.steps)
+    return dict(differences)
 
 
 def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side:
@@ -282,16 +288,16 @@ def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side
 
 
 def _latency(base: Milliseconds, new: Milliseconds) -> dict[str, Ratio]:
-    """Return the speed-up of each component that both runs have."""
+    """Return the speed-ups of what both runs have."""
     ratios = {name: median_ratio(base[name], new[name]) for name in base if name in new}
     return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
 
-def _few_episodes(latency: Mapping[str, Ratio], base: int, new: int) -> list[str]:
+def _few_episodes(latency: Mapping[str, Ratio], episodes: Sequence[int], names: Names) -> list[str]:
     """Say that the ratios are of too few episodes for intervals over them.
 
     Args:
-        base, new: episodes of the pairs that the run has latencies of.
+        episodes: of the pairs, how many each of the two runs has latencies of.
     """
     whole = latency.get(HOST_TO_HOST)
     if whole is None or whole.episodes >= ENOUGH_EPISODES:
@@ -300,29 +306,27 @@ def _few_episodes(latency: Mapping[str, Ratio], base: int, new: int) -> list[str
         "which gives no interval" if whole.interval is None else "too few for their intervals to be believed"
     )
     return [
-        f"latency ratios are of {pluralize(whole.episodes, 'episode')} (BASE has latencies of {base}, "
-        f"NEW of {new}), {trust}; record {ENOUGH_EPISODES} or more in both: runner.quiet_episodes=N with "
-        "runner=ray, or more episodes"
+        f"latency ratios are of {pluralize(whole.episodes, 'episode')} ({names[0]} has latencies of "
+        f"{episodes[0]}, {names[1]} of {episodes[1]}), {trust}; record {ENOUGH_EPISODES} or more in both: "
+        "runner.quiet_episodes=N with runner=ray, or more episodes"
     ]
 
 
 def _milliseconds(inferences: Iterable[InferenceRecord], keys: set[EpisodeKey]) -> Milliseconds:
-    """Return the latencies of stages, in the order of the pipeline, and of whole inferences, by episode."""
-    found: defaultdict[str, defaultdict[EpisodeKey, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Return by episode what a robot would feel of the inferences of these episodes."""
+    times: defaultdict[str, defaultdict[EpisodeKey, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in inferences:
-        if record.warmup or record.under_load or record.key not in keys:
-            continue
-        for name, milliseconds in record.stage_ms.items():
-            found[name][record.key].append(milliseconds)
-        found[HOST_TO_HOST][record.key].append(record.infer_ms)
-    return {name: dict(of) for name, of in found.items()}
+        if record.condition == "alone" and record.key in keys:
+            for name, milliseconds in record.times_ms.items():
+                times[name][record.key].append(milliseconds)
+    return {name: dict(by_episode) for name, by_episode in times.items()}
 
 
-def _own_warnings(sides: Iterable[Side], summaries: Iterable[Summary]) -> list[str]:
-    """Return what each run's own summary warns of, but for its engagement problems, which are said apart."""
+def _own_warnings(sides: Iterable[Side], summaries: Iterable[Summary], names: Names) -> list[str]:
+    """Return what each run's own summary warns of; its engagement problems are `Side.problems`."""
     return [
         f"{name}: {warning}"
-        for name, side, summary in zip(("BASE", "NEW"), sides, summaries, strict=True)
+        for name, side, summary in zip(names, sides, summaries, strict=True)
         for warning in summary.warnings
         if warning not in side.problems
     ]

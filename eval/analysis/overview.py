@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from eval.analysis.comparable import NotComparable
-from eval.analysis.comparison import HOST_TO_HOST, Comparison, compare, engagement_problems
+from eval.analysis.comparable import Names, NotComparable
+from eval.analysis.comparison import Comparison, compare, engagement_problems
 from eval.analysis.latency import LatencyStats
 from eval.analysis.summary import Summary, summarise
 from eval.records.reader import Run
+from eval.records.schema import HOST_TO_HOST
 from policies.text import pluralize, shorten
 
-# Overrides that the other columns of a table say already, or that are of one machine.
-SAID_ELSEWHERE = ("policy=", "denoise.steps=", "hydra.", "tracking", "+experiment=", "video=", "runner")
+FIRST_AND_THIS: Names = ("the first run", "this run")
+
+# Overrides that no label needs: the other columns of a table have them, or they are of one machine.
+NOT_IN_LABELS = ("policy=", "denoise.steps=", "hydra.", "tracking", "+experiment=", "video=", "runner")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Entry:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict against the first run, in words."""
+        """Against the first run, in words."""
         if self.problems:
             return "not engaged"
         if self.comparison is not None:
@@ -122,7 +125,7 @@ class Overview:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Return the stages that any run has, in the order of the pipeline, and `HOST_TO_HOST` last."""
+        """The stages that any run has, in the order of the pipeline, and `HOST_TO_HOST` last."""
         stages = {name: None for entry in self.entries for name in entry.spreads if name != HOST_TO_HOST}
         return (*stages, *([HOST_TO_HOST] if any(entry.spreads for entry in self.entries) else []))
 
@@ -137,26 +140,28 @@ class Overview:
 
 
 def overview(sources: Sequence[Source], margin: float) -> Overview:
-    """Return runs side by side, in their order.
+    """Set runs side by side, in their order.
 
     Raises:
         ValueError: none of them holds an episode, or the records of one contradict one another.
     """
-    found: list[tuple[Path, Run]] = []
+    recorded: list[tuple[Path, Run]] = []
     missing: list[tuple[Path, str]] = []
     for source in sources:
         if source.run is not None and source.run.episodes:
-            found.append((source.folder, source.run))
+            recorded.append((source.folder, source.run))
         else:
             missing.append((source.folder, source.reason or "no episode is recorded"))
-    if not found:
+    if not recorded:
         reasons = shorten((f"{folder}: {reason}" for folder, reason in missing), "; ")
         raise ValueError(f"no episode to report on: {reasons or 'no run was given'}")
-    summaries = [_summary(folder, run) for folder, run in found]
-    labels = _labels([run for _, run in found], summaries)
-    base, base_summary = found[0][1], summaries[0]
+    summaries = [_summary(folder, run) for folder, run in recorded]
+    labels = _labels([run for _, run in recorded], summaries)
+    base, base_summary = recorded[0][1], summaries[0]
     entries = []
-    for number, ((folder, run), summary, label) in enumerate(zip(found, summaries, labels, strict=True), 1):
+    for number, ((folder, run), summary, label) in enumerate(
+        zip(recorded, summaries, labels, strict=True), 1
+    ):
         comparison, reason = (None, None) if number == 1 else _compared(base, run, margin)
         entries.append(
             Entry(
@@ -175,79 +180,22 @@ def overview(sources: Sequence[Source], margin: float) -> Overview:
                 on_front=False,
             )
         )
-    first_is_missing = found[0][0] != sources[0].folder
+    first_is_missing = recorded[0][0] != sources[0].folder
     return Overview(_with_front(entries), tuple(missing), margin, first_is_missing)
 
 
 def spreads(run: Run, *, under_load: bool) -> dict[str, Spread]:
     """Return the spread of each stage and of whole inferences, of those under load or of the others."""
-    values: defaultdict[str, list[float]] = defaultdict(list)
+    wanted = "under load" if under_load else "alone"
+    times: defaultdict[str, list[float]] = defaultdict(list)
     for record in run.inferences:
-        if record.warmup or record.under_load is not under_load:
-            continue
-        for stage, stage_ms in record.stage_ms.items():
-            values[stage].append(stage_ms)
-        values[HOST_TO_HOST].append(record.infer_ms)
+        if record.condition == wanted:
+            for name, milliseconds in record.times_ms.items():
+                times[name].append(milliseconds)
     return {
-        name: Spread(len(of), *(float(p) for p in np.percentile(of, [5, 25, 50, 75, 95])))
-        for name, of in values.items()
+        name: Spread(len(values), *(float(p) for p in np.percentile(values, [5, 25, 50, 75, 95])))
+        for name, values in times.items()
     }
-
-
-def headline(shown: Overview) -> list[str]:
-    """Return what the runs say in a few sentences."""
-    base = shown.entries[0]
-    first = f"{base.label}: {_success(base)}"
-    if base.latency is not None:
-        first += (
-            f"; {base.latency.p50_ms:.1f} ms from observation to action "
-            f"(median of {base.latency.n}; {base.latency.hz:.1f} Hz by the mean)"
-        )
-    lines = [first]
-    if shown.first_is_missing:
-        lines.insert(
-            0, f"The first run has no numbers ({shown.missing[0][1]}); run 1 is the next that has some"
-        )
-    others = shown.entries[1:]
-    if not others:
-        return lines
-    passed = [entry for entry in others if entry.comparison is not None and entry.comparison.passed]
-    timed = [entry for entry in passed if entry.speed_up is not None and entry.latency is not None]
-    margin = pluralize(f"{shown.margin:g}", "point")
-    if timed:
-        best = max(timed, key=lambda entry: entry.speed_up or 0.0)
-        assert best.latency is not None
-        lines.append(
-            f"Fastest of those shown to lose less than {margin} of success: {best.label}, "
-            f"{best.latency.p50_ms:.1f} ms ({best.speed_up:.2f}x), {_success(best)}"
-        )
-    elif passed:
-        lines.append(
-            f"Shown to lose less than {margin} of success: {', '.join(entry.label for entry in passed)}"
-        )
-    else:
-        lines.append(f"No run is shown to lose less than {margin} of success against {base.label}")
-        compared = [entry.comparison for entry in others if entry.comparison is not None]
-        if compared and all(result.counts.n < result.episodes_needed for result in compared):
-            most = max(compared, key=lambda result: result.counts.n)
-            lines[-1] += (
-                f": {pluralize(most.counts.n, 'pair')} could show {most.smallest_margin * 100:.1f} points at "
-                f"best, {margin} would take {most.episodes_needed}"
-            )
-    if inferior := [entry.label for entry in others if entry.verdict == "inferior"]:
-        lines.append(f"Shown to lose more than {margin}: {', '.join(inferior)}")
-    return lines
-
-
-def _success(entry: Entry) -> str:
-    total = entry.summary.total
-    if total.low is None or total.high is None:
-        return "no episode finished"
-    text = (
-        f"{total.successes} of {pluralize(total.finished, 'episode')} succeeded "
-        f"(95 % interval {total.low * 100:.1f} to {total.high * 100:.1f} %)"
-    )
-    return f"{text}, but with {entry.summary.weights_label}" if entry.summary.random_weights else text
 
 
 def _summary(folder: Path, run: Run) -> Summary:
@@ -259,34 +207,31 @@ def _summary(folder: Path, run: Run) -> Summary:
 
 def _compared(base: Run, run: Run, margin: float) -> tuple[Comparison | None, str | None]:
     try:
-        return compare(base, run, margin), None
+        return compare(base, run, margin, FIRST_AND_THIS), None
     except NotComparable as error:
-        return None, str(error).replace("BASE", "the first run").replace("NEW", "this run")
+        return None, str(error)
 
 
 def _labels(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
     """Return policy, denoise steps, and the overrides that not all share; a number where that repeats."""
-    overrides = [_told(run) for run in runs]
-    shared = set.intersection(*(set(of) for of in overrides))
+    overrides = [
+        [text for text in run.run.get("overrides") or () if not text.startswith(NOT_IN_LABELS)]
+        for run in runs
+    ]
+    shared = set.intersection(*map(set, overrides))
+    counts: Counter[str] = Counter()
     labels = []
-    for run, summary, of in zip(runs, summaries, overrides, strict=True):
+    for run, summary, texts in zip(runs, summaries, overrides, strict=True):
         steps = (run.run.get("policy") or {}).get("denoise_steps")
         parts = [
             summary.policy,
             None if steps is None else pluralize(steps, "step"),
-            *(text for text in of if text not in shared),
+            *(text for text in texts if text not in shared),
         ]
-        labels.append(", ".join(part for part in parts if part))
-    seen: Counter[str] = Counter()
-    told_apart = []
-    for label in labels:
-        seen[label] += 1
-        told_apart.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return told_apart
-
-
-def _told(run: Run) -> list[str]:
-    return [text for text in run.run.get("overrides") or () if not text.startswith(SAID_ELSEWHERE)]
+        label = ", ".join(part for part in parts if part)
+        counts[label] += 1
+        labels.append(label if counts[label] == 1 else f"{label} ({counts[label]})")
+    return labels
 
 
 def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
@@ -294,7 +239,7 @@ def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
     facts = run.run
     shard = (facts.get("config") or {}).get("shard")
     parts = len(facts.get("parts") or ())
-    found = (
+    flags = (
         summary.weights_label if summary.random_weights else None,
         "latency under load" if summary.infer is None and summary.infer_under_load else None,
         "partly under load" if summary.infer and summary.infer_under_load else None,
@@ -305,17 +250,17 @@ def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
         pluralize(summary.total.errors, "error") if summary.total.errors else None,
         "uncommitted changes" if summary.commit_dirty else None,
     )
-    return tuple(flag for flag in found if flag)
+    return tuple(flag for flag in flags if flag)
 
 
 def _device(run: Run) -> Any:
     return (run.run.get("policy") or {}).get("device")
 
 
-def _speed_up(base: Run, run: Run, ours: Summary, theirs: Summary) -> float | None:
-    if ours.infer is None or theirs.infer is None or _device(base) != _device(run):
+def _speed_up(base: Run, run: Run, base_summary: Summary, summary: Summary) -> float | None:
+    if base_summary.infer is None or summary.infer is None or _device(base) != _device(run):
         return None
-    return ours.infer.p50_ms / theirs.infer.p50_ms
+    return base_summary.infer.p50_ms / summary.infer.p50_ms
 
 
 def _with_front(entries: Sequence[Entry]) -> tuple[Entry, ...]:
@@ -335,7 +280,11 @@ def _with_front(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         and (entry is base or entry.comparison is not None)
         and _device(entry.run) == _device(base.run)
     }
-    front = {number for number, point in points.items() if not any(_beats(o, point) for o in points.values())}
+    front = {
+        number
+        for number, point in points.items()
+        if not any(_beats(other, point) for other in points.values())
+    }
     return tuple(replace(entry, on_front=entry.number in front) for entry in entries)
 
 

@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 from eval.analysis.overview import Source
-from eval.records.folders import EPISODES_FILE
+from eval.records.folders import EPISODES_FILE, DamagedRecords, NoRecords, is_run
 from eval.records.reader import read_run
 from eval.records.sweep import SWEEP_FILE, read_job_records
 
 
 def margin_points(text: str) -> float:
-    """Return a margin of success that was typed, in percentage points.
+    """Parse a margin of success, in percentage points.
 
     Raises:
         argparse.ArgumentTypeError: it is not above 0 and below 100.
@@ -27,10 +27,10 @@ def read_sources(folder: Path) -> list[Source]:
 
     Raises:
         FileNotFoundError: the folder holds neither records nor a sweep.
-        ValueError: records of a run are damaged (in a sweep, its job is a source without a run), or a sweep's
+        DamagedRecords: records of a run are (in a sweep, its job is a source without a run), or a sweep's
             list of jobs is.
     """
-    if (folder / EPISODES_FILE).is_file():
+    if is_run(folder):
         return [Source(folder, read_run(folder))]
     if (folder / SWEEP_FILE).is_file():
         return [_of_job(folder / job.folder, job.error) for job in read_job_records(folder / SWEEP_FILE)]
@@ -39,11 +39,11 @@ def read_sources(folder: Path) -> list[Source]:
 
 def without_run(folder: Path, error: Exception) -> Source:
     """Return what stands for a run that cannot be read; the reason does not name the folder again."""
-    return Source(folder, None, str(error).removeprefix(str(folder)).lstrip("/ "))
+    return Source(folder, None, error.reason if isinstance(error, NoRecords | DamagedRecords) else str(error))
 
 
 def _of_job(folder: Path, error: str | None) -> Source:
-    if not (folder / EPISODES_FILE).is_file():
+    if not is_run(folder):
         return Source(folder, None, error or "not run yet")
     try:
         return Source(folder, read_run(folder), error)

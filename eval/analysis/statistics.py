@@ -132,12 +132,11 @@ def by_cluster(differences: Mapping[Any, Sequence[int]]) -> Interval | None:
     it is the range of the means of single clusters. It is None with one cluster, and where no pair differs:
     a width of zero would say more than is known.
     """
-
     clusters = [differences[key] for key in sorted(differences) if differences[key]]
-    if len(clusters) < 2 or not any(any(of) for of in clusters):
+    if len(clusters) < 2 or not any(any(cluster) for cluster in clusters):
         return None
-    totals = np.array([sum(of) for of in clusters], dtype=np.float64)
-    sizes = np.array([len(of) for of in clusters], dtype=np.float64)
+    totals = np.array([sum(cluster) for cluster in clusters], dtype=np.float64)
+    sizes = np.array([len(cluster) for cluster in clusters], dtype=np.float64)
     weights = _resamples(len(clusters), RESAMPLES_OF_CLUSTERS)
     estimate = float(totals.sum() / sizes.sum())
     return _percentiles((weights @ totals) / (weights @ sizes), len(clusters), estimate)
@@ -189,17 +188,17 @@ def median_ratio(base: Mapping[Any, Sequence[float]], new: Mapping[Any, Sequence
     shared = sorted(key for key in base.keys() & new.keys() if base[key] and new[key])
     if not shared:
         return None
-    ours, owner = _flat([new[key] for key in shared])
-    theirs, their_owner = _flat([base[key] for key in shared])
-    new_p50, base_p50 = float(np.median(ours)), float(np.median(theirs))
+    new_ms, new_owner = _flat([new[key] for key in shared])
+    base_ms, base_owner = _flat([base[key] for key in shared])
+    new_p50, base_p50 = float(np.median(new_ms)), float(np.median(base_ms))
     interval = None
     if len(shared) > 1:
         weights = _resamples(len(shared), RESAMPLES_OF_LATENCIES)
-        logs = np.log(_medians(theirs, their_owner, weights)) - np.log(_medians(ours, owner, weights))
-        found = _percentiles(logs, len(shared), math.log(base_p50) - math.log(new_p50))
-        interval = Interval(math.exp(found.low), math.exp(found.high))
+        logs = np.log(_medians(base_ms, base_owner, weights)) - np.log(_medians(new_ms, new_owner, weights))
+        of_log = _percentiles(logs, len(shared), math.log(base_p50) - math.log(new_p50))
+        interval = Interval(math.exp(of_log.low), math.exp(of_log.high))
     return Ratio(
-        base_p50, new_p50, base_p50 / new_p50, interval, len(theirs), len(ours), episodes=len(shared)
+        base_p50, new_p50, base_p50 / new_p50, interval, len(base_ms), len(new_ms), episodes=len(shared)
     )
 
 
@@ -225,8 +224,8 @@ def _percentiles(samples: NDArray[np.float64], clusters: int, estimate: float) -
 
 def _flat(episodes: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return all values, sorted, and of each the number of its episode."""
-    values = np.concatenate([np.asarray(of, dtype=np.float64) for of in episodes])
-    owner = np.repeat(np.arange(len(episodes)), [len(of) for of in episodes])
+    values = np.concatenate([np.asarray(episode, dtype=np.float64) for episode in episodes])
+    owner = np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes])
     order = np.argsort(values, kind="stable")
     return values[order], owner[order]
 

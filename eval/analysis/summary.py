@@ -12,7 +12,7 @@ from eval.config.groups import policy_label
 from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
 
-# What a summary needs of run.json; eval/runners/base.py writes them.
+# What a summary needs of run.json; `eval.cli.describe` and `RunRecorder` write them.
 RUN_KEYS = (
     "weights_label",
     "gl_backend",
@@ -27,7 +27,7 @@ RANDOM_WEIGHTS = "RANDOM WEIGHTS"  # how the label of weights that nobody traine
 
 
 def is_random(weights_label: str | None) -> bool:
-    """Return whether a label says that nobody trained these weights."""
+    """Whether a label says that nobody trained these weights."""
     return (weights_label or "").startswith(RANDOM_WEIGHTS)
 
 
@@ -135,7 +135,7 @@ class Summary:
 
 
 def setting(about: Mapping[str, Any]) -> str | None:
-    """Return what of a policy's provenance decides its numbers; None for a policy without a network."""
+    """Say what of a policy's provenance decides its numbers; None for a policy without a network."""
     if "dtype" not in about:
         return None
     return (
@@ -157,7 +157,7 @@ def success_rate(records: Iterable[EpisodeRecord]) -> SuccessRate:
 
 
 def summarise(run: Run) -> Summary:
-    """Return a run's summary.
+    """Count, time and check what a run recorded.
 
     Raises:
         ValueError: when no episode is recorded, or the episodes are of different policies, checkpoints or
@@ -178,13 +178,15 @@ def summarise(run: Run) -> Summary:
         warnings.append(f"tracking stopped: {run.run['tracking_error']}")
     if run.run.get("video_error"):
         warnings.append(f"a video is missing: {run.run['video_error']}")
-    timed = [record for record in run.inferences if not record.warmup]
+    alone, loaded = (
+        [record for record in run.inferences if record.condition == condition]
+        for condition in ("alone", "under load")
+    )
     warnings += run.run.get("notes", [])
     if reason := (run.run.get("runner") or {}).get("one_at_a_time"):
         warnings.append(f"requests were served one at a time: {reason}")
     engagement = _engagement(run.run.get("engagement") or {})
-    infer, stages = _latencies((record for record in timed if not record.under_load), engagement)
-    loaded = [record for record in timed if record.under_load]
+    infer, stages = _latencies(alone, engagement)
     infer_under_load, stages_under_load = _latencies(loaded, engagement)
     warnings += disagreements(engagement, run.inferences)
     git = (run.run.get("provenance") or {}).get("git") or {}
@@ -213,16 +215,16 @@ def summarise(run: Run) -> Summary:
         infer_under_load=infer_under_load,
         stages_under_load=stages_under_load,
         mean_batch=math.fsum(record.batch for record in loaded) / len(loaded) if loaded else None,
-        warmup_inferences=len(run.inferences) - len(timed),
+        warmup_inferences=len(run.inferences) - len(alone) - len(loaded),
         engagement=engagement,
         warnings=tuple(warnings),
     )
 
 
-def _one(names: str, found: set[Any]) -> Any:
-    if len(found) != 1:
-        raise ValueError(f"one run must have one ({names}), got {sorted(found, key=str)}")
-    return found.pop()
+def _one(names: str, values: set[Any]) -> Any:
+    if len(values) != 1:
+        raise ValueError(f"one run must have one ({names}), got {sorted(values, key=str)}")
+    return values.pop()
 
 
 def _tasks(episodes: Iterable[EpisodeRecord]) -> tuple[TaskSuccess, ...]:
@@ -272,8 +274,8 @@ def _latencies(
 
 def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngagement, ...]:
     return tuple(
-        StageEngagement(stage, of["backend"], of["calls"], of["misses"], of.get("refused", 0))
-        for stage, of in engagement.items()
+        StageEngagement(stage, served["backend"], served["calls"], served["misses"], served.get("refused", 0))
+        for stage, served in engagement.items()
     )
 
 
@@ -285,17 +287,17 @@ def disagreements(
     for record in inferences:
         for stage, backend in record.backends.items():
             served[stage].add(backend)
-    found = []
+    problems = []
     for engaged in engagement:
         stage, backend = engaged.stage, engaged.backend
         if engaged.calls == 0:
-            found.append(f"{stage}: {backend} never engaged")
+            problems.append(f"{stage}: {backend} never engaged")
         if engaged.misses:
-            found.append(f"{stage}: {engaged.misses} calls missed {backend}")
+            problems.append(f"{stage}: {engaged.misses} calls missed {backend}")
         if engaged.refused:
-            found.append(f"{stage}: {backend} refused {engaged.refused} calls")
+            problems.append(f"{stage}: {backend} refused {engaged.refused} calls")
         others = served[stage] - {backend}
         if others:
-            found.append(f"{stage}: inferences were served by {sorted(others)} besides {backend}")
+            problems.append(f"{stage}: inferences were served by {sorted(others)} besides {backend}")
     unreported = served.keys() - {engaged.stage for engaged in engagement}
-    return found + [f"{stage}: run.json does not say who served it" for stage in sorted(unreported)]
+    return problems + [f"{stage}: run.json does not say who served it" for stage in sorted(unreported)]

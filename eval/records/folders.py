@@ -11,6 +11,38 @@ RUN_FILE = "run.json"
 LEFT_OUT = "inferences_left_out"  # key of run.json: why a run was kept without its inferences.jsonl
 
 
+class NoRecords(FileNotFoundError):
+    """A folder holds no records.
+
+    Attributes:
+        reason: the message without the folder.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder} {reason}")
+        self.reason = reason
+
+
+class DamagedRecords(ValueError):
+    """A file of records is damaged.
+
+    Args:
+        problem: what follows the file's name, with what parts the two: `:3: corrupt`.
+
+    Attributes:
+        reason: the message without the folder.
+    """
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file}{problem}")
+        self.reason = f"{file.name}{problem}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun to record there."""
+    return (folder / EPISODES_FILE).is_file()
+
+
 def refuse_used(folder: Path) -> None:
     """Raise FileExistsError for a folder that already holds records."""
     held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
@@ -19,10 +51,10 @@ def refuse_used(folder: Path) -> None:
 
 
 def require_records(folder: Path) -> None:
-    """Raise FileNotFoundError for a folder without records; inferences may be left out with a reason."""
+    """Raise NoRecords for a folder without records; inferences may be left out with a reason."""
     for name in (EPISODES_FILE, INFERENCES_FILE):
         if not (folder / name).is_file() and not (name == INFERENCES_FILE and _left_out(folder)):
-            raise FileNotFoundError(f"{folder} holds no records: {name} is missing")
+            raise NoRecords(folder, f"holds no records: {name} is missing")
 
 
 def refuse_left_out(folder: Path) -> None:
@@ -51,10 +83,10 @@ def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
         raise FileNotFoundError(f"{folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder; name the folder of a run, or one that holds runs")
-    found = _find(folder, wanted, set())
-    if not found:
+    wanted_folders = _find(folder, wanted, set())
+    if not wanted_folders:
         raise FileNotFoundError(f"{folder} holds no run, nor does any folder below it")
-    return found
+    return wanted_folders
 
 
 def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list[Path]:
@@ -65,7 +97,7 @@ def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list
     if wanted(folder):
         return [folder]
     below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_number)
-    return [found for path in below for found in _find(path, wanted, seen)]
+    return [wanted_folders for path in below for wanted_folders in _find(path, wanted, seen)]
 
 
 def _number(folder: Path) -> tuple[float, str]:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, LEFT_OUT, RUN_FILE, require_records
+from eval.records.folders import (
+    EPISODES_FILE,
+    INFERENCES_FILE,
+    LEFT_OUT,
+    RUN_FILE,
+    DamagedRecords,
+    require_records,
+)
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from policies.base import EpisodeKey
 
@@ -39,15 +46,15 @@ def read_run(folder: Path) -> Run:
     that was kept without its inferences has none, and a warning that says why.
 
     Raises:
-        FileNotFoundError: when the folder holds no records.
-        ValueError: with file and line number, for a corrupt line, or an episode recorded again after it
+        NoRecords: when there are none.
+        DamagedRecords: with file and line number, for a corrupt line, or an episode recorded again after it
             finished, or without its inferences.
     """
     require_records(folder)
     warnings: list[str] = []
     run: dict[str, Any] = {}
     if (folder / RUN_FILE).exists():
-        run = _parse((folder / RUN_FILE).read_bytes(), str(folder / RUN_FILE))
+        run = _parse((folder / RUN_FILE).read_bytes(), folder / RUN_FILE)
     else:
         warnings.append(f"{RUN_FILE} is missing: the run stopped before it was written")
     lines = _read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings)
@@ -72,7 +79,7 @@ def _last_attempts(
         earlier = episodes.pop(record.key, None)
         if earlier is not None:
             if earlier.success is not None:
-                raise ValueError(f"{path}:{number}: {record.key} is recorded again after it finished")
+                raise DamagedRecords(path, f":{number}: {record.key} is recorded again after it finished")
             superseded.append(earlier)
         episodes[record.key] = record
     return episodes, tuple(superseded)
@@ -96,9 +103,9 @@ def _of_episodes(
             continue
         matching = [attempt for attempt in attempts[key] if len(attempt) == episode.inferences]
         if not matching:
-            found = [len(attempt) for attempt in attempts[key]]
-            raise ValueError(
-                f"{path}: {key} made {episode.inferences} inferences, but the file holds {found}"
+            held = [len(attempt) for attempt in attempts[key]]
+            raise DamagedRecords(
+                path, f": {key} made {episode.inferences} inferences, but the file holds {held}"
             )
         counted += matching[-1]
     left = len(records) - len(counted)
@@ -116,7 +123,7 @@ _Record = TypeVar("_Record", EpisodeRecord, InferenceRecord)
 def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[tuple[int, _Record]]:
     """Return (line number from 1, record) of each whole line."""
     *lines, tail = path.read_bytes().split(b"\n")
-    records = [(number, _parse(line, f"{path}:{number}", kind)) for number, line in enumerate(lines, start=1)]
+    records = [(number, _parse(line, path, f":{number}", kind)) for number, line in enumerate(lines, start=1)]
     if tail:
         warnings.append(
             f"{path.name}:{len(lines) + 1}: dropped a last line that was cut short ({len(tail)} bytes)"
@@ -124,11 +131,11 @@ def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[tu
     return records
 
 
-def _parse(text: bytes, where: str, kind: Any = dict) -> Any:
+def _parse(text: bytes, path: Path, place: str = "", kind: Any = dict) -> Any:
     try:
         return kind(**json.loads(text, parse_constant=_refuse_constant))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: corrupt: {error}") from error
+        raise DamagedRecords(path, f"{place}: corrupt: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:

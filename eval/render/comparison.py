@@ -1,20 +1,24 @@
-"""A comparison of two runs for readers: tables and a picture on the console, and the same as Markdown."""
+"""A comparison of two runs for readers, on the console and as Markdown."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
 from eval.analysis.comparison import Comparison, Side
 from eval.analysis.statistics import Interval
 from eval.analysis.summary import SuccessRate
-from eval.render.markdown import markdown_table
+from eval.render.tables import (
+    NONE,
+    Block,
+    Heading,
+    Items,
+    Sentence,
+    Table,
+    percent_interval,
+    to_console,
+    to_markdown,
+)
 from policies.text import pluralize, shorten
-
-PLOT_WIDTH = 61
-NONE = "-"
 
 SUCCESS = ("", "policy", "success / pairs", "rate", "95 % Wilson", "errors")
 LIMITS = ("difference, NEW - BASE, in points", "low", "high")
@@ -23,73 +27,46 @@ LATENCY_TITLE = "Latency, without warm-up and what ran beside other episodes; in
 LATENCY = ("", "BASE n", "BASE p50 ms", "NEW n", "NEW p50 ms", "speed-up", "95 %")
 ENGAGEMENT = ("", "stage", "backend", "calls", "misses", "refused")
 
-Rows = list[tuple[str, ...]]
+Rows = Iterator[tuple[str, ...]]
 
 
 def render(result: Comparison) -> RenderableType:
-    """Return a comparison for a rich console; texts from records are never read as markup."""
-    parts: list[RenderableType] = [
-        Text(line) for line in (*_settings(result), f"pairs: {result.counts.n}{_left_out(result)}")
-    ]
-    parts.append(table("Success of the pairs", SUCCESS, success_rows(result), texts=2))
-    parts.append(table("95 % intervals", LIMITS, limit_rows(result)))
-    parts.append(Text("\n".join(picture(result)), no_wrap=True, overflow="crop"))
-    parts.append(Text("\n" + "\n".join(_sentences(result))))
-    for name, episodes in (("lost", result.lost), ("won", result.won)):
-        if episodes:
-            parts.append(Text(f"{name}: {shorten(episodes)}"))
-    if result.lost or result.won:
-        parts.append(table("Pairs by task", TASKS, task_rows(result)))
-    if result.latency:
-        parts.append(table(LATENCY_TITLE, LATENCY, latency_rows(result)))
-    else:
-        parts.append(Text("Latency: the runs have none in common"))
-    if rows := engagement_rows(result):
-        parts.append(table("Engagement", ENGAGEMENT, rows, texts=3))
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
-    parts += [Text(f"error: {problem}", style="bold red") for problem in _problems(result)]
-    style = "bold green" if result.passed else "bold red"
-    parts += [Text(line, style=style) for line in conclusion(result)]
-    return Group(*parts)
+    """Return a comparison for a rich console: long lists are cut short, and the verdict is the last line."""
+    style = "green" if result.passed else "red"
+    return to_console([*_blocks(result, whole=False), Items(conclusion(result), style, strong=True)])
 
 
 def markdown(result: Comparison) -> str:
-    """Return a comparison as Markdown."""
-    lines = [
-        f"# {result.new.policy} against {result.base.policy}",
-        "",
-        f"**{'. '.join(conclusion(result))}.**",
-        "",
-        *(f"- {line}" for line in _settings(result)),
-        f"- pairs: {result.counts.n}{_left_out(result)}",
-        *(f"- {line}" for line in _sentences(result)),
-        "",
-        *markdown_table(SUCCESS, success_rows(result), texts=2),
-        "",
-        *markdown_table(LIMITS, limit_rows(result)),
-        "",
-        "```",
-        *picture(result),
-        "```",
-        "",
-        *(
-            f"- {name}: {', '.join(of) or 'none'}"
-            for name, of in (("lost", result.lost), ("won", result.won))
-        ),
-        "",
-        *markdown_table(TASKS, task_rows(result)),
-    ]
+    """Return a comparison as Markdown, whole, and with the verdict first."""
+    title = Heading(f"{result.new.policy} against {result.base.policy}")
+    verdict = Sentence(f"{'. '.join(conclusion(result))}.", strong=True)
+    return to_markdown([title, verdict, *_blocks(result, whole=True)])
+
+
+def _blocks(result: Comparison, *, whole: bool) -> Iterator[Block]:
+    """Return what both forms hold.
+
+    Args:
+        whole: whether to name all episodes that differ, and to count the pairs by task where none does.
+    """
+    yield Items([*_settings(result), f"pairs: {result.counts.n}{_left_out(result)}"])
+    yield Table(SUCCESS, success_rows(result), "Success of the pairs", texts=2)
+    yield Table(LIMITS, limit_rows(result), "95 % intervals")
+    yield Items([*_tests(result), *_differing_episodes(result, whole=whole)])
+    if whole or result.lost or result.won:
+        yield Table(TASKS, task_rows(result), "Pairs by task")
     if result.latency:
-        lines += ["", f"{LATENCY_TITLE}:", ""]
-        lines += markdown_table(LATENCY, latency_rows(result))
-    if rows := engagement_rows(result):
-        lines += ["", *markdown_table(ENGAGEMENT, rows, texts=3)]
-    notes = [
-        *(f"**{problem}**" for problem in _problems(result)),
-        *(f"warning: {w}" for w in result.warnings),
-    ]
-    lines += ["", *(f"- {note}" for note in notes)] if notes else []
-    return "\n".join(lines) + "\n"
+        yield Table(LATENCY, latency_rows(result), LATENCY_TITLE)
+    else:
+        yield Sentence("Latency: the runs have none in common")
+    if any(side.engagement for side in result.sides.values()):
+        yield Table(ENGAGEMENT, engagement_rows(result), "Engagement", texts=3)
+    yield Items([f"warning: {warning}" for warning in result.warnings], "yellow")
+    yield Items(
+        [f"error: {name}: {problem}" for name, side in result.sides.items() for problem in side.problems],
+        "red",
+        strong=True,
+    )
 
 
 def conclusion(result: Comparison) -> list[str]:
@@ -117,107 +94,55 @@ def conclusion(result: Comparison) -> list[str]:
 
 def success_rows(result: Comparison) -> Rows:
     """Return the cells under `SUCCESS`."""
-    return [
-        (name, side.policy, *_rate(side.success), str(side.errors))
-        for name, side in (("BASE", result.base), ("NEW", result.new))
-    ]
+    for name, side in result.sides.items():
+        yield name, side.policy, *_rate(side.success), str(side.errors)
 
 
 def limit_rows(result: Comparison) -> Rows:
     """Return the cells under `LIMITS`."""
-    return [(name, *_limits(interval)) for name, interval in _intervals(result)]
+    intervals = {
+        "paired, Newcombe": result.newcombe,
+        "clustered by task": result.by_task,
+        "errors against NEW": result.if_errors_count,
+    }
+    for name, interval in intervals.items():
+        if interval is not None:
+            yield name, *_limits(interval)
 
 
 def task_rows(result: Comparison) -> Rows:
     """Return the cells under `TASKS`."""
-    return [
-        (
-            f"{of.suite} {of.task_id}  {of.instruction}",
-            *(str(n) for n in (of.counts.both, of.counts.lost, of.counts.won, of.counts.neither)),
-        )
-        for of in result.tasks
-    ]
+    for task in result.tasks:
+        counts = task.counts
+        numbers = (counts.both, counts.lost, counts.won, counts.neither)
+        yield f"{task.suite} {task.task_id}  {task.instruction}", *map(str, numbers)
 
 
 def latency_rows(result: Comparison) -> Rows:
     """Return the cells under `LATENCY`."""
-    return [
-        (
+    for name, ratio in result.latency.items():
+        interval = ratio.interval
+        yield (
             name,
-            str(of.base_n),
-            f"{of.base_p50:.2f}",
-            str(of.new_n),
-            f"{of.new_p50:.2f}",
-            f"{of.ratio:.2f}x",
-            NONE if of.interval is None else f"{of.interval.low:.2f} to {of.interval.high:.2f}",
+            str(ratio.base_n),
+            f"{ratio.base_p50:.2f}",
+            str(ratio.new_n),
+            f"{ratio.new_p50:.2f}",
+            f"{ratio.ratio:.2f}x",
+            NONE if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
         )
-        for name, of in result.latency.items()
-    ]
 
 
 def engagement_rows(result: Comparison) -> Rows:
     """Return the cells under `ENGAGEMENT`."""
-    return [
-        (name, of.stage, of.backend, str(of.calls), str(of.misses), str(of.refused))
-        for name, side in (("BASE", result.base), ("NEW", result.new))
-        for of in side.engagement
-    ]
-
-
-def picture(result: Comparison) -> list[str]:
-    """Return the intervals as lines of text: `[---o---]`, with `:` at the margin and `|` at no difference.
-
-    Where an interval is so wide that the labels of both would touch, the margin has its label.
-    """
-    intervals = list(_intervals(result))
-    margin = result.margin / 100
-    low = min(-2 * margin, *(interval.low for _, interval in intervals)) - margin / 4
-    high = max(margin, *(interval.high for _, interval in intervals)) + margin / 4
-
-    def column(value: float) -> int:
-        return round((value - low) / (high - low) * (PLOT_WIDTH - 1))
-
-    label_width = max(len(name) for name, _ in intervals) + 1
-    axis = [" "] * PLOT_WIDTH
-    for value, text in ((-margin, _points(-result.margin)), (0.0, "0")):
-        start = max(0, min(column(value) - len(text) // 2, PLOT_WIDTH - len(text)))
-        if not "".join(axis[max(0, start - 1) : start]).strip() and axis[start] == " ":
-            axis[start : start + len(text)] = text
-    lines = ["points".ljust(label_width) + "".join(axis).rstrip()]
-    for name, interval in intervals:
-        row = [" "] * PLOT_WIDTH
-        first, last = column(interval.low), column(interval.high)
-        if first < last:
-            row[first : last + 1] = ["[", *"-" * (last - first - 1), "]"]
-        for value, mark in ((-margin, ":"), (0.0, "|")):
-            if row[column(value)] in " -":
-                row[column(value)] = mark
-        row[column(result.difference)] = "o"
-        lines.append(name.ljust(label_width) + "".join(row).rstrip())
-    return lines
-
-
-def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> Table:
-    """Return a table whose first columns are texts and whose others are numbers."""
-    table = Table(title=Text(caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(columns):
-        is_text = i < texts
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
-def _intervals(result: Comparison) -> Iterator[tuple[str, Interval]]:
-    yield "paired, Newcombe", result.newcombe
-    if result.by_task is not None:
-        yield "clustered by task", result.by_task
-    if result.if_errors_count is not None:
-        yield "errors against NEW", result.if_errors_count
+    for name, side in result.sides.items():
+        for stage in side.engagement:
+            numbers = (stage.calls, stage.misses, stage.refused)
+            yield name, stage.stage, stage.backend, *map(str, numbers)
 
 
 def _settings(result: Comparison) -> Iterator[str]:
-    for name, side in (("BASE", result.base), ("NEW", result.new)):
+    for name, side in result.sides.items():
         items = (side.policy, side.checkpoint or "no checkpoint", side.setting, _commit(side))
         yield f"{name}: " + " | ".join(item for item in items if item)
 
@@ -230,16 +155,16 @@ def _commit(side: Side) -> str:
 
 def _left_out(result: Comparison) -> str:
     out = result.left_out
-    found = (
+    parts = (
         f"{pluralize(out.base_alone, 'episode')} of BASE alone" if out.base_alone else None,
         f"{out.new_alone} of NEW alone" if out.new_alone else None,
         f"{out.raised} that raised" if out.raised else None,
     )
-    parts = [part for part in found if part]
-    return f"; left out: {', '.join(parts)}" if parts else ""
+    text = ", ".join(part for part in parts if part)
+    return f"; left out: {text}" if text else ""
 
 
-def _sentences(result: Comparison) -> Iterator[str]:
+def _tests(result: Comparison) -> Iterator[str]:
     n, smallest = result.counts.n, result.smallest_difference
     could = "no difference" if smallest is None else f"no difference below {smallest * 100:.1f} points"
     yield (
@@ -252,22 +177,20 @@ def _sentences(result: Comparison) -> Iterator[str]:
         yield f"control steps of the episodes that both solved: NEW {result.more_steps:+.2f} on average{span}"
 
 
-def _problems(result: Comparison) -> list[str]:
-    return [
-        f"{name}: {problem}"
-        for name, side in (("BASE", result.base), ("NEW", result.new))
-        for problem in side.problems
-    ]
+def _differing_episodes(result: Comparison, *, whole: bool) -> Iterator[str]:
+    for name, episodes in (("lost", result.lost), ("won", result.won)):
+        if whole:
+            yield f"{name}: {', '.join(episodes) or 'none'}"
+        elif episodes:
+            yield f"{name}: {shorten(episodes)}"
 
 
 def _rate(success: SuccessRate) -> tuple[str, str, str]:
     assert success.rate is not None  # a pair is finished
-    assert success.low is not None
-    assert success.high is not None
     return (
         f"{success.successes} / {success.finished}",
         f"{success.rate:.1%}",
-        f"{success.low:.1%} to {success.high:.1%}",
+        percent_interval(success.low, success.high),
     )
 
 

@@ -1,16 +1,23 @@
-"""Runs side by side for readers: one table on the console, and the same as Markdown."""
+"""Runs side by side for readers: one table and what it says, on the console and as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
-from eval.analysis.overview import Entry, Overview, headline
-from eval.render.comparison import table
-from eval.render.markdown import markdown_table
+from eval.analysis.overview import Entry, Overview
+from eval.render.tables import (
+    NONE,
+    Block,
+    Heading,
+    Items,
+    Sentence,
+    Table,
+    percent_interval,
+    to_console,
+    to_markdown,
+)
 from policies.text import pluralize
 
-NONE = "-"
 ON_FRONT = "*"
 COLUMNS = ("#", "run", "success", "95 % Wilson", "p50 ms", "p95 ms", "Hz", "faster", "verdict")
 TEXTS = 2
@@ -22,51 +29,117 @@ LEGEND = (
 )
 
 
-def rows(shown: Overview) -> list[tuple[str, ...]]:
-    """Return the cells under `COLUMNS`."""
-    return [_row(entry) for entry in shown.entries]
-
-
-def notes(shown: Overview) -> list[str]:
-    """Return what the table does not say but must be known, run by run."""
-    found = []
-    for entry in shown.entries:
-        found += [f"{entry.number} {entry.label}: {flag}" for flag in entry.flags]
-        found += [f"{entry.number} {entry.label}: {problem}" for problem in entry.problems]
-        if entry.not_comparable is not None:
-            found.append(f"{entry.number} {entry.label}: not comparable: {entry.not_comparable}")
-    return found + [f"{folder}: no numbers: {reason}" for folder, reason in shown.missing]
-
-
-def render(shown: Overview) -> RenderableType:
-    """Return the overview for a rich console; texts from records are never read as markup."""
-    verdict = f"Runs side by side (verdict at a margin of {_margin(shown)})"
-    return Group(
-        *(
-            Text(f"*** {label} ***", style="bold white on red")
-            for label in sorted(
-                {str(e.summary.weights_label) for e in shown.entries if e.summary.random_weights}
-            )
-        ),
-        table(verdict, COLUMNS, rows(shown), texts=TEXTS),
-        Text(LEGEND, style="dim"),
-        *(Text(note, style="yellow") for note in notes(shown)),
-        Text("\n" + "\n".join(headline(shown)), style="bold"),
+def render(overview: Overview) -> RenderableType:
+    """Return the overview for a rich console, what it says last."""
+    untrained = [f"*** {label} ***" for label in random_weights(overview)]
+    return to_console(
+        [
+            Items(untrained, "white on red", strong=True),
+            *_blocks(overview),
+            Sentence(""),
+            Items(headline(overview), strong=True),
+        ]
     )
 
 
-def markdown(shown: Overview, title: str) -> str:
-    """Return the overview as Markdown."""
-    lines = [f"# {title}", "", *(f"- {sentence}" for sentence in headline(shown)), ""]
-    lines += markdown_table(COLUMNS, rows(shown), TEXTS)
-    lines += ["", f"{LEGEND} The margin is {_margin(shown)}."]
-    if found := notes(shown):
-        lines += ["", *(f"- {note}" for note in found)]
-    return "\n".join(lines) + "\n"
+def markdown(overview: Overview, title: str) -> str:
+    """Return the overview as Markdown, what it says first."""
+    return to_markdown([Heading(title), Items(headline(overview)), *_blocks(overview)])
 
 
-def _margin(shown: Overview) -> str:
-    return f"{pluralize(f'{shown.margin:g}', 'point')} of success"
+def _blocks(overview: Overview) -> Iterator[Block]:
+    caption = f"Runs side by side (verdict at a margin of {_margin(overview)} of success)"
+    yield Table(COLUMNS, rows(overview), caption, TEXTS)
+    yield Sentence(LEGEND, "dim")
+    yield Items(notes(overview), "yellow")
+
+
+def rows(overview: Overview) -> list[tuple[str, ...]]:
+    """Return the cells under `COLUMNS`."""
+    return [_row(entry) for entry in overview.entries]
+
+
+def notes(overview: Overview) -> list[str]:
+    """Return what the table does not say but must be known, run by run."""
+    lines = []
+    for entry in overview.entries:
+        problems = [*entry.flags, *entry.problems]
+        if entry.not_comparable is not None:
+            problems.append(f"not comparable: {entry.not_comparable}")
+        lines += [f"{entry.number} {entry.label}: {problem}" for problem in problems]
+    return lines + [f"{folder}: no numbers: {reason}" for folder, reason in overview.missing]
+
+
+def random_weights(overview: Overview) -> list[str]:
+    """Return the labels of weights that nobody trained, each once."""
+    summaries = [entry.summary for entry in overview.entries]
+    return sorted({str(summary.weights_label) for summary in summaries if summary.random_weights})
+
+
+def headline(overview: Overview) -> list[str]:
+    """Return what the runs say in a few sentences."""
+    base, *others = overview.entries
+    lines = [_first_line(base)]
+    if overview.first_is_missing:
+        reason = overview.missing[0][1]
+        lines.insert(0, f"The first run has no numbers ({reason}); run 1 is the next that has some")
+    if not others:
+        return lines
+    lines.append(_best_line(overview, others))
+    margin = _margin(overview)
+    if inferior := [entry.label for entry in others if entry.verdict == "inferior"]:
+        lines.append(f"Shown to lose more than {margin}: {', '.join(inferior)}")
+    return lines
+
+
+def _first_line(base: Entry) -> str:
+    line = f"{base.label}: {_success(base)}"
+    if base.latency is None:
+        return line
+    return (
+        f"{line}; {base.latency.p50_ms:.1f} ms from observation to action "
+        f"(median of {base.latency.n}; {base.latency.hz:.1f} Hz by the mean)"
+    )
+
+
+def _best_line(overview: Overview, others: Sequence[Entry]) -> str:
+    """Say which of the others is the fastest that may take the first run's place, or why none may."""
+    margin = _margin(overview)
+    passed = [entry for entry in others if entry.comparison is not None and entry.comparison.passed]
+    timed = [entry for entry in passed if entry.speed_up is not None and entry.latency is not None]
+    if timed:
+        best = max(timed, key=lambda entry: entry.speed_up or 0.0)
+        assert best.latency is not None
+        return (
+            f"Fastest of those shown to lose less than {margin} of success: {best.label}, "
+            f"{best.latency.p50_ms:.1f} ms ({best.speed_up:.2f}x), {_success(best)}"
+        )
+    if passed:
+        return f"Shown to lose less than {margin} of success: {', '.join(entry.label for entry in passed)}"
+    line = f"No run is shown to lose less than {margin} of success against {overview.entries[0].label}"
+    compared = [entry.comparison for entry in others if entry.comparison is not None]
+    if compared and all(result.counts.n < result.episodes_needed for result in compared):
+        most = max(compared, key=lambda result: result.counts.n)
+        line += (
+            f": {pluralize(most.counts.n, 'pair')} could show {most.smallest_margin * 100:.1f} points at "
+            f"best, {margin} would take {most.episodes_needed}"
+        )
+    return line
+
+
+def _success(entry: Entry) -> str:
+    total = entry.summary.total
+    if total.rate is None:
+        return "no episode finished"
+    text = (
+        f"{total.successes} of {pluralize(total.finished, 'episode')} succeeded "
+        f"(95 % interval {percent_interval(total.low, total.high)})"
+    )
+    return f"{text}, but with {entry.summary.weights_label}" if entry.summary.random_weights else text
+
+
+def _margin(overview: Overview) -> str:
+    return pluralize(f"{overview.margin:g}", "point")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
@@ -83,10 +156,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
 def success_cells(entry: Entry) -> tuple[str, str]:
     """Return successes of finished episodes, and the interval of the rate."""
     total = entry.summary.total
-    interval = NONE
-    if total.low is not None and total.high is not None:
-        interval = f"{total.low * 100:.1f} to {total.high * 100:.1f} %"
-    return f"{total.successes} / {total.finished}", interval
+    return f"{total.successes} / {total.finished}", percent_interval(total.low, total.high)
 
 
 def latency_cells(entry: Entry) -> Sequence[str]:

@@ -1,44 +1,46 @@
-"""A run's summary as tables for a console."""
+"""A run's summary for a console."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from eval.analysis.latency import LatencyStats
 from eval.analysis.summary import SuccessRate, Summary
+from eval.records.schema import HOST_TO_HOST
+from eval.render.tables import LINE, NONE, Block, Items, Row, Sentence, Table, percent_interval, to_console
 from policies.text import pluralize
+
+SUCCESS = ("task", "success / n", "rate", "95 % Wilson", "errors")
+ERRORS = ("episode", "type", "message")
+LATENCY = ("", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz (mean)")
+ENGAGEMENT = ("stage", "backend", "calls", "misses", "refused")
 
 
 def render(summary: Summary) -> RenderableType:
-    """Return a summary for a rich console; texts from records are never read as markup."""
-    parts: list[RenderableType] = []
+    """Return a summary for a rich console."""
+    return to_console(_blocks(summary))
+
+
+def _blocks(summary: Summary) -> Iterator[Block]:
     if summary.random_weights:
-        parts.append(Text(f"*** {summary.weights_label} ***", style="bold white on red"))
-    parts += [_provenance(summary), _success(summary)]
+        yield Sentence(f"*** {summary.weights_label} ***", "white on red", strong=True)
+    yield Sentence(_provenance(summary))
+    yield _success(summary)
     if summary.errors:
-        parts.append(_errors(summary))
-    parts.append(_latency(summary))
+        yield _errors(summary)
+    yield _latency(summary)
     if summary.infer_under_load is not None:
-        parts.append(_latency_under_load(summary.infer_under_load, summary))
+        caption = (
+            f"Latency under load, {summary.mean_batch:.1f} requests a batch: not what a robot would feel"
+        )
+        yield _latency_table(caption, summary.infer_under_load, summary.stages_under_load)
     if summary.engagement:
-        parts.append(_engagement(summary))
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in summary.warnings]
-    return Group(*parts)
+        yield Table(ENGAGEMENT, _engagement_rows(summary), "Engagement")
+    yield Items([f"warning: {warning}" for warning in summary.warnings], "yellow")
 
 
-def _table(title: str, first: str, *rest: str) -> Table:
-    """Return an empty table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in rest:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _provenance(summary: Summary) -> Text:
+def _provenance(summary: Summary) -> str:
     commit = "unknown" if summary.commit is None else summary.commit[:12]
     if summary.commit_dirty:
         commit += " with uncommitted changes"
@@ -54,73 +56,58 @@ def _provenance(summary: Summary) -> Text:
         items["setting"] = summary.setting
     if summary.weights_label:
         items["weights"] = summary.weights_label
-    return Text(" | ".join(f"{name}: {value}" for name, value in items.items()))
+    return " | ".join(f"{name}: {value}" for name, value in items.items())
 
 
 def _success(summary: Summary) -> Table:
     of_planned = "" if summary.planned_episodes is None else f" of {summary.planned_episodes} planned"
-    table = _table(
-        f"Success (n = {pluralize(summary.episodes, 'episode')}{of_planned})",
-        "task",
-        "success / n",
-        "rate",
-        "95 % Wilson",
-        "errors",
-    )
+    caption = f"Success (n = {pluralize(summary.episodes, 'episode')}{of_planned})"
+    return Table(SUCCESS, _success_rows(summary), caption)
+
+
+def _success_rows(summary: Summary) -> Iterator[Row]:
     for task in summary.tasks:
-        name = Text(f"{task.suite} {task.task_id}  {task.instruction}")
-        table.add_row(name, *_rate_cells(task.success))
-    table.add_section()
+        yield f"{task.suite} {task.task_id}  {task.instruction}", *_rate_cells(task.success)
+    yield LINE
     for suite, success in summary.suites.items():
-        table.add_row(Text(suite, style="bold"), *_rate_cells(success))
+        yield Text(suite, style="bold"), *_rate_cells(success)
     if len(summary.suites) > 1:
-        table.add_row(Text("all suites, pooled", style="bold"), *_rate_cells(summary.total))
-    return table
+        yield Text("all suites, pooled", style="bold"), *_rate_cells(summary.total)
 
 
-def _rate_cells(success: SuccessRate) -> tuple[str, str, str, Text]:
-    errors = Text(str(success.errors), style="bold red" if success.errors else "")
-    counts = f"{success.successes} / {success.finished}"
-    if success.rate is None or success.low is None or success.high is None:
-        return counts, "-", "-", errors
-    return counts, f"{success.rate:.1%}", f"{success.low:.1%} to {success.high:.1%}", errors
+def _rate_cells(success: SuccessRate) -> Row:
+    return (
+        f"{success.successes} / {success.finished}",
+        NONE if success.rate is None else f"{success.rate:.1%}",
+        percent_interval(success.low, success.high),
+        Text(str(success.errors), style="bold red" if success.errors else ""),
+    )
 
 
 def _errors(summary: Summary) -> Table:
     retried = sum(error.retried for error in summary.errors)
-    table = Table(
-        title=f"Errors (n = {len(summary.errors) - retried}, and {retried} replaced by a retry)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in ("episode", "type", "message"):
-        table.add_column(name, overflow="fold")
-    for error in summary.errors:
-        episode = f"{error.episode} (retried)" if error.retried else error.episode
-        table.add_row(Text(episode), Text(error.error_type), Text(error.error_message))
-    return table
+    rows = [
+        (
+            f"{error.episode} (retried)" if error.retried else error.episode,
+            error.error_type,
+            error.error_message,
+        )
+        for error in summary.errors
+    ]
+    caption = f"Errors (n = {len(summary.errors) - retried}, and {retried} replaced by a retry)"
+    return Table(ERRORS, rows, caption, texts=len(ERRORS))
 
 
-def _latency(summary: Summary) -> RenderableType:
+def _latency(summary: Summary) -> Block:
     warmup = f"{pluralize(summary.warmup_inferences, 'warm-up inference')} left out"
     if summary.infer is None:
-        return Text(f"Latency: n = 0 inferences, {warmup}")
+        return Sentence(f"Latency: n = 0 inferences, {warmup}")
     return _latency_table(f"Latency ({warmup})", summary.infer, summary.stages)
 
 
-def _latency_under_load(infer: LatencyStats, summary: Summary) -> RenderableType:
-    title = f"Latency under load, {summary.mean_batch:.1f} requests a batch: not what a robot would feel"
-    return _latency_table(title, infer, summary.stages_under_load)
-
-
-def _latency_table(title: str, infer: LatencyStats, stages: Mapping[str, LatencyStats]) -> Table:
-    table = _table(title, "", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz (mean)")
-    for stage, stats in stages.items():
-        table.add_row(Text(stage), *_latency_cells(stats))
-    table.add_section()
-    table.add_row(Text("host to host", style="bold"), *_latency_cells(infer))
-    return table
+def _latency_table(caption: str, infer: LatencyStats, stages: Mapping[str, LatencyStats]) -> Table:
+    rows: list[Row] = [(stage, *_latency_cells(stats)) for stage, stats in stages.items()]
+    return Table(LATENCY, [*rows, LINE, (Text(HOST_TO_HOST, style="bold"), *_latency_cells(infer))], caption)
 
 
 def _latency_cells(stats: LatencyStats) -> tuple[str, ...]:
@@ -128,11 +115,8 @@ def _latency_cells(stats: LatencyStats) -> tuple[str, ...]:
     return str(stats.n), *(f"{ms:.2f}" for ms in milliseconds), f"{stats.hz:.1f}"
 
 
-def _engagement(summary: Summary) -> Table:
-    table = _table("Engagement", "stage", "backend", "calls", "misses", "refused")
+def _engagement_rows(summary: Summary) -> Iterator[Row]:
     for stage in summary.engagement:
         bad = stage.calls == 0 or stage.misses > 0 or stage.refused > 0
-        counts = (str(count) for count in (stage.calls, stage.misses, stage.refused))
-        cells = (stage.stage, stage.backend, *counts)
-        table.add_row(*(Text(cell) for cell in cells), style="bold red" if bad else "")
-    return table
+        cells = (stage.stage, stage.backend, *map(str, (stage.calls, stage.misses, stage.refused)))
+        yield [Text(cell, style="bold red" if bad else "") for cell in cells]

@@ -99,6 +99,9 @@ class Table:
     last_is_text: bool = False
     blank_repeats: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))  # so that both forms can be written of one table
+
     def console(self) -> Iterable[RenderableType]:
         table = RichTable(
             title=Text(self.caption) if self.caption else None,

@@ -29,8 +29,8 @@ from eval.analysis.summary import is_random, setting
 from eval.app import ArgumentParser
 from eval.records.recording import OBSERVATIONS_FILE, load_recording
 from eval.records.schema import to_plain
-from eval.render.comparison import table
 from eval.render.console import print_error, report_console
+from eval.render.tables import Table
 from eval.replay.parity import Replay, replay
 from eval.replay.subjects import build, read_run_json
 from optim.base import StageMismatch
@@ -89,12 +89,10 @@ def render(result: Replay) -> RenderableType:
         Text(f"{who}: {about['policy']} | {about['checkpoint']} | {setting(about)}")
         for who, about in (("reference, eager", result.reference), ("policy", result.policy))
     ]
-    parts.append(
-        table(
-            f"Worst of {pluralize(len(result.observations), 'observation')}", WORST, list(worst_rows(result))
-        )
-    )
-    parts.append(table("Observations, the worst first", OBSERVATIONS, list(observation_rows(result))[:SHOWN]))
+    caption = f"Worst of {pluralize(len(result.observations), 'observation')}"
+    parts += Table(WORST, worst_rows(result), caption).console()
+    rows = list(observation_rows(result))[:SHOWN]
+    parts += Table(OBSERVATIONS, rows, "Observations, the worst first").console()
     parts.append(Text(_where(result)))
     parts += [Text(f"error: {problem}", style="bold red") for problem in result.problems]
     verdict = "PARITY" if result.passed else "NO PARITY"
@@ -120,8 +118,8 @@ def worst_rows(result: Replay) -> Iterator[tuple[str, ...]]:
 
 def observation_rows(result: Replay) -> Iterator[tuple[str, ...]]:
     """Return the cells under `OBSERVATIONS`."""
-    for of in sorted(result.observations, key=lambda of: of.actions.cosine):
-        yield of.episode, str(of.call), *_cells(of.actions), f"{of.max_abs_action:.3g}"
+    for observation in sorted(result.observations, key=lambda observation: observation.actions.cosine):
+        yield observation.episode, str(observation.call), *_cells(observation.actions), f"{observation.max_abs_action:.3g}"
 
 
 def _tolerance(text: str) -> float:

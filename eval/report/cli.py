@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or options.runs[0] / REPORT_FILE
     command = report_command(map(str, options.runs), options.title, options.margin)
     try:
-        shown = overview(find_sources(options.runs), options.margin)
-        text = page(shown, options.title or default_title(shown), command)
+        result = overview(find_sources(options.runs), options.margin)
+        text = page(result, options.title or default_title(result), command)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def default_title(shown: Overview) -> str:
+def default_title(result: Overview) -> str:
     """Return the policies and suites of the runs."""
-    policies = dict.fromkeys(entry.summary.policy for entry in shown.entries)
-    suites = dict.fromkeys(suite for entry in shown.entries for suite in entry.summary.suites)
+    policies = dict.fromkeys(entry.summary.policy for entry in result.entries)
+    suites = dict.fromkeys(suite for entry in result.entries for suite in entry.summary.suites)
     return f"{', '.join(policies)} on {', '.join(suites)}"

@@ -7,9 +7,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.analysis.comparison import HOST_TO_HOST, MARGIN
-from eval.analysis.overview import Entry, Overview, headline
-from eval.render.overview import LEGEND, latency_cells, success_cells
+from eval.analysis.comparison import MARGIN
+from eval.analysis.overview import Entry, Overview
+from eval.records.schema import HOST_TO_HOST
+from eval.render.overview import LEGEND, headline, latency_cells, random_weights, success_cells
 from eval.report.frames import frames_of
 from eval.report.plots import Box, Point, boxes, pareto, swatch
 from eval.report.sections import FindFrames, commands, episode_lists, facts, task_rows
@@ -25,7 +26,7 @@ def report_command(folders: Iterable[str], title: str | None = None, margin: flo
     return shlex.join(["python", "-m", "eval.report", *folders, *chosen])
 
 
-def page(shown: Overview, title: str, command: str, find: FindFrames = frames_of) -> str:
+def page(overview: Overview, title: str, command: str, find: FindFrames = frames_of) -> str:
     """Return the report.
 
     Args:
@@ -40,25 +41,25 @@ def page(shown: Overview, title: str, command: str, find: FindFrames = frames_of
         lstrip_blocks=True,
     )
     environment.filters["pluralize"] = pluralize
-    styles = _styles(shown.entries)
+    styles = _styles(overview.entries)
     return environment.get_template(TEMPLATE).render(
         title=title,
-        shown=shown,
-        entries=shown.entries,
-        headline=headline(shown),
+        overview=overview,
+        entries=overview.entries,
+        headline=headline(overview),
         legend=LEGEND,
-        shouts=sorted({str(e.summary.weights_label) for e in shown.entries if e.summary.random_weights}),
+        random_weights=random_weights(overview),
         swatches=[swatch(style) for style in styles],
-        success=[success_cells(entry) for entry in shown.entries],
-        latency=[latency_cells(entry) for entry in shown.entries],
-        pareto=_pareto(shown, styles),
-        unplotted=[entry for entry in shown.entries if not _has_point(entry)],
-        spreads=[(name, _boxes(shown, name, styles)) for name in shown.components],
-        under_load=[entry for entry in shown.entries if entry.under_load],
-        tasks=task_rows(shown),
-        episodes=episode_lists(shown, find),
-        facts=facts(shown),
-        commands=[commands(entry) for entry in shown.entries],
+        success=[success_cells(entry) for entry in overview.entries],
+        latency=[latency_cells(entry) for entry in overview.entries],
+        pareto=_pareto(overview, styles),
+        unplotted=[entry for entry in overview.entries if not _has_point(entry)],
+        spreads=[(name, _boxes(overview, name, styles)) for name in overview.components],
+        under_load=[entry for entry in overview.entries if entry.under_load],
+        tasks=task_rows(overview),
+        episodes=episode_lists(overview, find),
+        facts=facts(overview),
+        commands=[commands(entry) for entry in overview.entries],
         command=command,
         host_to_host=HOST_TO_HOST,
     )
@@ -76,9 +77,9 @@ def _has_point(entry: Entry) -> bool:
     return entry.latency is not None and entry.summary.total.rate is not None
 
 
-def _pareto(shown: Overview, styles: Sequence[int]) -> Markup | None:
+def _pareto(overview: Overview, styles: Sequence[int]) -> Markup | None:
     points = []
-    for entry, style in zip(shown.entries, styles, strict=True):
+    for entry, style in zip(overview.entries, styles, strict=True):
         total, stats = entry.summary.total, entry.latency
         if stats is None or total.rate is None or total.low is None or total.high is None:
             continue
@@ -94,15 +95,18 @@ def _pareto(shown: Overview, styles: Sequence[int]) -> Markup | None:
                 entry.on_front,
             )
         )
-    devices = {str((entry.run.run.get("policy") or {}).get("device", "the host")) for entry in shown.entries}
+    devices = {
+        str((entry.run.run.get("policy") or {}).get("device", "the host")) for entry in overview.entries
+    }
     return pareto(points, " and ".join(sorted(devices))) if points else None
 
 
-def _boxes(shown: Overview, name: str, styles: Sequence[int]) -> Markup:
+def _boxes(overview: Overview, name: str, styles: Sequence[int]) -> Markup:
     rows = []
-    for entry, style in zip(shown.entries, styles, strict=True):
-        of = entry.spreads.get(name)
-        if of is not None:
-            label = f"UNDER LOAD {entry.label}" if entry.under_load else entry.label
-            rows.append(Box(entry.number, label, style, of.p5_ms, of.p25_ms, of.p50_ms, of.p75_ms, of.p95_ms))
+    for entry, style in zip(overview.entries, styles, strict=True):
+        if (spread := entry.spreads.get(name)) is None:
+            continue
+        label = f"UNDER LOAD {entry.label}" if entry.under_load else entry.label
+        percentiles = (spread.p5_ms, spread.p25_ms, spread.p50_ms, spread.p75_ms, spread.p95_ms)
+        rows.append(Box(entry.number, label, style, *percentiles))
     return boxes(name, rows)

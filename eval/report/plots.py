@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from eval.render.tables import percent_interval
+
 WIDTH = 380  # units of a drawing; on a phone about one pixel each
 NUM_STYLES = 6
 LOG_FROM = 6.0  # largest over smallest value from which an axis is logarithmic
@@ -72,8 +74,8 @@ def ticks(axis: Axis, most: int = 6) -> list[float]:
     if axis.log:
         decades = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
         for factors in ((1, 2, 5), (1, 3), (1,)):
-            found = [f * 10.0**decade for decade in decades for f in factors]
-            inside = [value for value in found if axis.low <= value <= axis.high]
+            values = (factor * 10.0**decade for decade in decades for factor in factors)
+            inside = [value for value in values if axis.low <= value <= axis.high]
             if len(inside) <= most:
                 break
         return inside
@@ -102,7 +104,7 @@ def pareto(points: Sequence[Point], device: str) -> Markup:
         parts.append(Markup('<polyline points="{}" class="front"/>').format(path))
     for p, level in zip(points, _levels([x.at(p.ms) for p in points]), strict=True):
         at = x.at(p.ms)
-        name = f"{p.label}: {p.rate:.1%} ({p.low:.1%} to {p.high:.1%}), {p.ms:.2f} ms"
+        name = f"{p.label}: {p.rate:.1%} ({percent_interval(p.low, p.high)}), {p.ms:.2f} ms"
         inside = [
             line(at, y.at(p.low), at, y.at(p.high), "whisker"),
             line(at - 4, y.at(p.low), at + 4, y.at(p.low), "whisker"),
@@ -113,8 +115,8 @@ def pareto(points: Sequence[Point], device: str) -> Markup:
             inside.append(_circle(at, y.at(p.rate), 9.5, "ring"))
         inside.append(text_at(at, top - 13 - 12 * level, str(p.number), "number", anchor="middle"))
         parts.append(_group(p.style, name, inside))
-    said = "; ".join(f"{p.label} {p.rate:.1%} at {p.ms:.2f} ms" for p in points)
-    return _svg(height, f"Success against latency on {device}", said, parts)
+    description = "; ".join(f"{p.label} {p.rate:.1%} at {p.ms:.2f} ms" for p in points)
+    return _svg(height, f"Success against latency on {device}", description, parts)
 
 
 def boxes(name: str, rows: Sequence[Box]) -> Markup:
@@ -138,8 +140,10 @@ def boxes(name: str, rows: Sequence[Box]) -> Markup:
             line(x.at(row.p50_ms), middle - 9, x.at(row.p50_ms), middle + 9, "median"),
         ]
         parts.append(_group(row.style, f"{row.label}: median {values} ms", inside))
-    said = "; ".join(f"{row.label} median {row.p50_ms:.2f} ms, p95 {row.p95_ms:.2f} ms" for row in rows)
-    return _svg(bottom + 38, f"Latency of {name}", said, parts)
+    description = "; ".join(
+        f"{row.label} median {row.p50_ms:.2f} ms, p95 {row.p95_ms:.2f} ms" for row in rows
+    )
+    return _svg(bottom + 38, f"Latency of {name}", description, parts)
 
 
 def swatch(style: int) -> Markup:

@@ -22,7 +22,7 @@ NOT_REPEATED = ("hydra.run.dir=", "hydra.sweep", "tracking.group=", "resume=")
 
 
 @dataclass(frozen=True)
-class Seen:
+class Attempt:
     """One run's attempt at an episode; `record` is None where the run does not have it."""
 
     entry: Entry
@@ -36,7 +36,7 @@ class EpisodeGallery:
 
     key: str
     instruction: str
-    seen: tuple[Seen, ...]
+    attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True)
@@ -66,48 +66,50 @@ class Facts:
     different: Mapping[str, tuple[str, ...]]
 
 
-def episode_lists(shown: Overview, find: FindFrames) -> list[EpisodeList]:
+def episode_lists(overview: Overview, find: FindFrames) -> list[EpisodeList]:
     """Return the episodes in which a run and the first one disagree; of runs without a comparison, those that
     did not succeed."""
-    base = shown.entries[0]
+    base = overview.entries[0]
     wanted: list[tuple[str, Sequence[str], tuple[Entry, ...]]] = []
-    for entry in shown.entries:
+    for entry in overview.entries:
         result = entry.comparison
         if result is not None:
             name = f"{entry.number} {entry.label}"
-            found = [(f"{name}: lost, the first run succeeded", result.lost), (f"{name}: won", result.won)]
-            pair: tuple[Entry, ...] = (base, entry)
+            lists = [(f"{name}: lost, the first run succeeded", result.lost), (f"{name}: won", result.won)]
+            runs: tuple[Entry, ...] = (base, entry)
         else:
             failed = [str(e.key) for e in sorted(entry.run.episodes, key=lambda e: e.key) if not e.success]
-            found = [(f"{entry.number} {entry.label}: did not succeed", tuple(failed))]
-            pair = (entry,)
-        wanted += [(title, keys, pair) for title, keys in found if keys]
+            lists = [(f"{entry.number} {entry.label}: did not succeed", tuple(failed))]
+            runs = (entry,)
+        wanted += [(title, keys, runs) for title, keys in lists if keys]
     pictured = min(PICTURED_OF_LIST, max(1, PICTURED // max(1, len(wanted))))
     return [_episodes(title, keys, entries, find, pictured) for title, keys, entries in wanted]
 
 
-def task_rows(shown: Overview) -> list[TaskRow]:
+def task_rows(overview: Overview) -> list[TaskRow]:
     """Return a row for each task of any run."""
-    by_run = [{(task.suite, task.task_id): task for task in entry.summary.tasks} for entry in shown.entries]
-    every = {key: task for of in by_run for key, task in of.items()}
+    by_run = [
+        {(task.suite, task.task_id): task for task in entry.summary.tasks} for entry in overview.entries
+    ]
+    every = {key: task for tasks in by_run for key, task in tasks.items()}
     return [
         TaskRow(
             *key,
             instruction=every[key].instruction,
-            cells=tuple(of[key].success if key in of else None for of in by_run),
+            cells=tuple(tasks[key].success if key in tasks else None for tasks in by_run),
         )
         for key in sorted(every)
     ]
 
 
-def facts(shown: Overview) -> Facts:
-    """Return the origin of the runs."""
-    each = [dict(_facts(entry)) for entry in shown.entries]
-    names = list(dict.fromkeys(name for of in each for name in of))
+def facts(overview: Overview) -> Facts:
+    """Sort where the runs come from into what all share and what they do not."""
+    each = [dict(_facts(entry)) for entry in overview.entries]
+    names = list(dict.fromkeys(name for one in each for name in one))
     same: dict[str, str] = {}
     different: dict[str, tuple[str, ...]] = {}
     for name in names:
-        values = tuple(of.get(name, UNKNOWN) for of in each)
+        values = tuple(one.get(name, UNKNOWN) for one in each)
         if set(values) == {ABSENT}:
             continue
         if len(set(values)) == 1:
@@ -139,20 +141,20 @@ def _episodes(
     by_key = [{str(episode.key): episode for episode in entry.run.episodes} for entry in entries]
     pictured = []
     for key in keys[:num_pictured]:
-        records = [of.get(key) for of in by_key]
-        seen = tuple(
-            Seen(entry, record, Frames() if record is None else find(entry.folder, record))
+        records = [episodes.get(key) for episodes in by_key]
+        attempts = tuple(
+            Attempt(entry, record, Frames() if record is None else find(entry.folder, record))
             for entry, record in zip(entries, records, strict=True)
         )
         instruction = next(record.instruction for record in records if record is not None)
-        pictured.append(EpisodeGallery(key, instruction, seen))
+        pictured.append(EpisodeGallery(key, instruction, attempts))
     return EpisodeList(f"{title} ({len(keys)})", tuple(pictured), _by_task(keys[num_pictured:], by_key))
 
 
 def _by_task(keys: Sequence[str], by_key: Sequence[Mapping[str, EpisodeRecord]]) -> tuple[str, ...]:
     tasks: defaultdict[str, list[str]] = defaultdict(list)
     for key in keys:
-        record = next(of[key] for of in by_key if key in of)
+        record = next(episodes[key] for episodes in by_key if key in episodes)
         tasks[f"{record.suite} task {record.task_id} seed {record.seed}"].append(str(record.episode))
     return tuple(f"{task}: {', '.join(episodes)}" for task, episodes in tasks.items())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eval.analysis.overview import Source
 from eval.analysis.sources import read_sources, without_run
-from eval.records.folders import EPISODES_FILE, find_folders
+from eval.records.folders import find_folders, is_run
 from eval.records.sweep import SWEEP_FILE
 from eval.render.console import print_info
 from policies.text import pluralize, shorten
@@ -20,9 +20,9 @@ def find_sources(folders: Iterable[Path]) -> list[Source]:
         OSError: a folder is not there, or holds no run.
         ValueError: the records of a run or a sweep that was named are damaged.
     """
-    found: dict[Path, Source] = {}
+    by_place: dict[Path, Source] = {}
     for folder in folders:
-        inside = find_folders(folder, _is_run_or_sweep)
+        inside = find_folders(folder, lambda path: is_run(path) or (path / SWEEP_FILE).is_file())
         if inside == [folder]:
             sources = read_sources(folder)
         else:
@@ -30,8 +30,8 @@ def find_sources(folders: Iterable[Path]) -> list[Source]:
             print_info(f"{folder} has {pluralize(len(inside), 'folder')} with runs: {names}")
             sources = [source for path in inside for source in _readable(path)]
         for source in sources:
-            found.setdefault(source.folder.resolve(), source)
-    return list(found.values())
+            by_place.setdefault(source.folder.resolve(), source)
+    return list(by_place.values())
 
 
 def _readable(folder: Path) -> list[Source]:
@@ -41,7 +41,3 @@ def _readable(folder: Path) -> list[Source]:
         source = without_run(folder, error)
         print_info(f"{folder}: no numbers: {source.reason}")
         return [source]
-
-
-def _is_run_or_sweep(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (EPISODES_FILE, SWEEP_FILE))

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from eval.cli import main
 from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.writer import RunWriter
 
 EPISODE = EpisodeRecord(
     suite="libero_spatial",
@@ -90,6 +91,54 @@ def run_json() -> dict[str, Any]:
         "tracking_error": None,
         "video_error": None,
     }
+
+
+@pytest.fixture
+def write_run(
+    tmp_path: Path,
+    make_episode: Callable[..., EpisodeRecord],
+    make_inference: Callable[..., InferenceRecord],
+    run_json: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Path]:
+    """Write a run of `count` episodes over ten tasks, all or the first `quiet` alone; return its folder."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # no power is lost here
+
+    def write(
+        name: str,
+        *,
+        failures: Iterable[int] = (),
+        errors: Iterable[int] = (),
+        count: int = 200,
+        first: int = 0,
+        infer_ms: float = 20.0,
+        tasks: int = 10,
+        quiet: int | None = None,
+        run: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        with RunWriter(folder) as writer:
+            writer.write_run({**run_json, "planned_episodes": count, **(run or {})})
+            for i in range(first, first + count):
+                key = {"task_id": i % tasks, "episode": i // tasks}
+                stage_ms = {"vision": infer_ms / 4, "prefix": infer_ms / 4, "denoise": infer_ms / 3}
+                jitter = 1 + (i % 7) / 100
+                writer.add_inference(
+                    make_inference(
+                        **key,
+                        infer_ms=infer_ms * jitter,
+                        stage_ms=stage_ms,
+                        under_load=quiet is not None and i >= first + quiet,
+                    )
+                )
+                outcome: dict[str, Any] = {"success": i not in set(failures)}
+                if i in set(errors):
+                    outcome = {"error_type": "RuntimeError"}
+                writer.add_episode(make_episode(**key, inferences=1, **(outcome | changes)))
+        return folder
+
+    return write
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
     text = show(write_run(), capsys)
     lines = squeezed(text)
     assert "Success (n = 100 episodes of 100 planned)" in lines
-    assert "libero_spatial 97 / 100 97.0% 91.5% to 99.0% 0" in lines
+    assert "libero_spatial 97 / 100 97.0% 91.5 to 99.0 % 0" in lines
     assert any(line.startswith("libero_spatial 4 ") and " 8 / 10 80.0% " in line for line in lines)
     assert "Latency (2 warm-up inferences left out)" in lines
     assert "n p50 ms p95 ms p99 ms mean ms Hz (mean)" in lines
@@ -121,7 +121,7 @@ def test_errors_are_shown_apart_with_type_and_message(
         task_id=1, episode=10, error_type="RuntimeError", error_message="lost [red]context[/red]"
     )
     lines = squeezed(show(write_run((error,)), capsys))
-    assert "libero_spatial 97 / 100 97.0% 91.5% to 99.0% 1" in lines
+    assert "libero_spatial 97 / 100 97.0% 91.5 to 99.0 % 1" in lines
     assert "Errors (n = 1, and 0 replaced by a retry)" in lines
     assert "libero_spatial-task1-episode10-seed7 RuntimeError lost [red]context[/red]" in lines
 
@@ -208,5 +208,5 @@ def test_several_suites_get_a_pooled_line(make_episode: Episode, run_json: dict[
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(render(summarise(Run({**run_json, "planned_episodes": 2}, episodes, ()))))
     lines = squeezed(console.export_text())
-    assert "all suites, pooled 1 / 2 50.0% 9.5% to 90.5% 0" in lines
+    assert "all suites, pooled 1 / 2 50.0% 9.5 to 90.5 % 0" in lines
     assert "Latency: n = 0 inferences, 0 warm-up inferences left out" in lines

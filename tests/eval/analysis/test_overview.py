@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 
-from eval.analysis.overview import Overview, Source, headline, overview
+from eval.analysis.overview import Overview, Source, overview
 from eval.analysis.sources import read_sources
 from eval.analysis.summary import RANDOM_WEIGHTS
-from eval.records.schema import to_plain
-from eval.render.overview import COLUMNS, markdown, notes, rows
 from tests.eval.written_runs import run_json, write_run
 
 
@@ -23,33 +21,24 @@ def side_by_side(*folders: Path, margin: float = 2.0) -> Overview:
 
 
 def test_speed_up_verdict_and_front_are_against_the_first_run(tmp_path: Path) -> None:
-    shown = side_by_side(
+    result = side_by_side(
         write_run(tmp_path / "a"),
         write_run(tmp_path / "b", policy="fast", infer_ms=5.0),
         write_run(tmp_path / "c", policy="broken", infer_ms=4.0, failures=range(60)),
         write_run(tmp_path / "d", policy="slow", infer_ms=30.0, failures=[1]),
     )
-    first, fast, broken, slow = shown.entries
+    first, fast, broken, slow = result.entries
     assert (first.speed_up, first.comparison, first.verdict) == (None, None, "-")
     assert fast.speed_up == pytest.approx(4.0)
     assert (fast.verdict, broken.verdict) == ("non-inferior", "inferior")
-    assert [entry.on_front for entry in shown.entries] == [False, True, True, False]
+    assert [entry.on_front for entry in result.entries] == [False, True, True, False]
     assert slow.speed_up == pytest.approx(2 / 3)
-    lines = headline(shown)
-    assert lines[0].startswith("baseline, 10 steps: 200 of 200 episodes succeeded")
-    assert first.latency is not None
-    assert lines[0].endswith(f"(median of 200; {1000 / first.latency.mean_ms:.1f} Hz by the mean)")
-    assert (
-        "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, 5.2 ms (4.00x)"
-        in lines[1]
-    )
-    assert lines[2] == "Shown to lose more than 2 points: broken, 10 steps"
 
 
 def test_of_two_equal_runs_both_are_on_the_front(tmp_path: Path) -> None:
-    shown = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
-    assert [entry.on_front for entry in shown.entries] == [True, True]
-    assert [entry.label for entry in shown.entries] == ["baseline, 10 steps", "baseline, 10 steps (2)"]
+    result = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
+    assert [entry.on_front for entry in result.entries] == [True, True]
+    assert [entry.label for entry in result.entries] == ["baseline, 10 steps", "baseline, 10 steps (2)"]
 
 
 @pytest.mark.parametrize(
@@ -65,16 +54,15 @@ def test_of_two_equal_runs_both_are_on_the_front(tmp_path: Path) -> None:
     ],
 )
 def test_what_must_be_known_of_a_run_is_flagged(tmp_path: Path, changes: dict[str, Any], flag: str) -> None:
-    shown = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b", infer_ms=1.0, **changes))
-    assert flag in shown.entries[1].flags
-    assert any(flag in note for note in notes(shown))
+    result = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b", infer_ms=1.0, **changes))
+    assert flag in result.entries[1].flags
 
 
 def test_loads_random_weights_misses_and_other_devices_are_not_on_the_front(tmp_path: Path) -> None:
     served = run_json("x", 10, 200)["engagement"]
     missed = {**served, "denoise": {"backend": "x", "calls": 200, "misses": 1}}
     random = {"run": {"weights_label": RANDOM_WEIGHTS}, "weights_label": RANDOM_WEIGHTS}
-    shown = side_by_side(
+    result = side_by_side(
         write_run(tmp_path / "a"),
         write_run(tmp_path / "b", infer_ms=1.0, under_load=True),
         write_run(tmp_path / "c", infer_ms=1.0, **random),
@@ -83,8 +71,8 @@ def test_loads_random_weights_misses_and_other_devices_are_not_on_the_front(tmp_
             tmp_path / "e", infer_ms=1.0, run={"policy": {**run_json("", 10, 1)["policy"], "device": "cpu"}}
         ),
     )
-    assert [entry.on_front for entry in shown.entries] == [True, False, False, False, False]
-    load, untrained, missing, elsewhere = shown.entries[1:]
+    assert [entry.on_front for entry in result.entries] == [True, False, False, False, False]
+    load, untrained, missing, elsewhere = result.entries[1:]
     assert (load.latency, load.speed_up, load.spreads["host to host"].n) == (None, None, 200)
     assert untrained.verdict == "not comparable"
     assert "this run has RANDOM WEIGHTS" in str(untrained.not_comparable)
@@ -95,53 +83,21 @@ def test_loads_random_weights_misses_and_other_devices_are_not_on_the_front(tmp_
 
 def test_labels_name_the_overrides_that_not_all_runs_share(tmp_path: Path) -> None:
     common = ["protocol=full", "policy=baseline"]
-    shown = side_by_side(
+    result = side_by_side(
         write_run(tmp_path / "a", run={"overrides": [*common, "optim/vision=eager"]}),
         write_run(tmp_path / "b", run={"overrides": [*common, "optim/vision=fp8"]}),
         write_run(tmp_path / "c", steps=1, run={"overrides": common}),
     )
-    assert [entry.label for entry in shown.entries] == [
+    assert [entry.label for entry in result.entries] == [
         "baseline, 10 steps, optim/vision=eager",
         "baseline, 10 steps, optim/vision=fp8",
         "baseline, 1 step",
     ]
 
 
-def test_too_few_pairs_are_said(tmp_path: Path) -> None:
-    shown = side_by_side(write_run(tmp_path / "a", count=20), write_run(tmp_path / "b", count=20))
-    assert headline(shown)[1].endswith("20 pairs could show 16.1 points at best, 2 points would take 189")
-
-
-def test_the_markdown_has_the_cells_of_the_table(tmp_path: Path) -> None:
-    shown = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b", policy="a|b", infer_ms=5.0))
-    [first, second] = rows(shown)
-    assert first[2:4] == ("200 / 200", "98.1 to 100.0 %")
-    assert first[4:] == ("20.60", "21.20", "48.6", "-", "-")
-    assert second[0] == "2*"
-    assert second[-2:] == ("4.00x", "non-inferior")
-    text = markdown(shown, "Sweep x")
-    assert "| " + " | ".join(first) + " |" in text
-    assert r"a\|b, 10 steps" in text
-    assert text.count("\n|") == 2 + len(shown.entries)
-    assert all(len(row) == len(COLUMNS) for row in rows(shown))
-    to_plain(shown.to_dict(), "overview")
-
-
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no run: no episodes\.jsonl"):
         read_sources(tmp_path)
-
-
-def test_one_of_a_thing_is_singular_and_load_is_said_in_full(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "a", count=1)
-    shown = side_by_side(first, write_run(tmp_path / "b", count=1), margin=1.0)
-    lines = headline(shown)
-    assert lines[0].startswith("baseline, 10 steps: 1 of 1 episode succeeded")
-    assert "less than 1 point of success" in lines[1]
-    assert "1 pair could show" in lines[1]
-    text = markdown(shown, "Sweep x")
-    assert "The margin is 1 point of success." in text
-    assert "left out are warm-up inferences and those that other episodes ran beside" in text
 
 
 def test_many_runs_without_an_episode_are_named_up_to_a_few(tmp_path: Path) -> None:

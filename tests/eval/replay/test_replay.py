@@ -13,7 +13,7 @@ from rich.console import Console
 
 from eval.records.recording import OBSERVATIONS_FILE, save_recording
 from eval.records.writer import RunWriter
-from eval.render.comparison import table
+from eval.render.tables import Table
 from eval.replay.cli import OBSERVATIONS, main
 from eval.replay.parity import euler_path
 from eval.replay.subjects import on_top
@@ -205,7 +205,7 @@ def test_the_name_of_an_observation_stays_on_one_line() -> None:
     console = Console(file=io.StringIO(), width=100)
     name = "libero_spatial-task0-episode49-seed12345"
     cells = (name, "100", "-0.999312", "1.23e-05", "0.00123", "1.23e-05")
-    console.print(table("Observations", OBSERVATIONS, [cells]))
+    console.print(*Table(OBSERVATIONS, [cells]).console())
     assert any(all(cell in line for cell in cells) for line in console.file.getvalue().splitlines())
 
 
