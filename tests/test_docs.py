@@ -23,13 +23,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from eval.app import CONF, Flags
 from eval.config import schema
 from eval.config.compose import configure
 from eval.config.groups import options, recipe
+from eval.config.multiply import choices, parse_overrides
 from eval.config.tasks import refuse_ignored
 from eval.sweep.jobs import read_jobs
 from optim.bench.config import read_arguments
@@ -119,12 +119,7 @@ def parse_hydra(config_name: str, words: Sequence[str]) -> None:
     flags, _ = get_args_parser().parse_known_args(list(words))
     lists = [[text] for text in flags.overrides]
     if flags.multirun:
-        lists = [
-            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            if override.is_sweep_override()
-            else [str(override.input_line)]
-            for override in OverridesParser.create().parse_overrides(flags.overrides)
-        ]
+        lists = [choices(override) for override in parse_overrides(flags.overrides)]
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         for job in itertools.product(*lists):
             config: Any = OmegaConf.to_object(compose(config_name, list(job)))
