@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from eval.render.console import report_console
+from eval.render.tables import Table, to_console
 from eval.sim.env import CAMERA_SIZE, CAMERAS, SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from eval.sim.stack import prepare, quiet
 from eval.sim.tasks import Task, load_tasks
@@ -144,13 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = load_tasks(SUITE)[options.task]
     rows = compare(task, EpisodeKey(SUITE, options.task, 0, SEED), options.steps)
     differing = unequal(rows)
-    table = Table(title=f"{SUITE} task {options.task}, {options.steps} oracle steps, GL {stack['gl']}")
-    for name in ("environment", "make s", "reset s", "episode s", "sum s", "same final state"):
-        table.add_column(name)
-    for name, (seconds, _) in rows.items():
-        cells = [f"{value:.2f}" for value in (*seconds.values(), sum(seconds.values()))]
-        table.add_row(name, *cells, "NO" if name in differing else "yes")
-    report_console().print(table)
+    table = Table(
+        ("environment", "make s", "reset s", "episode s", "sum s", "same final state"),
+        [
+            (
+                name,
+                *(f"{value:.2f}" for value in (*seconds.values(), sum(seconds.values()))),
+                "NO" if name in differing else "yes",
+            )
+            for name, (seconds, _) in rows.items()
+        ],
+        f"{SUITE} task {options.task}, {options.steps} oracle steps, GL {stack['gl']}",
+        last_is_text=True,
+    )
+    report_console().print(to_console([table]))
     if differing:
         sys.exit(
             f"error: final states differ from {next(iter(rows))!r}: {'; '.join(differing)}; "
