@@ -35,16 +35,33 @@ class BackendError(RuntimeError):
     """A backend could not engage; names the stage and the backend."""
 
 
-class CannotRun(BackendError):
-    """Backends cannot run on this machine.
+@dataclass(frozen=True)
+class Reason:
+    """Why a backend cannot run on this machine.
 
     Attributes:
-        reasons: by stage, what its backend raised.
+        text: the same for every stage.
+        way_out: what to choose instead, where `text` does not say it.
     """
 
-    def __init__(self, message: str, reasons: Mapping[str, Exception]) -> None:
+    text: str
+    way_out: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.way_out}" if self.way_out else self.text
+
+
+class CannotRun(ValueError):
+    """What is asked for cannot run on this machine.
+
+    Attributes:
+        reasons: by stage, and of `images`.
+    """
+
+    # with a default, because Ray's processes pickle it: made of its message, then filled
+    def __init__(self, message: str, reasons: Mapping[str, Reason] | None = None) -> None:
         super().__init__(message)
-        self.reasons = dict(reasons)
+        self.reasons = dict(reasons or {})
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,7 @@ class Backend(ABC):
         return False
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027  most run anywhere
-        """Raise RuntimeError if this machine cannot run the backend; cheap, called before anything is loaded.
+        """Raise if this machine cannot run the backend; cheap, called before anything is loaded.
 
         Args:
             name: of the stage.
@@ -166,15 +183,17 @@ class Backend(ABC):
 
 def check_backends(backends: Mapping[str, Backend], device: torch.device, dtype: torch.dtype) -> None:
     """Raise CannotRun for all backends that this machine cannot run."""
-    reasons: dict[str, Exception] = {}
+    reasons: dict[str, Reason] = {}
     for name, chosen in backends.items():
         try:
             chosen.check(name, device, dtype)
+        except CannotRun as error:
+            reasons |= error.reasons
         except Exception as error:  # noqa: BLE001  the other stages have reasons of their own; all are raised
-            reasons[name] = error
+            reasons[name] = Reason(str(error))
     if reasons:
         each = (
-            f"optim.{name}={backends[name]!r} cannot run here: {error}" for name, error in reasons.items()
+            f"optim.{name}={backends[name]!r} cannot run here: {reason}" for name, reason in reasons.items()
         )
         raise CannotRun("; ".join(each), reasons)
 

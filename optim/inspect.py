@@ -28,7 +28,7 @@ from eval.records.observations import load_requests
 from eval.render.console import print_info, report_console
 from eval.sim.stack import SimulatorError, prepare
 from eval.sim.tasks import Task
-from optim.base import Args
+from optim.base import Args, CannotRun
 from optim.core.engines import signature
 from policies.base import Request
 from policies.pi05.dims import STAGES
@@ -137,7 +137,7 @@ def cannot_run(config: Config) -> str | None:
     """Return why the policy's backends cannot run here; None if they can."""
     try:
         choose_backends(config)
-    except ConfigError as error:
+    except CannotRun as error:
         return str(error)
     return None
 

@@ -1,41 +1,32 @@
 """Why a policy cannot run on this machine, in the words of what its user chose."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from eval.config.groups import backend_name, recipe
-from eval.config.schema import Config, ConfigError
-from optim.core.requirements import WrongMachine
+from eval.config.schema import Config
+from optim.base import Reason
 
 
-class CannotRunHere(ConfigError):
-    """A policy, or a key that was set beside it, cannot run on this machine.
+@dataclass(frozen=True)
+class Explanation:
+    """Why a policy, or a key that was set beside it, cannot run on this machine.
 
     Attributes:
+        message: all of it in one line.
         names_policy: whether the message begins with the policy: its own recipe cannot run.
         parts: pairs of why, and what cannot run: a key, or the policy with its stages.
         way_out: what to choose instead; empty where the reasons say it.
     """
 
-    def __init__(  # with defaults, because Ray's processes pickle it: made of its message, then filled
-        self,
-        message: str,
-        *,
-        names_policy: bool = False,
-        parts: Sequence[tuple[str, str]] = (),
-        way_out: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.names_policy = names_policy
-        self.parts = tuple(parts)
-        self.way_out = way_out
+    message: str
+    names_policy: bool
+    parts: tuple[tuple[str, str], ...]
+    way_out: str
 
 
-def cannot_run(config: Config, reasons: Mapping[str, Exception]) -> CannotRunHere:
-    """Return the error; it names the policy where its own recipe cannot run, and keys that were set.
-
-    Args:
-        reasons: of each stage that cannot run, and of `images`, why not.
-    """
+def explain(config: Config, reasons: Mapping[str, Reason]) -> Explanation:
+    """Word `CannotRun.reasons`: name the policy where its own recipe cannot run, and keys that were set."""
     own = recipe(config.policy.name)
     backends = {part: _backend(config, part) for part in reasons}
     keys = {
@@ -45,25 +36,25 @@ def cannot_run(config: Config, reasons: Mapping[str, Exception]) -> CannotRunHer
     }
     names = {part: keys.get(part, f"{part} on {backend}") for part, backend in backends.items()}
     alike: dict[str, list[str]] = {}
-    for part, error in reasons.items():
-        reason = error.reason if isinstance(error, WrongMachine) else str(error)
-        alike.setdefault(reason, []).append(part)
+    for part, reason in reasons.items():
+        alike.setdefault(reason.text, []).append(part)
     policy = f"policy={config.policy.name}"
     parts = []
-    for reason, members in alike.items():
-        parts += [(reason, keys[part]) for part in members if part in keys]
+    for text, members in alike.items():
+        parts += [(text, keys[part]) for part in members if part in keys]
         stages = ", ".join(names[part] for part in members if part not in keys)
-        parts += [(reason, f"{policy} ({stages})")] if stages else []
-    wrong = [error.way_out for error in reasons.values() if isinstance(error, WrongMachine)]
+        parts += [(text, f"{policy} ({stages})")] if stages else []
+    ways_out = [reason.way_out for reason in reasons.values() if reason.way_out]
     if len(keys) == len(reasons):
-        message = "; ".join(f"{keys[part]} cannot run here: {error}" for part, error in reasons.items())
-        return CannotRunHere(message, names_policy=False, parts=parts, way_out="; ".join(wrong))
-    why = "; ".join(f"{reason} ({', '.join(names[part] for part in of)})" for reason, of in alike.items())
+        message = "; ".join(f"{keys[part]} cannot run here: {reason}" for part, reason in reasons.items())
+        return Explanation(message, False, tuple(parts), "; ".join(ways_out))
+    why = "; ".join(
+        f"{text} ({', '.join(names[part] for part in members)})" for text, members in alike.items()
+    )
     without = f" without {', '.join(keys.values())}" if keys else ""
     way_out = f"choose policy=baseline{without}"
-    also = "" if len(wrong) == len(reasons) else "or "
-    message = f"{policy} cannot run here: {why}; {also}{way_out}"
-    return CannotRunHere(message, names_policy=True, parts=parts, way_out=way_out)
+    also = "" if len(ways_out) == len(reasons) else "or "
+    return Explanation(f"{policy} cannot run here: {why}; {also}{way_out}", True, tuple(parts), way_out)
 
 
 def _backend(config: Config, part: str) -> str:

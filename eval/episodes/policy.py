@@ -9,8 +9,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from eval.config.schema import Config, ConfigError
-from eval.episodes.machine import cannot_run
-from optim.base import Backend, BackendError, CannotRun, StageContext, apply_backends, check_backends
+from eval.episodes.machine import explain
+from optim.base import (
+    Backend,
+    BackendError,
+    CannotRun,
+    Reason,
+    StageContext,
+    apply_backends,
+    check_backends,
+)
 from optim.core.requirements import no_gpu
 from optim.core.scales import load_scales
 from optim.eager import eager_stages
@@ -36,7 +44,8 @@ def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = 
 
     Raises:
         ConfigError: a device that this machine lacks, a stage without a backend, or a backend that refuses
-            its options, cannot run on this machine or cannot engage.
+            its options or cannot engage.
+        CannotRun: backends, or `policy.images`, cannot run on this machine.
         ValueError, OSError: from the checkpoint or its scales, naming what is missing.
     """
     if config.policy.kind == "oracle":
@@ -50,11 +59,11 @@ def choose_backends(config: Config) -> dict[str, Backend]:
     """Return the backend of each stage, checked against the machine.
 
     Raises:
-        ConfigError: see `build_policy`.
+        ConfigError, CannotRun: see `build_policy`.
     """
     backends = {stage: make_backend(stage, getattr(config.optim, stage)) for stage in STAGES}
     device = choose_device(config.policy.device)
-    reasons: dict[str, Exception] = {}
+    reasons: dict[str, Reason] = {}
     try:
         check_backends(backends, device, choose_dtype(config.policy.precision, device))
     except CannotRun as error:
@@ -62,7 +71,7 @@ def choose_backends(config: Config) -> dict[str, Backend]:
     if config.policy.images == "cuda_graph" and device.type != "cuda":
         reasons["images"] = no_gpu(device, "choose policy.images=eager")
     if reasons:
-        raise cannot_run(config, reasons)
+        raise CannotRun(explain(config, reasons).message, reasons)
     return backends
 
 

@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.config.compose import configure
 from eval.config.errors import one_line
 from eval.config.tasks import refuse_ignored
-from eval.episodes.machine import CannotRunHere
+from eval.episodes.machine import explain
 from eval.episodes.policy import choose_backends
+from optim.base import CannotRun
 from policies.text import pluralize, shorten
 
 Jobs = Sequence[Sequence[str]]
@@ -32,7 +33,7 @@ class Reason:
 
     Attributes:
         text: what the job itself would say, on one line.
-        parts, way_out: as `CannotRunHere` has them; without parts, `text` is all there is to say.
+        parts, way_out: as in `Explanation`; without parts, `text` is all there is.
     """
 
     text: str
@@ -62,8 +63,9 @@ def reason_against(overrides: Sequence[str]) -> Reason | None:
         refuse_ignored(config, list(overrides))
         if config.policy.kind != "oracle" and config.runner.name != "ray":  # Ray's policies run elsewhere
             choose_backends(config)
-    except CannotRunHere as error:
-        return Reason(one_line(error), error.parts, error.way_out)
+    except CannotRun as error:
+        explanation = explain(config, error.reasons)
+        return Reason(one_line(error), explanation.parts, explanation.way_out)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         return Reason(one_line(error))
     return None
@@ -73,14 +75,14 @@ def refusal(jobs: Jobs, reasons: Sequence[Reason | None]) -> tuple[str, str]:
     """Return a line for each reason with lines of what cannot run for it; and one: how many jobs cannot run,
     and what to leave out of the lists."""
     refused = [reason for reason in reasons if reason is not None]
-    found: dict[str, list[str]] = {}  # why to what, once for every job
+    by_reason: dict[str, list[str]] = {}  # why to what, once for every job
     counts: Counter[str] = Counter()
     for reason in refused:
         parts = reason.parts or ((reason.text, ""),)
         counts.update({why for why, _ in parts})
         for why, what in parts:
-            found.setdefault(why, []).append(what)
-    details = shorten((_detail(counts[why], why, what) for why, what in found.items()), "\n")
+            by_reason.setdefault(why, []).append(what)
+    details = shorten((_detail(counts[why], why, what) for why, what in by_reason.items()), "\n")
     line = f"{len(refused)} of {pluralize(len(jobs), 'job')} cannot run here"
     runs = {text for job, reason in zip(jobs, reasons, strict=True) if reason is None for text in job}
     others = len(jobs) - len(refused)

@@ -26,13 +26,14 @@ from eval.app import CommandError, Flags
 from eval.config.schema import ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import collect_requests
-from eval.episodes.machine import CannotRunHere
+from eval.episodes.machine import explain
 from eval.episodes.policy import choose_backends, choose_device
 from eval.records import provenance
 from eval.records.observations import load_requests, save_requests
 from eval.records.schema import to_plain
 from eval.render.console import print_error, print_info, report_console
 from eval.sim.stack import SimulatorError, prepare
+from optim.base import CannotRun
 from optim.bench.config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, help_text, read_arguments
 from optim.bench.measure import Backends, bench_setting, eager_float32, free
 from optim.bench.tables import problems, render_setting, report
@@ -84,8 +85,8 @@ def run(arguments: Sequence[str]) -> int:
 def _backends(row: Row) -> Backends:
     try:
         return choose_backends(row.config)
-    except ConfigError as error:
-        named = isinstance(error, CannotRunHere) and error.names_policy
+    except (ConfigError, CannotRun) as error:
+        named = isinstance(error, CannotRun) and explain(row.config, error.reasons).names_policy
         which = "" if named and row.label == row.config.policy.name else f"policy {row.label}: "
         raise ConfigError(f"{which}{error}") from error
 

@@ -14,7 +14,9 @@ from optim.base import (
     Args,
     Backend,
     BackendError,
+    CannotRun,
     CountedStage,
+    Reason,
     StageContext,
     StageMismatch,
     apply_backends,
@@ -129,9 +131,10 @@ def test_pass_that_fails_is_an_error_that_names_stage_pass_and_cause() -> None:
 
 def test_pass_that_cannot_run_here_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(
-        BackendError, match=r"optim.prefix=Failing\(\) cannot run here: install tensorrt for prefix"
-    ):
+        CannotRun, match=r"optim.prefix=Failing\(\) cannot run here: install tensorrt for prefix"
+    ) as raised:
         check_backends(_backends(prefix=Failing()), torch.device("cpu"), torch.float32)
+    assert raised.value.reasons == {"prefix": Reason("install tensorrt for prefix")}
     check_backends(_backends(), torch.device("cpu"), torch.float32)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optim.base import StageContext
+from optim.base import CannotRun, StageContext
 from optim.core.parity import stage_parity
 from optim.cuda_graph import Captured, CudaGraph
 from optim.rewrite.prepared import PreparedDenoise, PreparedPrefix, prepare
@@ -70,9 +70,7 @@ def test_recapture_reads_replaced_weights() -> None:
 
 
 def test_capture_needs_a_gpu_and_says_so() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"it needs an NVIDIA GPU, got policy.device=cpu; choose optim/den"
-    ):
+    with pytest.raises(CannotRun, match=r"it needs an NVIDIA GPU, got policy.device=cpu; choose optim/den"):
         CudaGraph().check("denoise", torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="warmup must be >= 1, got 0"):
         CudaGraph(warmup=0)

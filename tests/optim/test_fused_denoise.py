@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optim import fused_denoise
-from optim.base import StageContext
+from optim.base import CannotRun, StageContext
 from optim.core.parity import stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, sizes_of
 from optim.kernels.denoise.contract import Sizes, pack_qkv
@@ -101,7 +101,7 @@ def test_the_fused_kernel_serves_denoise_on_a_gpu_with_triton(monkeypatch: pytes
     cuda = torch.device("cuda")
     with pytest.raises(RuntimeError, match="the fused kernel serves denoise; choose optim/prefix=fused_fp8"):
         Fused().check("prefix", cuda, torch.bfloat16)
-    with pytest.raises(RuntimeError, match="it needs an NVIDIA GPU"):
+    with pytest.raises(CannotRun, match="it needs an NVIDIA GPU"):
         Fused().check("denoise", torch.device("cpu"), torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

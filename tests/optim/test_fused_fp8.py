@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optim import fused_fp8
-from optim.base import StageContext
+from optim.base import CannotRun, StageContext
 from optim.core.parity import stage_parity
 from optim.fp8 import with_fp8_linears
 from optim.fused_fp8 import FusedFp8, fused_stage
@@ -76,11 +76,11 @@ def test_fused_fp8_says_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> 
     cuda = torch.device("cuda")
     with pytest.raises(RuntimeError, match="serve vision and prefix; choose optim/denoise=fused"):
         FusedFp8().check("denoise", cuda, torch.bfloat16)
-    with pytest.raises(RuntimeError, match="it needs an NVIDIA GPU"):
+    with pytest.raises(CannotRun, match="it needs an NVIDIA GPU"):
         FusedFp8().check("prefix", torch.device("cpu"), torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    with pytest.raises(RuntimeError, match=r"FP8 needs compute capability 8\.9"):
+    with pytest.raises(CannotRun, match=r"FP8 needs compute capability 8\.9"):
         FusedFp8().check("prefix", cuda, torch.bfloat16)
     with pytest.raises(ValueError, match="warmup must be >= 1, got 0"):
         FusedFp8(warmup=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from optim.base import StageContext, StageMismatch
+from optim.base import CannotRun, StageContext, StageMismatch
 from optim.compile import Compile
 from optim.core.fp8_format import FP8, quantise
 from optim.core.parity import ParityError, compare, require_parity, stage_parity
@@ -79,21 +79,21 @@ def test_a_linear_without_calibration_is_an_error(small_sources: dict[str, Stage
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "dtype", "words"),
+    ("name", "device", "error", "words"),
     [
-        ("denoise", "cuda", torch.bfloat16, "FP8 serves vision and prefix"),
-        ("prefix", "cpu", torch.bfloat16, "it needs an NVIDIA GPU"),
+        ("denoise", "cuda", RuntimeError, "FP8 serves vision and prefix"),
+        ("prefix", "cpu", CannotRun, "it needs an NVIDIA GPU"),
     ],
 )
-def test_fp8_says_where_it_cannot_run(name: str, device: str, dtype: torch.dtype, words: str) -> None:
-    with pytest.raises(RuntimeError, match=words):
-        Fp8().check(name, torch.device(device), dtype)
+def test_fp8_says_where_it_cannot_run(name: str, device: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Fp8().check(name, torch.device(device), torch.bfloat16)
 
 
 def test_fp8_asks_for_bfloat16_and_for_a_gpu_that_has_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    with pytest.raises(RuntimeError, match=r"FP8 needs compute capability 8.9, NVIDIA A100 has 8.0"):
+    with pytest.raises(CannotRun, match=r"FP8 needs compute capability 8.9, NVIDIA A100 has 8.0"):
         Fp8().check("prefix", torch.device("cuda"), torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with pytest.raises(RuntimeError, match=r"needs policy.precision=bfloat16, got float32"):
@@ -119,7 +119,7 @@ def test_split_attention_serves_denoise_on_a_gpu() -> None:
         RuntimeError, match=r"attention=split serves denoise; set optim.prefix.attention=sdpa"
     ):
         Compile(attention="split").check("prefix", torch.device("cuda"), torch.bfloat16)
-    with pytest.raises(RuntimeError, match="it needs an NVIDIA GPU"):
+    with pytest.raises(CannotRun, match="it needs an NVIDIA GPU"):
         Compile(attention="split").check("denoise", torch.device("cpu"), torch.bfloat16)
 
 

@@ -10,28 +10,29 @@ from hydra.core.global_hydra import GlobalHydra
 from eval.app import CONF
 from eval.cli import plain
 from eval.config.groups import backend_name, options, policy_label, recipe
-from eval.config.schema import register
+from eval.config.schema import Config, register
 from eval.config.tasks import check
-from eval.episodes.machine import CannotRunHere
+from eval.episodes.machine import explain
 from eval.episodes.policy import choose_backends
+from optim.base import CannotRun
 
 GPU = "it needs an NVIDIA GPU, got policy.device=cpu"
 
 
-def refused(*overrides: str) -> CannotRunHere:
-    """Why the policy that these overrides compose cannot run on a CPU."""
+def refused(*overrides: str) -> tuple[CannotRun, Config]:
+    """Why the policy that these overrides compose cannot run on a CPU, and its configuration."""
     GlobalHydra.instance().clear()
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         config = check(compose("config", [*overrides, "policy.device=cpu"]))
-    with pytest.raises(CannotRunHere) as raised:
+    with pytest.raises(CannotRun) as raised:
         choose_backends(config)
-    return raised.value
+    return raised.value, config
 
 
 def refusal(*overrides: str) -> str:
     """The message of `refused`."""
-    return str(refused(*overrides))
+    return str(refused(*overrides)[0])
 
 
 @pytest.mark.parametrize(
@@ -89,18 +90,27 @@ def test_reasons_that_differ_are_each_said_with_their_own_way_out(monkeypatch: p
 
 
 def test_what_cannot_run_is_there_in_parts_and_says_whether_the_policy_is_named() -> None:
-    error = refused("policy=native_fp8", "optim/vision=cuda_graph")
-    assert error.names_policy
-    assert error.parts == (
+    error, config = refused("policy=native_fp8", "optim/vision=cuda_graph")
+    explanation = explain(config, error.reasons)
+    assert explanation.names_policy
+    assert explanation.message == str(error)
+    assert explanation.parts == (
         (GPU, "optim/vision=cuda_graph"),
         (GPU, "policy=native_fp8 (prefix on fp8, denoise on compile)"),
     )
-    assert error.way_out == "choose policy=baseline without optim/vision=cuda_graph"
-    again = pickle.loads(pickle.dumps(error))  # as Ray does
-    assert (str(again), again.parts, again.names_policy) == (str(error), error.parts, True)
-    error = refused("optim/vision=fp8")
-    assert not error.names_policy
-    assert (error.parts, error.way_out) == (((GPU, "optim/vision=fp8"),), "choose optim/vision=eager")
+    assert explanation.way_out == "choose policy=baseline without optim/vision=cuda_graph"
+    error, config = refused("optim/vision=fp8")
+    explanation = explain(config, error.reasons)
+    assert not explanation.names_policy
+    assert explanation.parts == ((GPU, "optim/vision=fp8"),)
+    assert explanation.way_out == "choose optim/vision=eager"
+
+
+def test_the_error_survives_rays_pickle_with_its_reasons() -> None:
+    error, _ = refused("policy=native_fp8", "optim/vision=cuda_graph")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.reasons) == (str(error), error.reasons)
+    assert list(error.reasons) == ["vision", "prefix", "denoise"]
 
 
 def test_every_policys_recipe_is_that_of_its_composition() -> None:

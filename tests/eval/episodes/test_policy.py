@@ -20,7 +20,7 @@ from eval.config.schema import (
 )
 from eval.episodes import policy as build_module
 from eval.episodes.policy import build_policy, choose_device, choose_dtype
-from optim.base import Backend, CountedStage, StageContext
+from optim.base import Backend, CannotRun, CountedStage, StageContext
 from optim.core.engines import serve
 from optim.eager import Eager
 from policies.base import EpisodeKey, Observation, Policy, Request
@@ -172,7 +172,7 @@ def test_a_pass_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_pass_that_cannot_run_on_this_machine_is_refused_before_weights_load() -> None:
     graph = {"_target_": "optim.cuda_graph.CudaGraph"}
     with pytest.raises(
-        ConfigError, match=r"^optim/denoise=cuda_graph cannot run here: it needs an .*; choose optim/den"
+        CannotRun, match=r"^optim/denoise=cuda_graph cannot run here: it needs an .*; choose optim/den"
     ):
         built(config(optim=OptimConfig(EAGER, EAGER, graph)))
 
@@ -180,7 +180,7 @@ def test_a_pass_that_cannot_run_on_this_machine_is_refused_before_weights_load()
 @pytest.mark.usefixtures("no_weights")
 def test_graphed_images_need_a_gpu_and_say_so_before_weights_load() -> None:
     policy = PolicyConfig("realtime", "pi05", device="cpu", images="cuda_graph")
-    with pytest.raises(ConfigError, match=r"^policy=realtime cannot run here: .* \(images on cuda_graph\); "):
+    with pytest.raises(CannotRun, match=r"^policy=realtime cannot run here: .* \(images on cuda_graph\); "):
         built(config(policy=policy))
 
 

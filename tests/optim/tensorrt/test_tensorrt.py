@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from optim.base import BackendError, StageContext, check_backends
+from optim.base import CannotRun, StageContext, check_backends
 from optim.core.parity import ParityError, compare, require_parity, stage_parity
 from optim.tensorrt.backend import TensorRT, engine_ingredients
 from optim.tensorrt.cache import EngineCache, SerializedEngine, cache_key
@@ -126,7 +126,7 @@ def test_machine_that_cannot_run_it_is_told_in_one_line(
 ) -> None:
     _install(monkeypatch, *packages)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with pytest.raises(BackendError, match=message) as refused:
+    with pytest.raises(CannotRun, match=message) as refused:
         check_backends({stage: TensorRT(precision)}, device, dtype)
     assert "\n" not in str(refused.value)
 
@@ -135,7 +135,7 @@ def test_fp8_on_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     _install(monkeypatch, *ALL)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
-    with pytest.raises(RuntimeError, match=r"TensorRT in FP8 needs compute capability 8\.9, A100 has 8\.0"):
+    with pytest.raises(CannotRun, match=r"TensorRT in FP8 needs compute capability 8\.9, A100 has 8\.0"):
         TensorRT("fp8").check("prefix", CUDA, BF16)
     TensorRT("bf16").check("prefix", CUDA, BF16)
     TensorRT("fp16").check("vision", CUDA, torch.float32)
