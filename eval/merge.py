@@ -45,7 +45,7 @@ class Joined:
 
 
 def join_records(runs: Iterable[Run]) -> Joined:
-    """Return every episode once: as the first part that finished it has it, else the last error.
+    """Keep every episode once: as the first part that finished it has it, else the last error.
 
     Non-obvious behaviors:
         The inferences of an attempt that a part itself replaced are not kept, so its record says 0.
@@ -115,7 +115,7 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
 
 
 def joined_run(folders: Sequence[Path], runs: Sequence[Run], notes: Sequence[str]) -> dict[str, Any]:
-    """Return run.json of the whole: the first part's, with what adds up added up."""
+    """run.json of the whole: the first part's, with what adds up added up."""
     plans = {Episodes.from_dict(plain).whole() for run in runs for plain in run.run["episodes"]}
     kept = ("provenance", "overrides", "runner", "finished", "planned_episodes", "resumed")
     errors = {

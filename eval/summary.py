@@ -18,7 +18,7 @@ from policies.text import pluralize, shorten
 
 
 def _runs_below(folder: Path) -> str | None:
-    """Return that a folder which is no run holds some, as a sweep's does, and how to see them; else None."""
+    """Say that a folder which is no run holds some, as a sweep's does, and how to see them; else None."""
     try:
         runs = find_folders(folder, is_run)
     except OSError:

@@ -24,7 +24,7 @@ Upload = Callable[[Path], int]
 
 
 def find_offline(folders: Iterable[Path]) -> list[Path]:
-    """Return the offline runs of run folders, and of those that hold runs, saying how many; uploaded or not.
+    """List the offline runs of run folders, and of those that hold runs, saying how many; uploaded or not.
 
     Raises:
         OSError: a folder is not there, or holds no offline run.

@@ -89,7 +89,7 @@ def _both(base: Run, new: Run, *path: str) -> tuple[Any, Any]:
 
 
 def _at(run: Mapping[str, Any], path: Iterable[str]) -> Any:
-    """Return what run.json says under nested keys; None where it does not."""
+    """What run.json says under nested keys; None where it does not."""
     value: Any = run
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None

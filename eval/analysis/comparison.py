@@ -148,7 +148,7 @@ class Comparison:
         return self.verdict == "non-inferior" and self.engaged
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison in dicts, lists and scalars, ready for JSON."""
+        """In dicts, lists and scalars, ready for JSON."""
         return asdict(self) | {"engaged": self.engaged, "passed": self.passed}
 
 
@@ -217,7 +217,7 @@ def compare(base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW) -> 
 
 
 def engagement_problems(run: Run, engagement: Sequence[StageEngagement]) -> tuple[str, ...]:
-    """Return why a run's backends cannot be said to have served every call; empty for one without stages."""
+    """Say why a run's backends cannot be said to have served every call; empty for one without stages."""
     problems = disagreements(engagement, run.inferences)
     if not run.run:
         problems.append("run.json is missing, which says whether backends engaged")
@@ -264,7 +264,7 @@ def _tasks(pairs: Iterable[Pair]) -> tuple[TaskPairs, ...]:
 
 
 def _more_steps(pairs: Iterable[Pair]) -> dict[tuple[str, int], list[int]]:
-    """Return, by task, how many more steps NEW took in each episode that both solved."""
+    """By task, how many more steps NEW took in each episode that both solved."""
     differences: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for base, new in pairs:
         if base.success and new.success:
@@ -288,7 +288,7 @@ def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side
 
 
 def _latency(base: Milliseconds, new: Milliseconds) -> dict[str, Ratio]:
-    """Return the speed-ups of what both runs have."""
+    """Compare what both runs have."""
     ratios = {name: median_ratio(base[name], new[name]) for name in base if name in new}
     return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
@@ -313,7 +313,7 @@ def _few_episodes(latency: Mapping[str, Ratio], episodes: Sequence[int], names: 
 
 
 def _milliseconds(inferences: Iterable[InferenceRecord], keys: set[EpisodeKey]) -> Milliseconds:
-    """Return by episode what a robot would feel of the inferences of these episodes."""
+    """What a robot would feel in these episodes; their other inferences are left out."""
     times: defaultdict[str, defaultdict[EpisodeKey, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in inferences:
         if record.condition == "alone" and record.key in keys:
@@ -323,7 +323,7 @@ def _milliseconds(inferences: Iterable[InferenceRecord], keys: set[EpisodeKey]) 
 
 
 def _own_warnings(sides: Iterable[Side], summaries: Iterable[Summary], names: Names) -> list[str]:
-    """Return what each run's own summary warns of; its engagement problems are `Side.problems`."""
+    """Name the run in what its own summary warns of; its engagement problems are `Side.problems`."""
     return [
         f"{name}: {warning}"
         for name, side, summary in zip(names, sides, summaries, strict=True)

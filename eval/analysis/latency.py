@@ -26,7 +26,7 @@ class LatencyStats:
 
 
 def latency_stats(latencies_ms: Sequence[float]) -> LatencyStats:
-    """Return the statistics of latencies in milliseconds; their order matters not even in the last bit.
+    """Describe latencies in milliseconds; their order matters not even in the last bit.
 
     Percentiles are NumPy's default, `method="linear"`: with the n values sorted, percentile q lies at
     position (n - 1) * q / 100 from 0, interpolated linearly between its neighbours.

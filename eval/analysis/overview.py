@@ -92,7 +92,7 @@ class Entry:
         return "-" if self.not_comparable is None else "not comparable"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry in dicts, lists and scalars, without its records."""
+        """In dicts, lists and scalars, without its records."""
         return {
             "number": self.number,
             "label": self.label,
@@ -130,7 +130,7 @@ class Overview:
         return (*stages, *([HOST_TO_HOST] if any(entry.spreads for entry in self.entries) else []))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the overview in dicts, lists and scalars, ready for JSON."""
+        """In dicts, lists and scalars, ready for JSON."""
         return {
             "margin": self.margin,
             "first_is_missing": self.first_is_missing,
@@ -185,7 +185,7 @@ def overview(sources: Sequence[Source], margin: float) -> Overview:
 
 
 def spreads(run: Run, *, under_load: bool) -> dict[str, Spread]:
-    """Return the spread of each stage and of whole inferences, of those under load or of the others."""
+    """The spread of each stage and host to host, of inferences under load or of the others."""
     wanted = "under load" if under_load else "alone"
     times: defaultdict[str, list[float]] = defaultdict(list)
     for record in run.inferences:
@@ -213,7 +213,7 @@ def _compared(base: Run, run: Run, margin: float) -> tuple[Comparison | None, st
 
 
 def _labels(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
-    """Return policy, denoise steps, and the overrides that not all share; a number where that repeats."""
+    """Name policy, denoise steps, and the overrides that not all share; a number where that repeats."""
     overrides = [
         [text for text in run.run.get("overrides") or () if not text.startswith(NOT_IN_LABELS)]
         for run in runs
@@ -235,7 +235,7 @@ def _labels(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
 
 
 def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
-    """Return what must be known of a run before its numbers are believed, in a few words each."""
+    """Say what must be known of a run before its numbers are believed, in a few words each."""
     facts = run.run
     shard = (facts.get("config") or {}).get("shard")
     parts = len(facts.get("parts") or ())
@@ -264,7 +264,7 @@ def _speed_up(base: Run, run: Run, base_summary: Summary, summary: Summary) -> f
 
 
 def _with_front(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Return the entries with `on_front` set.
+    """Set `on_front`.
 
     Only runs that can be compared with the first are in question: trained weights, the same episodes and
     device, backends that served every call, latencies not under load.

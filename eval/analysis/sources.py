@@ -23,7 +23,7 @@ def margin_points(text: str) -> float:
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """Return the run of a folder, or those of a sweep in the order of its jobs.
+    """Read the run of a folder, or those of a sweep in the order of its jobs.
 
     Raises:
         FileNotFoundError: the folder holds neither records nor a sweep.
@@ -38,7 +38,7 @@ def read_sources(folder: Path) -> list[Source]:
 
 
 def without_run(folder: Path, error: Exception) -> Source:
-    """Return what stands for a run that cannot be read; the reason does not name the folder again."""
+    """What stands for a run that cannot be read; the reason does not name the folder again."""
     return Source(folder, None, error.reason if isinstance(error, NoRecords | DamagedRecords) else str(error))
 
 

@@ -29,7 +29,7 @@ class Interval:
     high: float
 
     def hull(self, other: "Interval | None") -> "Interval":
-        """Return the smallest interval that holds both."""
+        """The smallest interval that holds both."""
         if other is None:
             return self
         return Interval(min(self.low, other.low), max(self.high, other.high))
@@ -79,7 +79,7 @@ class Ratio:
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Return Wilson's score interval of a proportion, without continuity correction.
+    """Wilson's score interval of a proportion, without continuity correction.
 
     Wilson 1927, JASA 22, 209-212. Written out, because importing scipy takes longer than a summary.
     """
@@ -91,7 +91,7 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def mcnemar_exact(counts: PairedCounts) -> float:
-    """Return the two-sided exact P of McNemar's test: that the discordant pairs fall so unevenly by chance.
+    """The two-sided exact P of McNemar's test: that the discordant pairs fall so unevenly by chance.
 
     The sign test of the discordant pairs (Agresti, Categorical Data Analysis, section 10.1); 1 without any.
     """
@@ -102,7 +102,7 @@ def mcnemar_exact(counts: PairedCounts) -> float:
 
 
 def newcombe(counts: PairedCounts) -> Interval:
-    """Return the interval of the paired difference, Newcombe's method 10.
+    """The interval of the paired difference, Newcombe's method 10.
 
     Wilson's intervals of both proportions, joined by square-and-add with the correlation phi, which is
     continuity-corrected where it is positive (Newcombe 1998, Statistics in Medicine 17, 2635-2650). It has a
@@ -122,7 +122,7 @@ def newcombe(counts: PairedCounts) -> Interval:
 
 
 def by_cluster(differences: Mapping[Any, Sequence[int]]) -> Interval | None:
-    """Return the interval of the mean difference when whole clusters are drawn again.
+    """The interval of the mean difference when whole clusters are drawn again.
 
     Args:
         differences: of each cluster (a task), by a key that can be sorted, those of its pairs.
@@ -143,7 +143,7 @@ def by_cluster(differences: Mapping[Any, Sequence[int]]) -> Interval | None:
 
 
 def verdict(interval: Interval, margin_points: float) -> Verdict:
-    """Return what an interval of the difference says at a margin in percentage points.
+    """Judge an interval of the difference at a margin in percentage points.
 
     A limit that lies on the margin does not show anything.
     """
@@ -153,7 +153,7 @@ def verdict(interval: Interval, margin_points: float) -> Verdict:
 
 
 def smallest_difference(n: int) -> float | None:
-    """Return the smallest difference that McNemar's exact test could show with n pairs, all discordant pairs
+    """The smallest difference that McNemar's exact test could show with n pairs, all discordant pairs
     on one side; None where n is too small for any."""
     for discordant in range(1, n + 1):
         if mcnemar_exact(PairedCounts(n - discordant, discordant, 0, 0)) < 1 - LEVEL:
@@ -162,12 +162,12 @@ def smallest_difference(n: int) -> float | None:
 
 
 def smallest_margin(n: int, base_successes: int) -> float:
-    """Return the margin, as a fraction, above which n pairs that all agreed would show non-inferiority."""
+    """The margin, as a fraction, above which n pairs that all agreed would show non-inferiority."""
     return -newcombe(PairedCounts(base_successes, 0, 0, n - base_successes)).low
 
 
 def episodes_needed(margin_points: float) -> int:
-    """Return the least number of pairs that could show a margin: all of them succeed with both policies.
+    """The least number of pairs that could show a margin: all of them succeed with both policies.
 
     The limit is then z^2 / (n + z^2).
     """
@@ -176,7 +176,7 @@ def episodes_needed(margin_points: float) -> int:
 
 
 def median_ratio(base: Mapping[Any, Sequence[float]], new: Mapping[Any, Sequence[float]]) -> Ratio | None:
-    """Return the ratio of the medians of two runs' latencies; None where there are none.
+    """The ratio of the medians of two runs' latencies; None where there are none.
 
     Args:
         base, new: of each episode, by a key that can be sorted, its latencies; an episode without any in one
@@ -207,13 +207,13 @@ def _square_and_add(a: float, b: float, phi: float) -> float:
 
 
 def _resamples(clusters: int, number: int) -> NDArray[np.int64]:
-    """Return how often each cluster is drawn, (number, clusters)."""
+    """How often each cluster is drawn, (number, clusters)."""
     generator = np.random.default_rng(SEED)
     return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=number)
 
 
 def _percentiles(samples: NDArray[np.float64], clusters: int, estimate: float) -> Interval:
-    """Return the expanded percentile interval, widened to hold the estimate where it did not."""
+    """The expanded percentile interval, widened to hold the estimate where it did not."""
     from scipy.stats import t
 
     reach = math.sqrt(clusters / (clusters - 1)) * float(t.ppf((1 + LEVEL) / 2, clusters - 1))
@@ -223,7 +223,7 @@ def _percentiles(samples: NDArray[np.float64], clusters: int, estimate: float) -
 
 
 def _flat(episodes: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return all values, sorted, and of each the number of its episode."""
+    """All values, sorted, and of each the number of its episode."""
     values = np.concatenate([np.asarray(episode, dtype=np.float64) for episode in episodes])
     owner = np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes])
     order = np.argsort(values, kind="stable")
@@ -233,7 +233,7 @@ def _flat(episodes: Sequence[Sequence[float]]) -> tuple[NDArray[np.float64], NDA
 def _medians(
     values: NDArray[np.float64], owner: NDArray[np.int64], weights: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the median of every resample; `values` are sorted."""
+    """The median of every resample; `values` are sorted."""
     medians = []
     for start in range(0, len(weights), ROWS):
         counted = np.cumsum(weights[start : start + ROWS, owner], axis=1)

@@ -130,7 +130,7 @@ class Summary:
         return is_random(self.weights_label)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary in dicts, lists and scalars, ready for JSON."""
+        """In dicts, lists and scalars, ready for JSON."""
         return asdict(self)
 
 
@@ -256,7 +256,7 @@ def _errors(run: Run) -> tuple[EpisodeError, ...]:
 def _latencies(
     inferences: Iterable[InferenceRecord], engagement: Iterable[StageEngagement]
 ) -> tuple[LatencyStats | None, dict[str, LatencyStats]]:
-    """Return statistics of whole inferences and of each stage; calls that another than the stage's backend
+    """Describe whole inferences and each stage; calls that another than the stage's backend
     served have a row of their own."""
     backends = {engaged.stage: engaged.backend for engaged in engagement}
     infer_ms: list[float] = []

@@ -31,20 +31,20 @@ Rows = Iterator[tuple[str, ...]]
 
 
 def render(result: Comparison) -> RenderableType:
-    """Return a comparison for a rich console: long lists are cut short, and the verdict is the last line."""
+    """For a console: long lists are cut short, and the verdict is the last line."""
     style = "green" if result.passed else "red"
     return to_console([*_blocks(result, whole=False), Items(conclusion(result), style, strong=True)])
 
 
 def markdown(result: Comparison) -> str:
-    """Return a comparison as Markdown, whole, and with the verdict first."""
+    """Whole, and with the verdict first."""
     title = Heading(f"{result.new.policy} against {result.base.policy}")
     verdict = Sentence(f"{'. '.join(conclusion(result))}.", strong=True)
     return to_markdown([title, verdict, *_blocks(result, whole=True)])
 
 
 def _blocks(result: Comparison, *, whole: bool) -> Iterator[Block]:
-    """Return what both forms hold.
+    """What both forms hold.
 
     Args:
         whole: whether to name all episodes that differ, and to count the pairs by task where none does.
@@ -70,7 +70,7 @@ def _blocks(result: Comparison, *, whole: bool) -> Iterator[Block]:
 
 
 def conclusion(result: Comparison) -> list[str]:
-    """Return the verdict in a sentence or two."""
+    """The verdict in a sentence or two."""
     margin = _points(result.margin)
     hull = result.newcombe.hull(result.by_task).hull(result.if_errors_count)
     span = f"95 % interval {_span(hull)}, n = {result.counts.n}"
@@ -93,13 +93,13 @@ def conclusion(result: Comparison) -> list[str]:
 
 
 def success_rows(result: Comparison) -> Rows:
-    """Return the cells under `SUCCESS`."""
+    """The cells under `SUCCESS`."""
     for name, side in result.sides.items():
         yield name, side.policy, *_rate(side.success), str(side.errors)
 
 
 def limit_rows(result: Comparison) -> Rows:
-    """Return the cells under `LIMITS`."""
+    """The cells under `LIMITS`."""
     intervals = {
         "paired, Newcombe": result.newcombe,
         "clustered by task": result.by_task,
@@ -111,7 +111,7 @@ def limit_rows(result: Comparison) -> Rows:
 
 
 def task_rows(result: Comparison) -> Rows:
-    """Return the cells under `TASKS`."""
+    """The cells under `TASKS`."""
     for task in result.tasks:
         counts = task.counts
         numbers = (counts.both, counts.lost, counts.won, counts.neither)
@@ -119,7 +119,7 @@ def task_rows(result: Comparison) -> Rows:
 
 
 def latency_rows(result: Comparison) -> Rows:
-    """Return the cells under `LATENCY`."""
+    """The cells under `LATENCY`."""
     for name, ratio in result.latency.items():
         interval = ratio.interval
         yield (
@@ -134,7 +134,7 @@ def latency_rows(result: Comparison) -> Rows:
 
 
 def engagement_rows(result: Comparison) -> Rows:
-    """Return the cells under `ENGAGEMENT`."""
+    """The cells under `ENGAGEMENT`."""
     for name, side in result.sides.items():
         for stage in side.engagement:
             numbers = (stage.calls, stage.misses, stage.refused)

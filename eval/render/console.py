@@ -9,7 +9,7 @@ MIN_WIDTH = 100  # columns, where no terminal says how many it has
 
 
 def report_console(*, stderr: bool = False) -> Console:
-    """Return a console as wide as its terminal, or at least `MIN_WIDTH` where there is none."""
+    """A console as wide as its terminal, or at least `MIN_WIDTH` where there is none."""
     console = Console(stderr=stderr)
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)

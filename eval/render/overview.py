@@ -30,7 +30,7 @@ LEGEND = (
 
 
 def render(overview: Overview) -> RenderableType:
-    """Return the overview for a rich console, what it says last."""
+    """For a console, with the headline last."""
     untrained = [f"*** {label} ***" for label in random_weights(overview)]
     return to_console(
         [
@@ -43,7 +43,7 @@ def render(overview: Overview) -> RenderableType:
 
 
 def markdown(overview: Overview, title: str) -> str:
-    """Return the overview as Markdown, what it says first."""
+    """With the headline first."""
     return to_markdown([Heading(title), Items(headline(overview)), *_blocks(overview)])
 
 
@@ -55,12 +55,12 @@ def _blocks(overview: Overview) -> Iterator[Block]:
 
 
 def rows(overview: Overview) -> list[tuple[str, ...]]:
-    """Return the cells under `COLUMNS`."""
+    """The cells under `COLUMNS`."""
     return [_row(entry) for entry in overview.entries]
 
 
 def notes(overview: Overview) -> list[str]:
-    """Return what the table does not say but must be known, run by run."""
+    """What the table does not say but must be known, run by run."""
     lines = []
     for entry in overview.entries:
         problems = [*entry.flags, *entry.problems]
@@ -71,13 +71,13 @@ def notes(overview: Overview) -> list[str]:
 
 
 def random_weights(overview: Overview) -> list[str]:
-    """Return the labels of weights that nobody trained, each once."""
+    """The labels of weights that nobody trained, each once."""
     summaries = [entry.summary for entry in overview.entries]
     return sorted({str(summary.weights_label) for summary in summaries if summary.random_weights})
 
 
 def headline(overview: Overview) -> list[str]:
-    """Return what the runs say in a few sentences."""
+    """What the runs say in a few sentences."""
     base, *others = overview.entries
     lines = [_first_line(base)]
     if overview.first_is_missing:
@@ -154,12 +154,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 
 def success_cells(entry: Entry) -> tuple[str, str]:
-    """Return successes of finished episodes, and the interval of the rate."""
+    """Successes of finished episodes, and the interval of the rate."""
     total = entry.summary.total
     return f"{total.successes} / {total.finished}", percent_interval(total.low, total.high)
 
 
 def latency_cells(entry: Entry) -> Sequence[str]:
-    """Return p50, p95 and rate; dashes where no inference was alone on the machine."""
+    """p50, p95 and rate; dashes where no inference was alone on the machine."""
     stats = entry.latency
     return [NONE] * 3 if stats is None else [f"{stats.p50_ms:.2f}", f"{stats.p95_ms:.2f}", f"{stats.hz:.1f}"]

@@ -18,7 +18,7 @@ ENGAGEMENT = ("stage", "backend", "calls", "misses", "refused")
 
 
 def render(summary: Summary) -> RenderableType:
-    """Return a summary for a rich console."""
+    """For a console; texts from records are never read as its markup."""
     return to_console(_blocks(summary))
 
 

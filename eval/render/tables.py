@@ -24,10 +24,10 @@ class Block(Protocol):
     """A part of a text. Texts from records are never read as a console's markup."""
 
     def console(self) -> Iterable[RenderableType]:
-        """Return what is printed, one thing below the other."""
+        """What is printed, one thing below the other."""
 
     def markdown(self) -> list[str]:
-        """Return the lines in Markdown; none where there is nothing to say."""
+        """The lines in Markdown; none where there is nothing to say."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Table:
                 table.add_section()
                 continue
             first, *others = row
-            shown = "" if self.blank_repeats and first == before else first
-            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in (shown, *others)))
+            begin = "" if self.blank_repeats and first == before else first
+            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in (begin, *others)))
             before = first
         yield table
 
@@ -136,18 +136,18 @@ class Table:
 
 
 def to_console(blocks: Iterable[Block]) -> RenderableType:
-    """Return what a rich console prints."""
+    """What a rich console prints."""
     return Group(*(part for block in blocks for part in block.console()))
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """Return a document, with a blank line between the blocks."""
+    """A document, with a blank line between the blocks."""
     written = ("\n".join(block.markdown()) for block in blocks)
     return "\n\n".join(text for text in written if text) + "\n"
 
 
 def part_groups(rows: Iterable[Row]) -> Iterator[Row]:
-    """Return the rows with a `LINE` wherever the first cell changes."""
+    """The rows with a `LINE` wherever the first cell changes."""
     before = None
     for row in rows:
         if before not in (None, row[0]):
@@ -157,7 +157,7 @@ def part_groups(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def percent_interval(low: float | None, high: float | None) -> str:
-    """Return `97.2 to 99.9 %` of two fractions; `NONE` without them."""
+    """Write `97.2 to 99.9 %` of two fractions; `NONE` without them."""
     return NONE if low is None or high is None else f"{low * 100:.1f} to {high * 100:.1f} %"
 
 

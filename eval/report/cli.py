@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def default_title(result: Overview) -> str:
-    """Return the policies and suites of the runs."""
+    """Name the policies and suites of the runs."""
     policies = dict.fromkeys(entry.summary.policy for entry in result.entries)
     suites = dict.fromkeys(suite for entry in result.entries for suite in entry.summary.suites)
     return f"{', '.join(policies)} on {', '.join(suites)}"

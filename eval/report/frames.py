@@ -23,7 +23,7 @@ class Frames:
 
 
 def frames_of(folder: Path, record: EpisodeRecord) -> Frames:
-    """Return the first and the last frame of an episode of the run in `folder`."""
+    """Take the first and the last frame out of the video of an episode of the run in `folder`."""
     video = folder / "videos" / video_name(record)
     if not video.is_file():
         mode = "all" if record.success else "failures"
@@ -35,7 +35,7 @@ def frames_of(folder: Path, record: EpisodeRecord) -> Frames:
 
 
 def _picture(video: Path, *, last: bool) -> str:
-    """Return a frame as a `data:` address.
+    """Take a frame out of a video, as a `data:` address.
 
     Raises:
         OSError: ffmpeg finds none.

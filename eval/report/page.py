@@ -20,14 +20,14 @@ TEMPLATE = "page.html.j2"
 
 
 def report_command(folders: Iterable[str], title: str | None = None, margin: float = MARGIN) -> str:
-    """Return the command that makes a page again, with what is not a default of what the page says."""
+    """The command that makes a page again, with what is not a default of what the page says."""
     chosen = [f"--title={title}"] if title else []
     chosen += [f"--margin={margin}"] if margin != MARGIN else []
     return shlex.join(["python", "-m", "eval.report", *folders, *chosen])
 
 
 def page(overview: Overview, title: str, command: str, find: FindFrames = frames_of) -> str:
-    """Return the report.
+    """Fill the template.
 
     Args:
         command: what makes this report again.
@@ -66,7 +66,7 @@ def page(overview: Overview, title: str, command: str, find: FindFrames = frames
 
 
 def _styles(entries: Sequence[Entry]) -> list[int]:
-    """Return each run's colour and marker: those of its policy, or its own where all have one policy."""
+    """Each run's colour and marker: those of its policy, or its own where all have one policy."""
     policies = list(dict.fromkeys(entry.summary.policy for entry in entries))
     if len(policies) == 1:
         return list(range(len(entries)))

@@ -56,13 +56,13 @@ class Axis:
     log: bool
 
     def at(self, value: float) -> float:
-        """Return the position of a value."""
+        """The position of a value."""
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
 def latency_axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Return an axis for milliseconds: from zero, or logarithmic where the values span `LOG_FROM`."""
+    """An axis for milliseconds: from zero, or logarithmic where the values span `LOG_FROM`."""
     smallest, largest = min(values), max(values)
     if largest / smallest >= LOG_FROM:
         return Axis(smallest / 1.25, largest * 1.25, start, end, log=True)
@@ -70,7 +70,7 @@ def latency_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def ticks(axis: Axis, most: int = 6) -> list[float]:
-    """Return round values within an axis, at most about `most`."""
+    """Round values within an axis, at most about `most`."""
     if axis.log:
         decades = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
         for factors in ((1, 2, 5), (1, 3), (1,)):
@@ -87,7 +87,7 @@ def ticks(axis: Axis, most: int = 6) -> list[float]:
 
 
 def pareto(points: Sequence[Point], device: str) -> Markup:
-    """Return success, with its 95 % interval, against latency; the front is dashed."""
+    """Draw success, with its 95 % interval, against latency; the front is dashed."""
     height, left, right, top, bottom = 300, 44, WIDTH - 10, 40, 258
     x = latency_axis([p.ms for p in points], left, right)
     lowest = min(p.low for p in points)
@@ -120,7 +120,7 @@ def pareto(points: Sequence[Point], device: str) -> Markup:
 
 
 def boxes(name: str, rows: Sequence[Box]) -> Markup:
-    """Return one row a run: a line from p5 to p95, a box from p25 to p75, the median as a stroke."""
+    """Draw one row a run: a line from p5 to p95, a box from p25 to p75, the median as a stroke."""
     step, top, left, right = 40, 8, 8, WIDTH - 10
     bottom = top + step * len(rows)
     x = latency_axis([v for row in rows for v in (max(row.p5_ms, 1e-6), row.p95_ms)], left, right)
@@ -147,14 +147,14 @@ def boxes(name: str, rows: Sequence[Box]) -> Markup:
 
 
 def swatch(style: int) -> Markup:
-    """Return the marker of a style by itself, for tables and legends; it says nothing to a screen reader."""
+    """The marker of a style by itself, for tables and legends; it says nothing to a screen reader."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 14 14" aria-hidden="true"><g class="c{}">{}</g></svg>'
     ).format(style % NUM_STYLES, marker(7, 7, style))
 
 
 def marker(x: float, y: float, style: int) -> Markup:
-    """Return the shape of a style, about 10 units wide."""
+    """The shape of a style, about 10 units wide."""
     shapes: tuple[Sequence[tuple[float, float]], ...] = (
         (),
         ((-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5)),
@@ -171,7 +171,7 @@ def marker(x: float, y: float, style: int) -> Markup:
 
 
 def _levels(positions: Sequence[float]) -> list[int]:
-    """Return for numbers at these positions a level each, so that neighbours do not overlap."""
+    """Give numbers at these positions a level each, so that neighbours do not overlap."""
     levels = [0] * len(positions)
     last: dict[int, float] = {}
     for i in sorted(range(len(positions)), key=lambda i: positions[i]):
@@ -198,14 +198,14 @@ def _group(style: int, name: str, parts: Iterable[Markup]) -> Markup:
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
-    """Return a line of a CSS class."""
+    """A line of a CSS class."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x1, y1, x2, y2, style
     )
 
 
 def rect(x: float, y: float, width: float, height: float, style: str) -> Markup:
-    """Return a rectangle of a CSS class; one too narrow to be seen is drawn half a unit wide."""
+    """A rectangle of a CSS class; one too narrow to be seen is drawn half a unit wide."""
     return Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}"/>').format(
         x, y, max(width, 0.5), height, style
     )
@@ -216,7 +216,7 @@ def _circle(x: float, y: float, r: float, style: str) -> Markup:
 
 
 def text_at(x: float, y: float, text: str, style: str, anchor: str = "start") -> Markup:
-    """Return a line of text of a CSS class, escaped."""
+    """A line of text of a CSS class, escaped."""
     return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
         x, y, style, anchor, escape(text)
     )

@@ -67,7 +67,7 @@ class Facts:
 
 
 def episode_lists(overview: Overview, find: FindFrames) -> list[EpisodeList]:
-    """Return the episodes in which a run and the first one disagree; of runs without a comparison, those that
+    """List the episodes in which a run and the first one disagree; of runs without a comparison, those that
     did not succeed."""
     base = overview.entries[0]
     wanted: list[tuple[str, Sequence[str], tuple[Entry, ...]]] = []
@@ -87,7 +87,7 @@ def episode_lists(overview: Overview, find: FindFrames) -> list[EpisodeList]:
 
 
 def task_rows(overview: Overview) -> list[TaskRow]:
-    """Return a row for each task of any run."""
+    """A row for each task of any run."""
     by_run = [
         {(task.suite, task.task_id): task for task in entry.summary.tasks} for entry in overview.entries
     ]
@@ -120,7 +120,7 @@ def facts(overview: Overview) -> Facts:
 
 
 def commands(entry: Entry) -> list[str]:
-    """Return the lines that run an entry again, from a clean clone."""
+    """The lines that run an entry again, from a clean clone."""
     commit = entry.summary.commit
     lines = [] if commit is None else [f"git checkout {commit}"]
     parts: Sequence[Mapping[str, Any]] = entry.run.run.get("parts") or ()

@@ -12,7 +12,7 @@ from policies.text import pluralize, shorten
 
 
 def find_sources(folders: Iterable[Path]) -> list[Source]:
-    """Return the runs of all folders, each once, and say what was found in those that only hold runs.
+    """Read the runs of all folders, each once, and say what lies in those that only hold runs.
 
     What is damaged is a source without a run, with the reason, unless it was named itself.
 

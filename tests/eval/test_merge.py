@@ -67,7 +67,7 @@ def test_all_that_differ_are_named(tmp_path: Path) -> None:
     path = tmp_path / "b" / EPISODES_FILE
     swapped = {"true": "false", "false": "true"}
     path.write_text(
-        re.sub(r'(?<="success": )(true|false)', lambda found: swapped[found[0]], path.read_text())
+        re.sub(r'(?<="success": )(true|false)', lambda match: swapped[match[0]], path.read_text())
     )
     [_, different] = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "joined")
     assert different.startswith("12 of them with another result")

@@ -258,9 +258,9 @@ def test_latencies_under_load_are_left_out(
         for call, (ms, loaded) in enumerate(times)
     )
     run = Run({**run_json, "planned_episodes": 4}, episodes, inferences)
-    found = compare(run, run, 2.0)
-    assert (found.latency["host to host"].base_p50, found.latency["host to host"].base_n) == (20.0, 4)
-    assert "NEW: others ran beside 4 of 8 inferences, whose times are left out" in found.warnings
+    result = compare(run, run, 2.0)
+    assert (result.latency["host to host"].base_p50, result.latency["host to host"].base_n) == (20.0, 4)
+    assert "NEW: others ran beside 4 of 8 inferences, whose times are left out" in result.warnings
 
 
 @pytest.mark.parametrize(
@@ -313,13 +313,15 @@ def test_swapped_runs_say_the_opposite_and_order_does_not_matter(
                 {"success": False},
                 {"error_type": "OSError"},
             ]
-            result = data.draw(st.sampled_from(outcomes))
-            episodes.append(make_episode(**key, **result, inferences=1, steps=data.draw(st.integers(1, 220))))
+            outcome = data.draw(st.sampled_from(outcomes))
+            episodes.append(
+                make_episode(**key, **outcome, inferences=1, steps=data.draw(st.integers(1, 220)))
+            )
             inferences.append(make_inference(**key, infer_ms=data.draw(st.floats(1, 100))))
         runs.append(Run({**run_json, "planned_episodes": len(keys)}, tuple(episodes), tuple(inferences)))
     base, new = runs
     try:
-        found = compare(base, new, 2.0)
+        result = compare(base, new, 2.0)
     except NotComparable as error:
         with pytest.raises(NotComparable, match=re.escape(str(error).partition("(")[0])):
             compare(new, base, 2.0)
@@ -329,16 +331,16 @@ def test_swapped_runs_say_the_opposite_and_order_does_not_matter(
         episodes=tuple(data.draw(st.permutations(base.episodes))),
         inferences=tuple(data.draw(st.permutations(base.inferences))),
     )
-    assert compare(shuffled, new, 2.0) == found
+    assert compare(shuffled, new, 2.0) == result
     other = compare(new, base, 2.0)
-    assert (other.lost, other.won) == (found.won, found.lost)
-    assert other.difference == -found.difference
-    assert other.mcnemar_p == found.mcnemar_p
-    assert other.newcombe.low == pytest.approx(-found.newcombe.high)
-    assert other.left_out.raised == found.left_out.raised
-    assert other.latency["host to host"].ratio == pytest.approx(1 / found.latency["host to host"].ratio)
-    assert found.newcombe.low <= found.difference <= found.newcombe.high
-    if found.by_task is not None:
+    assert (other.lost, other.won) == (result.won, result.lost)
+    assert other.difference == -result.difference
+    assert other.mcnemar_p == result.mcnemar_p
+    assert other.newcombe.low == pytest.approx(-result.newcombe.high)
+    assert other.left_out.raised == result.left_out.raised
+    assert other.latency["host to host"].ratio == pytest.approx(1 / result.latency["host to host"].ratio)
+    assert result.newcombe.low <= result.difference <= result.newcombe.high
+    if result.by_task is not None:
         assert other.by_task is not None
-        assert other.by_task.low == pytest.approx(-found.by_task.high, abs=1e-12)
-    assert not (found.verdict == "non-inferior" and other.verdict == "inferior" and found.difference < 0)
+        assert other.by_task.low == pytest.approx(-result.by_task.high, abs=1e-12)
+    assert not (result.verdict == "non-inferior" and other.verdict == "inferior" and result.difference < 0)

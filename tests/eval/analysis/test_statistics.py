@@ -176,11 +176,11 @@ def test_the_clustered_interval_ignores_order_and_turns_around(
     interval = by_cluster(differences)
     assume(interval is not None)
     assert interval is not None
-    everything = [value for of in differences.values() for value in of]
+    everything = [value for values in differences.values() for value in values]
     assert interval.low <= sum(everything) / len(everything) <= interval.high
     order = data.draw(st.permutations(sorted(differences)))
     assert by_cluster({key: differences[key][::-1] for key in order}) == interval
-    other = by_cluster({key: [-value for value in of] for key, of in differences.items()})
+    other = by_cluster({key: [-value for value in values] for key, values in differences.items()})
     assert other is not None
     assert other.low == pytest.approx(-interval.high, abs=1e-12)
     assert other.high == pytest.approx(-interval.low, abs=1e-12)

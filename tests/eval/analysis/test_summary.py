@@ -93,10 +93,10 @@ def test_each_task_and_each_suite_has_its_own_rate(make_episode: Episode, run_js
         make_episode(suite="libero_10", instruction="long"),
     )
     summary = summarise(Run({**run_json, "planned_episodes": 4}, episodes, ()))
-    found = [
+    rates = [
         (t.suite, t.task_id, t.success.successes, t.success.finished, t.success.errors) for t in summary.tasks
     ]
-    assert found == [
+    assert rates == [
         ("libero_10", 0, 1, 1, 0),
         ("libero_spatial", 0, 1, 1, 1),
         ("libero_spatial", 1, 0, 1, 0),
@@ -140,7 +140,7 @@ def test_a_backend_that_did_not_serve_is_a_warning(
 def test_a_stage_that_inferences_name_and_run_json_lacks_is_a_warning(
     make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
 ) -> None:
-    reported = {stage: of for stage, of in run_json["engagement"].items() if stage != "denoise"}
+    reported = {stage: served for stage, served in run_json["engagement"].items() if stage != "denoise"}
     run = Run({**run_json, "engagement": reported}, (make_episode(inferences=1),), (make_inference(),))
     assert summarise(run).warnings == ("denoise: run.json does not say who served it",)
 

@@ -165,8 +165,8 @@ def test_runs_below_dates_and_sweeps_are_found_and_named(
     text = report([tmp_path])
     assert all(label in text for label in ("baseline, 10 steps", "other, 10 steps", "swept, 10 steps"))
     assert "1_b: no GPU here" in text
-    said = " ".join(capsys.readouterr().err.split())
-    assert said == f"{tmp_path} has 3 folders with runs: 2026-11-22/10-00_a, 2026-11-23/09-00_b, sweeps/s"
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed == f"{tmp_path} has 3 folders with runs: 2026-11-22/10-00_a, 2026-11-23/09-00_b, sweeps/s"
 
 
 def test_a_folder_of_runs_is_read_in_the_order_of_its_numbers_and_each_run_once(tmp_path: Path) -> None:
@@ -234,9 +234,9 @@ def test_the_command_on_the_page_makes_the_page_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [(5.0, 5.0), (0.8, 1.3), (1.0, 149.0), (0.002, 900.0), (99.0, 101.0)])
 def test_ticks_lie_on_the_axis(values: tuple[float, float]) -> None:
     axis = latency_axis(values, 0.0, 100.0)
-    found = ticks(axis)
-    assert 2 <= len(found) <= 8
-    assert all(-1e-6 <= axis.at(value) <= 100 + 1e-6 for value in found)
+    on_axis = ticks(axis)
+    assert 2 <= len(on_axis) <= 8
+    assert all(-1e-6 <= axis.at(value) <= 100 + 1e-6 for value in on_axis)
     assert all(0 <= axis.at(value) <= 100 for value in values)
 
 
@@ -266,8 +266,8 @@ def browser() -> Iterator[Browser]:
     executable = find_browser()
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)")
-    with Browser(executable) as found:
-        yield found
+    with Browser(executable) as browser:
+        yield browser
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False), (1280, True)])
