@@ -59,9 +59,9 @@ def _head(error: BaseException) -> str:
 
 
 def _plainer(message: str) -> str:
-    for theirs, ours in PLAINER:
-        if re.fullmatch(theirs, message):
-            return re.sub(theirs, ours, message)
+    for pattern, plainer in PLAINER:
+        if re.fullmatch(pattern, message):
+            return re.sub(pattern, plainer, message)
     return f"cannot be used: {message}"
 
 

@@ -51,13 +51,13 @@ def requests_of_every_length(
     key = first_episode(tasks, seed)
     normalizer = policy.preprocess.state
     states = [] if normalizer is None else _states_of_all_widths(normalizer)
-    found: dict[int, Request] = {}
+    by_length: dict[int, Request] = {}
     for task in tasks:
         worded = replace(real, instruction=task.language)
         for observation in (worded, *(replace(worded, state=state) for state in states)):
             length = policy.preprocess.prompt_length(observation, policy.form)
-            found.setdefault(length, Request(observation, key, 0))
-    return list(found.values())
+            by_length.setdefault(length, Request(observation, key, 0))
+    return list(by_length.values())
 
 
 def collect_requests(

@@ -11,7 +11,6 @@ from eval.sim.tasks import Task
 from policies.base import EpisodeKey
 from policies.seeding import Seeding
 
-
 MakeEnv = Callable[..., LiberoEnv]
 """Builds an environment from a task, `seeding` and `render`, as `LiberoEnv` does."""
 
@@ -62,12 +61,14 @@ class Plan:
     def foreign(self, records: Iterable[EpisodeRecord]) -> list[str]:
         """Say which of these records are not of this plan: another episode, policy, checkpoint or seeding."""
         keys = set(self.episodes.keys())
-        ours = (self.seeding, self.policy, self.checkpoint_sha256)
-        found = []
+        planned = (self.seeding, self.policy, self.checkpoint_sha256)
+        foreign = []
         for record in records:
-            theirs = (record.seeding, record.policy, record.checkpoint_sha256)
+            recorded = (record.seeding, record.policy, record.checkpoint_sha256)
             if record.key not in keys:
-                found.append(f"{record.key} is not planned")
-            elif theirs != ours:
-                found.append(f"{record.key} has (seeding, policy, checkpoint_sha256) {theirs}, not {ours}")
-        return found
+                foreign.append(f"{record.key} is not planned")
+            elif recorded != planned:
+                foreign.append(
+                    f"{record.key} has (seeding, policy, checkpoint_sha256) {recorded}, not {planned}"
+                )
+        return foreign

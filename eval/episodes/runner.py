@@ -50,7 +50,9 @@ class EpisodeRunner:
         self._damaged = False
         self._warmup_left = plan.warmup_inferences
 
-    def run(self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]) -> EpisodeResult:
+    def run(
+        self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]
+    ) -> EpisodeResult:
         """Run one episode; what simulator or policy raise is its result.
 
         Raises:

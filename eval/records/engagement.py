@@ -21,15 +21,15 @@ def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
     """
     joined: Engagement = {}
     for part in parts:
-        for stage, of in part.items():
+        for stage, served in part.items():
             before = joined.get(stage)
             if before is None:
-                joined[stage] = dict(of)
+                joined[stage] = dict(served)
                 continue
-            if before["backend"] != of["backend"]:
-                raise ValueError(f"{stage} was served by {before['backend']} and by {of['backend']}")
-            sums = {name: before.get(name, 0) + of.get(name, 0) for name in COUNTS}
-            joined[stage] = {**of, **sums}
+            if before["backend"] != served["backend"]:
+                raise ValueError(f"{stage} was served by {before['backend']} and by {served['backend']}")
+            sums = {name: before.get(name, 0) + served.get(name, 0) for name in COUNTS}
+            joined[stage] = {**served, **sums}
     return joined
 
 
@@ -45,8 +45,8 @@ def at_least(
         for stage, backend in record.backends.items():
             proven[stage, backend] += Fraction(1, record.batch)  # a batch is one call
     return {
-        stage: {**of, "calls": max(of["calls"], math.ceil(proven[stage, of["backend"]]))}
-        for stage, of in engagement.items()
+        stage: {**served, "calls": max(served["calls"], math.ceil(proven[stage, served["backend"]]))}
+        for stage, served in engagement.items()
     }
 
 
@@ -58,12 +58,12 @@ def faults(
     Args:
         served: stages that inferences name; one that no process reported may have missed any number of calls.
     """
-    found = [
-        f"{stage}: {of['backend']} served {of['calls']} calls, missed {of['misses']} "
-        f"and refused {of.get('refused', 0)}"
-        for stage, of in engagement.items()
-        if of["calls"] == 0 or of.get("refused") or (of["misses"] > 0 and not misses_allowed)
+    problems = [
+        f"{stage}: {served['backend']} served {served['calls']} calls, missed {served['misses']} "
+        f"and refused {served.get('refused', 0)}"
+        for stage, served in engagement.items()
+        if served["calls"] == 0 or served.get("refused") or (served["misses"] > 0 and not misses_allowed)
     ]
     unreported = [stage for stage in served if stage not in engagement]
     lost = "no process could report how it was served"
-    return [*found, *(f"{stage}: {lost}" for stage in unreported)]
+    return [*problems, *(f"{stage}: {lost}" for stage in unreported)]

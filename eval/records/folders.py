@@ -97,7 +97,7 @@ def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list
     if wanted(folder):
         return [folder]
     below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_number)
-    return [wanted_folders for path in below for wanted_folders in _find(path, wanted, seen)]
+    return [run for path in below for run in _find(path, wanted, seen)]
 
 
 def _number(folder: Path) -> tuple[float, str]:

@@ -119,7 +119,12 @@ def worst_rows(result: Replay) -> Iterator[tuple[str, ...]]:
 def observation_rows(result: Replay) -> Iterator[tuple[str, ...]]:
     """Return the cells under `OBSERVATIONS`."""
     for observation in sorted(result.observations, key=lambda observation: observation.actions.cosine):
-        yield observation.episode, str(observation.call), *_cells(observation.actions), f"{observation.max_abs_action:.3g}"
+        yield (
+            observation.episode,
+            str(observation.call),
+            *_cells(observation.actions),
+            f"{observation.max_abs_action:.3g}",
+        )
 
 
 def _tolerance(text: str) -> float:

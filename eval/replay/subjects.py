@@ -50,7 +50,7 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     return run
 
 
-def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Sample]) -> Subjects:
+def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sample]) -> Subjects:
     """Return the run's reference and the policy that the overrides ask for.
 
     Raises:
@@ -58,10 +58,12 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Sampl
         ConfigError, ValueError, OSError: a policy cannot be built here; see `build_policy`.
     """
     about = run["policy"]
-    theirs = [text for text in run["overrides"] if key_of(text).startswith(GROUPS)]
+    recorded_overrides = [text for text in run["overrides"] if key_of(text).startswith(GROUPS)]
     precision = f"policy.precision={about['dtype']}"
-    reference_config = configure([*(t for t in theirs if key_of(t) != "policy.precision"), precision])
-    config = configure(on_top(theirs, overrides, precision))
+    reference_config = configure(
+        [*(t for t in recorded_overrides if key_of(t) != "policy.precision"), precision]
+    )
+    config = configure(on_top(recorded_overrides, overrides, precision))
     if config.policy.kind != "pi05":
         raise NotComparable(f"policy={config.policy.name} has no network to replay; choose policy=baseline")
     backends = choose_backends(config)
@@ -88,15 +90,15 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], kept: Sequence[Sampl
     return Subjects(
         reference=reference,
         shaped=eager_policy(replace(reference_config, policy=in_form), checkpoint),
-        policy=optimise(config, eager, own, backends, lambda _: [request for request, _ in kept]),
+        policy=optimise(config, eager, own, backends, lambda _: [request for request, _ in samples]),
         reference_denoise=denoise,
         policy_denoise=own_denoise,
     )
 
 
-def on_top(theirs: Sequence[str], ours: Sequence[str], precision: str) -> list[str]:
-    """Return a run's overrides, but for those that ours replace, then ours."""
-    keys = {key_of(text) for text in ours}
+def on_top(recorded_overrides: Sequence[str], overrides: Sequence[str], precision: str) -> list[str]:
+    """Return a run's overrides without those that others replace, then the others."""
+    keys = {key_of(text) for text in overrides}
 
     def replaced(key: str) -> bool:
         if "policy" in keys and (key in RECIPE or key.startswith("optim")):
@@ -105,19 +107,19 @@ def on_top(theirs: Sequence[str], ours: Sequence[str], precision: str) -> list[s
             key.startswith(f"{group.replace('/', '.')}.") for group in keys - {"policy"}
         )
 
-    kept = [text for text in theirs if not replaced(key_of(text))]
+    samples = [text for text in recorded_overrides if not replaced(key_of(text))]
     if "policy.precision" not in keys:
-        kept = [*(text for text in kept if key_of(text) != "policy.precision"), precision]
-    return [*kept, *ours]
+        samples = [*(text for text in samples if key_of(text) != "policy.precision"), precision]
+    return [*samples, *overrides]
 
 
 def require_same(
-    who: str, found: Mapping[str, Any], recorded: Mapping[str, Any], facts: Iterable[str]
+    who: str, facts_now: Mapping[str, Any], recorded: Mapping[str, Any], facts: Iterable[str]
 ) -> None:
     """Raise NotComparable when a policy is not what a run says."""
     for name in facts:
-        if name in recorded and found[name] != recorded[name]:
+        if name in recorded and facts_now[name] != recorded[name]:
             raise NotComparable(
-                f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {found[name]}; "
+                f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {facts_now[name]}; "
                 "use the run's checkpoint and the version of conf/ that it was made with"
             )

@@ -65,20 +65,20 @@ def choose_gl() -> str:
 def check_versions() -> dict[str, str]:
     """Return the installed versions of `PINS`; raise SimulatorError listing every one that differs or is
     missing."""
-    found, wrong = {}, []
+    installed, wrong = {}, []
     for name, pinned in PINS.items():
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             wrong.append(f"{name} is not installed, {pinned} is needed")
             continue
-        if found[name] != pinned:
-            wrong.append(f"{name} is {found[name]}, {pinned} is needed")
+        if installed[name] != pinned:
+            wrong.append(f"{name} is {installed[name]}, {pinned} is needed")
     if wrong:
         raise SimulatorError(
             "; ".join(wrong) + ": other versions change physics or pixels; run `make install`"
         )
-    return found
+    return installed
 
 
 def prepare() -> dict[str, str]:

@@ -95,16 +95,16 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
                 f"checkpoint.norm_stats: no file {explicit!r} (looked at {path.resolve()})"
             )
         return read_lerobot_stats(path) if path.suffix == ".safetensors" else read_json_stats(path)
-    found = sorted(folder.glob(pattern))
-    if len(found) == 1:
-        return read(found[0])
-    if not found:
+    matches = sorted(folder.glob(pattern))
+    if len(matches) == 1:
+        return read(matches[0])
+    if not matches:
         raise FileNotFoundError(
             f"no norm stats: looked for {folder / pattern}; without them actions have the wrong scale; "
             "copy them from the training run or set checkpoint.norm_stats to the file"
         )
     raise ValueError(
-        f"{len(found)} norm stats match {folder / pattern}: {shorten(found)}; "
+        f"{len(matches)} norm stats match {folder / pattern}: {shorten(matches)}; "
         "set checkpoint.norm_stats to the one of the training data"
     )
 

@@ -46,9 +46,9 @@ def meta_stages(dims: Pi05Dims, denoise_steps: int) -> dict[str, nn.Module]:
 
 def checkpoint_key(stage: str, name: str) -> str:
     """Return the key, in openpi's layout, of parameter `name` of a stage."""
-    for ours, theirs in _HEADS[stage].items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
+    for head, key in _HEADS[stage].items():
+        if name.startswith(head):
+            return key + name.removeprefix(head)
     return name
 
 

@@ -75,27 +75,27 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
     results = []
     for form in FORMS:
         inputs = assemble(prepare_images(images, dims.image_size), prompts, dims, form)
-        ours: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for steps in steps_recorded:
             run = {**stages, "denoise": denoise.with_steps(steps)}
-            ours[f"out.actions_{steps}"], args = run_stages(run, inputs, lambda: noise, StageTimer(device))
+            outputs[f"out.actions_{steps}"], args = run_stages(run, inputs, lambda: noise, StageTimer(device))
         image_tokens, _, tokens, _ = args["prefix"]
         _, keys, values, mask = args["denoise"]
         assert image_tokens is not None
         assert tokens is not None
         assert keys is not None
         assert values is not None
-        ours["out.prefix_embs"] = prefix.embed(image_tokens, tokens)
-        ours["out.prefix_key_last"], ours["out.prefix_value_last"] = keys[-1], values[-1]
+        outputs["out.prefix_embs"] = prefix.embed(image_tokens, tokens)
+        outputs["out.prefix_key_last"], outputs["out.prefix_value_last"] = keys[-1], values[-1]
         if mask is not None:
-            ours["out.prefix_pad_mask"] = mask
+            outputs["out.prefix_pad_mask"] = mask
         rope, bias = denoise.suffix_geometry(noise, keys, mask)
         start = denoise.modulations(torch.ones(1, device=device))[:, 0, None]
-        ours["out.velocity_t1"] = denoise.velocity(noise, start, keys, values, rope, bias)
+        outputs["out.velocity_t1"] = denoise.velocity(noise, start, keys, values, rope, bias)
         valid = recorded["out.prefix_pad_mask"]
         results += [
             _comparison(form, name, tensor, _reference(name, recorded, valid if mask is None else None))
-            for name, tensor in ours.items()
+            for name, tensor in outputs.items()
         ]
     return results
 
@@ -174,10 +174,10 @@ def _reference(name: str, recorded: dict[str, Tensor], valid_BP: Tensor | None) 
     return reference[..., valid_BP[0], :]
 
 
-def _comparison(form: str, name: str, ours: Tensor, reference: Tensor) -> Comparison:
-    if ours.shape != reference.shape:
-        raise ValueError(f"{form} {name} must have shape {list(reference.shape)}, got {list(ours.shape)}")
-    difference = (ours.double() - reference.double()).abs().max().item()
+def _comparison(form: str, name: str, output: Tensor, reference: Tensor) -> Comparison:
+    if output.shape != reference.shape:
+        raise ValueError(f"{form} {name} must have shape {list(reference.shape)}, got {list(output.shape)}")
+    difference = (output.double() - reference.double()).abs().max().item()
     scale = reference.double().abs().max().item()
     if scale == 0.0:
         raise ValueError(f"{name} must not be all zero, or no difference is relative to it; record it again")

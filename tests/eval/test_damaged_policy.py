@@ -40,8 +40,8 @@ def test_fp8_that_is_scaled_back_by_twice_its_scale_is_inferior(
     evaluate(monkeypatch, new, FP8_PREFIX, "+optim.prefix.disagreement=2")
     capsys.readouterr()
     assert main([str(base), str(new), "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["verdict"] == "inferior"
-    assert found["counts"] == {"both": 0, "lost": 2, "won": 0, "neither": 0}
-    [prefix] = [of for of in found["new"]["engagement"] if of["stage"] == "prefix"]
+    recorded = json.loads(capsys.readouterr().out)
+    assert recorded["verdict"] == "inferior"
+    assert recorded["counts"] == {"both": 0, "lost": 2, "won": 0, "neither": 0}
+    [prefix] = [of for of in recorded["new"]["engagement"] if of["stage"] == "prefix"]
     assert (prefix["backend"], prefix["misses"]) == ("fp8_on_cpu", 0)

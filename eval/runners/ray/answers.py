@@ -64,5 +64,5 @@ def exit_detail(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return str(error).partition("\n")[0]  # a page on the machine's memory follows
     text = " ".join(str(error).split())
-    _, found, detail = text.partition("Worker exit type: ")
-    return detail if found else text
+    _, marker, detail = text.partition("Worker exit type: ")
+    return detail if marker else text

@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from eval.episodes.plan import Plan
 from eval.episodes.rollout import PolicyLost
-from eval.episodes.runner import EpisodeRunner, EpisodeResult
+from eval.episodes.runner import EpisodeResult, EpisodeRunner
 from eval.records.engagement import Engagement
 from eval.records.resume import refuse_changed
 from eval.records.schema import EpisodeRecord, InferenceRecord

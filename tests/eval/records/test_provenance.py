@@ -22,15 +22,17 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_provenance_is_strict_json_with_code_packages_and_machine() -> None:
-    found = collect()
-    assert json.loads(json.dumps(to_plain(found, "provenance"), allow_nan=False)) == found
-    assert datetime.fromisoformat(found["time"]).tzinfo is not None
-    assert "pytest" in found["command"]
-    assert found["python"] == platform.python_version()
-    assert found["packages"]["mujoco"] is not None
-    assert found["packages"]["tensorrt-rtx"] is None or isinstance(found["packages"]["tensorrt-rtx"], str)
-    assert found["cpu"]["cores"] >= 1
-    assert found["cpu"]["torch_threads"] >= 1
+    collected = collect()
+    assert json.loads(json.dumps(to_plain(collected, "provenance"), allow_nan=False)) == collected
+    assert datetime.fromisoformat(collected["time"]).tzinfo is not None
+    assert "pytest" in collected["command"]
+    assert collected["python"] == platform.python_version()
+    assert collected["packages"]["mujoco"] is not None
+    assert collected["packages"]["tensorrt-rtx"] is None or isinstance(
+        collected["packages"]["tensorrt-rtx"], str
+    )
+    assert collected["cpu"]["cores"] >= 1
+    assert collected["cpu"]["torch_threads"] >= 1
 
 
 def test_a_clean_tree_has_its_commit(repository: Path) -> None:

@@ -93,39 +93,39 @@ def backend(stage: str, target: type[Backend], **options: float) -> list[str]:
 def test_the_same_policy_is_equal_in_every_view(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, found = outcome(capsys, write_run(), "policy=baseline", "--tolerance", "1")
+    status, replayed = outcome(capsys, write_run(), "policy=baseline", "--tolerance", "1")
     assert status == 0
-    worst = found["worst"]
+    worst = replayed["worst"]
     assert worst["actions"] == {"rel_error": 0.0, "cosine": 1.0, "max_abs": 0.0}
     assert worst["recorded"]["max_abs"] < 1e-6  # there and back through the simulator's units
     assert [worst["stages"][stage]["max_abs"] for stage in ("vision", "prefix", "denoise")] == [0.0] * 3
     assert [step["max_abs"] for step in worst["steps"]] == [0.0] * STEPS
     assert worst["departs"] is None
-    assert [of["episode"] for of in found["observations"]] == [
+    assert [of["episode"] for of in replayed["observations"]] == [
         "libero_spatial-task0-episode0-seed7",
         "libero_spatial-task0-episode1-seed7",
     ]
 
 
 def test_another_form_is_the_same_policy(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = outcome(capsys, write_run(), "policy=baseline", "policy.form=full")
+    status, replayed = outcome(capsys, write_run(), "policy=baseline", "policy.form=full")
     assert status == 0
-    assert found["worst"]["actions"]["rel_error"] < 1e-4
-    assert all(step["rel_error"] < 1e-4 for step in found["worst"]["steps"])
-    assert (found["reference"]["form"], found["policy"]["form"]) == ("lean", "full")
+    assert replayed["worst"]["actions"]["rel_error"] < 1e-4
+    assert all(step["rel_error"] < 1e-4 for step in replayed["worst"]["steps"])
+    assert (replayed["reference"]["form"], replayed["policy"]["form"]) == ("lean", "full")
 
 
 def test_an_error_shows_in_the_stage_that_makes_it_and_grows_over_the_steps(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [write_run(), "policy=baseline", *backend("prefix", Fp8OnCpu), "--tolerance", "0.9"]
-    status, found = outcome(capsys, *arguments)
-    stages, steps = found["worst"]["stages"], [step["rel_error"] for step in found["worst"]["steps"]]
+    status, replayed = outcome(capsys, *arguments)
+    stages, steps = replayed["worst"]["stages"], [step["rel_error"] for step in replayed["worst"]["steps"]]
     assert status == 0
     assert stages["prefix"]["rel_error"] > 1e-3
     assert stages["vision"]["rel_error"] == stages["denoise"]["rel_error"] == 0.0
     assert 0 < steps[0] < steps[-1]
-    assert found["engagement"]["prefix"]["backend"] == "fp8_on_cpu"
+    assert replayed["engagement"]["prefix"]["backend"] == "fp8_on_cpu"
 
 
 def test_scales_that_are_off_are_no_parity(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,22 +133,22 @@ def test_scales_that_are_off_are_no_parity(write_run: WriteRun, capsys: pytest.C
     errors = []
     for factor in (1, 2, 16):
         damaged = backend("prefix", Fp8OnCpu, factor=factor)
-        status, found = outcome(capsys, folder, "policy=baseline", *damaged)
-        errors.append(found["worst"]["stages"]["prefix"]["rel_error"])
+        status, replayed = outcome(capsys, folder, "policy=baseline", *damaged)
+        errors.append(replayed["worst"]["stages"]["prefix"]["rel_error"])
     assert errors[0] < errors[1] < errors[2]
     assert status == 1
-    assert not found["passed"]
+    assert not replayed["passed"]
 
 
 def test_the_tolerance_is_inclusive_and_decides(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [write_run(), "policy=baseline", "policy.precision=bfloat16"]
-    _, found = outcome(capsys, *arguments)
-    cosine = found["worst"]["actions"]["cosine"]
+    _, replayed = outcome(capsys, *arguments)
+    cosine = replayed["worst"]["actions"]["cosine"]
     assert 0.9 < cosine < 1.0
-    assert found["policy"]["dtype"] == "bfloat16"
-    assert found["reference"]["dtype"] == "float32"
+    assert replayed["policy"]["dtype"] == "bfloat16"
+    assert replayed["reference"]["dtype"] == "float32"
     assert outcome(capsys, *arguments, "--tolerance", repr(cosine))[0] == 0
     above = torch.nextafter(torch.tensor(cosine, dtype=torch.float64), torch.tensor(2.0)).item()
     assert outcome(capsys, *arguments, "--tolerance", repr(above))[0] == 1
@@ -158,10 +158,10 @@ def test_with_other_denoise_steps_only_the_ends_are_compared(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run()
-    status, found = outcome(capsys, folder, "denoise.steps=1")
+    status, replayed = outcome(capsys, folder, "denoise.steps=1")
     assert status == 1
-    assert found["worst"]["steps"] == []
-    assert found["worst"]["stages"]["prefix"]["rel_error"] == 0.0
+    assert replayed["worst"]["steps"] == []
+    assert replayed["worst"]["stages"]["prefix"]["rel_error"] == 0.0
     main([str(folder), "denoise.steps=1"])
     assert "the numbers of denoise steps differ" in capsys.readouterr().out
 
@@ -170,22 +170,22 @@ def test_the_first_step_that_departs_is_named(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [write_run(), "policy=baseline", *backend("prefix", Fp8OnCpu, factor=16)]
-    _, found = outcome(capsys, *arguments)
-    cosines = [step["cosine"] for step in found["worst"]["steps"]]
+    _, replayed = outcome(capsys, *arguments)
+    cosines = [step["cosine"] for step in replayed["worst"]["steps"]]
     between = repr((cosines[1] + cosines[0]) / 2)
     assert cosines[0] > cosines[1]
-    _, found = outcome(capsys, *arguments, "--tolerance", between)
-    assert found["worst"]["departs"] == 2
+    _, replayed = outcome(capsys, *arguments, "--tolerance", between)
+    assert replayed["worst"]["departs"] == 2
 
 
 def test_a_backend_that_falls_back_has_no_parity_and_one_that_refuses_ends_it(
     write_run: WriteRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [write_run(), "policy=baseline", *backend("vision", Refusing)]
-    status, found = outcome(capsys, *arguments, "optim.on_mismatch=fallback")
+    status, replayed = outcome(capsys, *arguments, "optim.on_mismatch=fallback")
     assert status == 1
-    assert found["worst"]["actions"]["cosine"] == 1.0
-    assert found["problems"] == ["vision: refusing served 0 calls and missed 4"]
+    assert replayed["worst"]["actions"]["cosine"] == 1.0
+    assert replayed["problems"] == ["vision: refusing served 0 calls and missed 4"]
     assert main([str(argument) for argument in arguments]) == 1
     assert "input 0 changed" in capsys.readouterr().err
 
@@ -249,7 +249,7 @@ def test_runs_without_a_network_or_without_observations_are_refused(
 
 
 def test_a_chosen_policy_replaces_the_runs_recipe_and_keeps_the_rest() -> None:
-    theirs = [
+    recorded_overrides = [
         "checkpoint=native",
         "checkpoint.path=there",
         "policy=trt_fp8",
@@ -260,7 +260,7 @@ def test_a_chosen_policy_replaces_the_runs_recipe_and_keeps_the_rest() -> None:
         "optim.scales=file",
         "denoise.steps=3",
     ]
-    assert on_top(theirs, ["policy=baseline"], "policy.precision=bfloat16") == [
+    assert on_top(recorded_overrides, ["policy=baseline"], "policy.precision=bfloat16") == [
         "checkpoint=native",
         "checkpoint.path=there",
         "policy.form=full",
@@ -269,9 +269,11 @@ def test_a_chosen_policy_replaces_the_runs_recipe_and_keeps_the_rest() -> None:
         "policy=baseline",
     ]
     assert on_top(
-        theirs, ["optim/vision=eager", "denoise.steps=1", "policy.precision=bfloat16"], "policy.precision=x"
+        recorded_overrides,
+        ["optim/vision=eager", "denoise.steps=1", "policy.precision=bfloat16"],
+        "policy.precision=x",
     ) == [
-        *theirs[:5],
+        *recorded_overrides[:5],
         "optim.scales=file",
         "optim/vision=eager",
         "denoise.steps=1",

@@ -38,9 +38,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What one process records, one episode after another."""
     folder = tmp_path_factory.mktemp("runs") / "local"
     evaluate(command(folder))
-    found = results(read_run(folder))
-    assert len(found) == len({actions for _, _, _, actions, _ in found.values()}) == 4
-    return found
+    recorded = results(read_run(folder))
+    assert len(recorded) == len({actions for _, _, _, actions, _ in recorded.values()}) == 4
+    return recorded
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def upstream(suite: str, task_id: int, seed: int, episodes: list[int]) -> list[l
     return runs
 
 
-def ours(env: LiberoEnv, episode: int, look_every: int) -> list[Moment]:
+def roll_here(env: LiberoEnv, episode: int, look_every: int) -> list[Moment]:
     """Return the moments of our environment, which renders only every `look_every` steps."""
     env.reset(EpisodeKey(env.task.suite, env.task.task_id, episode, 7))
     moments = []
@@ -116,7 +116,7 @@ def test_paired_episode_and_lazy_images_equal_a_fresh_upstream_environment(
     env = make_env(suite, task_id)
     trajectory(env, episode=1)  # a predecessor, which must leave no trace
     [expected] = upstream(suite, task_id, stable_seed("reset", suite, task_id, 3, 7), [3])
-    assert assert_equal_moments(expected, ours(env, episode=3, look_every=3)) == 2 * 3
+    assert assert_equal_moments(expected, roll_here(env, episode=3, look_every=3)) == 2 * 3
 
 
 @pytest.mark.sim
@@ -142,7 +142,7 @@ def test_openpi_seeding_repeats_upstreams_drift_in_any_order(make_env: Callable[
     env = make_env("libero_10", 3, seeding="openpi")
     expected = upstream("libero_10", 3, 7, [0, 1, 2])
     for episode in (2, 0, 1):
-        assert assert_equal_moments(expected[episode], ours(env, episode, look_every=8)) == 2 * 2
+        assert assert_equal_moments(expected[episode], roll_here(env, episode, look_every=8)) == 2 * 2
 
 
 @pytest.mark.sim

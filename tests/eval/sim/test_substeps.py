@@ -57,17 +57,17 @@ def both(disturb: Callable[[int, Any], None] = lambda i, data: None) -> tuple[li
     """Return the bits after each of 500 substeps, as upstream computes them and as we do."""
     from eval.sim.substeps import Substeps
 
-    plain, ours = make_sim(), make_sim()
+    plain, fast = make_sim(), make_sim()
     controls = np.random.default_rng(0).uniform(-1, 1, 500)
     seen: tuple[list[Any], list[Any]] = ([], [])
-    substeps = Substeps(ours)
+    substeps = Substeps(fast)
     for i, control in enumerate(controls):
         substep(plain, control, lambda data, i=i: disturb(i, data))
         with substeps:
-            substep(ours, control, lambda data, i=i: disturb(i, data))
+            substep(fast, control, lambda data, i=i: disturb(i, data))
         seen[0].append(bits(plain))
-        seen[1].append(bits(ours))
-    assert ours.data._data.ncon > 0, "the model was to be in contact"
+        seen[1].append(bits(fast))
+    assert fast.data._data.ncon > 0, "the model was to be in contact"
     return seen
 
 
@@ -90,8 +90,8 @@ def calls(simulator: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Counter
 
 @pytest.mark.sim
 def test_a_moment_is_computed_once_and_the_bits_stay(calls: Counter[str]) -> None:
-    plain, ours = both()
-    np.testing.assert_array_equal(plain, ours)
+    plain, fast = both()
+    np.testing.assert_array_equal(plain, fast)
     upstream_calls = {"mj_forward": 2 * 500, "mj_step": 500}
     our_calls = {"mj_forward": 500, "mj_forwardSkip": 500, "mj_step2": 500}
     assert calls == Counter(upstream_calls) + Counter(our_calls)
@@ -104,8 +104,8 @@ def test_a_moment_that_was_changed_is_computed_again(simulator: dict[str, str], 
         if i % 7 == 0:
             getattr(data, what).flat[-1] += 1e-3
 
-    plain, ours = both(disturb)
-    np.testing.assert_array_equal(plain, ours)
+    plain, fast = both(disturb)
+    np.testing.assert_array_equal(plain, fast)
     undisturbed, _ = both()
     assert not np.array_equal(plain, undisturbed)
 
@@ -118,14 +118,14 @@ def test_a_simulation_that_went_wrong_starts_again_as_upstreams_does(
     from eval.sim.substeps import Substeps
 
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings there
-    plain, ours = make_sim(), make_sim()
-    for sim in (plain, ours):
+    plain, fast = make_sim(), make_sim()
+    for sim in (plain, fast):
         getattr(sim.data._data, what)[0] = 1e11
     substep(plain, 0.5)
-    with Substeps(ours):
-        substep(ours, 0.5)
+    with Substeps(fast):
+        substep(fast, 0.5)
     assert np.all(np.abs(getattr(plain.data._data, what)) < 2)
-    np.testing.assert_array_equal(bits(plain), bits(ours))
+    np.testing.assert_array_equal(bits(plain), bits(fast))
 
 
 @pytest.mark.sim
@@ -169,11 +169,11 @@ def test_an_episode_with_grasps_has_the_bits_of_one_that_leaves_nothing_out(
                 return moments
         pytest.fail("the oracle did not solve the episode")
 
-    ours = episode()
-    substeps = 25 * len(ours)
+    fast = episode()
+    substeps = 25 * len(fast)
     assert calls == {"mj_forward": substeps, "mj_forwardSkip": substeps, "mj_step2": substeps}
     monkeypatch.setattr(eval.sim.substeps.Substeps, "__enter__", lambda self: None)
     monkeypatch.setattr(eval.sim.substeps.Substeps, "__exit__", lambda self, *error: None)
-    np.testing.assert_array_equal(episode(), ours)
+    np.testing.assert_array_equal(episode(), fast)
     assert calls == {"mj_forward": 2 * substeps, "mj_step": substeps}
     env.close()

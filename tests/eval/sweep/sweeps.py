@@ -18,8 +18,8 @@ from tests.eval.written_runs import write_run
 def parse(arguments: list[str]) -> dict[str, str]:
     """The keys and values of a job, as Hydra reads them."""
     parsed = OverridesParser.create().parse_overrides(arguments)
-    assert not any(of.is_sweep_override() for of in parsed)
-    chosen = OmegaConf.create({of.get_key_element(): of.value() for of in parsed})
+    assert not any(override.is_sweep_override() for override in parsed)
+    chosen = OmegaConf.create({override.get_key_element(): override.value() for override in parsed})
     return {str(key): str(value) for key, value in chosen.items()}
 
 
@@ -58,8 +58,8 @@ def sweep(arguments: list[str], run_job: RunJob, reasons: Mapping[str, str] = Ma
 
     def find_reasons(jobs: Sequence[Sequence[str]]) -> list[Reason | None]:
         policies = [next(text for text in job if text.startswith("policy=")) for job in jobs]
-        found = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
-        return [None if reason is None else Reason(reason) for reason in found]
+        jobs_found = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
+        return [None if reason is None else Reason(reason) for reason in jobs_found]
 
     return main(arguments, run_job, find_reasons)
 

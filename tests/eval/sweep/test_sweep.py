@@ -136,7 +136,10 @@ JOB = {"folder": "0_a", "label": "a", "overrides": ["policy=a"]}
             json.dumps({"jobs": [{**JOB, "wall_s": "3"}]}),
             "is damaged: jobs[0].wall_s: Input should be a valid number, got '3'",
         ),
-        (json.dumps({"jobs": [{**JOB, "size": 1}]}), "is damaged: jobs[0].size: Unexpected keyword argument, got 1"),
+        (
+            json.dumps({"jobs": [{**JOB, "size": 1}]}),
+            "is damaged: jobs[0].size: Unexpected keyword argument, got 1",
+        ),
     ],
 )
 def test_a_damaged_list_of_jobs_is_one_line_with_the_way_out(

@@ -63,8 +63,8 @@ def test_native_openpi_and_lerobot_layouts_give_the_same_network(
     for other in loaded[1:]:
         assert other.dims == loaded[0].dims
         for stage, module in loaded[0].stages.items():
-            theirs = other.stages[stage].state_dict()
-            assert all(torch.equal(theirs[name], tensor) for name, tensor in module.state_dict().items())
+            others = other.stages[stage].state_dict()
+            assert all(torch.equal(others[name], tensor) for name, tensor in module.state_dict().items())
     assert [c.weights_label for c in loaded] == [str(f.path) for f in (native, openpi, lerobot)]
     assert loaded[0].weights_sha256 == file_sha256(native.path / "model.safetensors")
     assert loaded[2].norm_stats.eps == 1e-8

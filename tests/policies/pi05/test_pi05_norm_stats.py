@@ -46,8 +46,8 @@ def test_unnormalize_inverts_normalize(mode: str) -> None:
 def test_padded_statistics_use_their_first_dims() -> None:
     padded = {name: np.concatenate([value, np.zeros(30)]) for name, value in STATS.items()}
     x = np.array([0.3, 0.7])
-    ours = Normalizer(padded, "quantile", 1e-6, 2, "test").normalize(x)
-    np.testing.assert_array_equal(ours, Normalizer(STATS, "quantile", 1e-6, 2, "test").normalize(x))
+    normalized = Normalizer(padded, "quantile", 1e-6, 2, "test").normalize(x)
+    np.testing.assert_array_equal(normalized, Normalizer(STATS, "quantile", 1e-6, 2, "test").normalize(x))
 
 
 def test_absent_or_short_statistics_are_refused() -> None:

@@ -30,9 +30,9 @@ def test_resize_is_within_one_level_of_pil(height: int, width: int) -> None:
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     levels = resize_with_pad(torch.from_numpy(image)[None, None], 224)
     assert levels.shape == (1, 1, 3, 224, 224)
-    ours = levels[0, 0].permute(1, 2, 0).numpy()
-    assert np.abs(ours - _pil_resize_with_pad(image, 224).astype(np.float32)).max() <= 1.0
-    assert (ours == ours.round()).all()
+    resized = levels[0, 0].permute(1, 2, 0).numpy()
+    assert np.abs(resized - _pil_resize_with_pad(image, 224).astype(np.float32)).max() <= 1.0
+    assert (resized == resized.round()).all()
 
 
 def test_pixels_span_minus_one_to_one() -> None:

@@ -44,8 +44,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster with a token of its own, in processes that this test ends."""
     home = tmp_path / "home"
     home.mkdir()
-    ours = {name: value for name, value in os.environ.items() if name != "RAY_max_direct_call_object_size"}
-    environ = ours | {  # without what a runner on this machine has set for itself
+    inherited = {
+        name: value for name, value in os.environ.items() if name != "RAY_max_direct_call_object_size"
+    }
+    environ = inherited | {  # without what a runner on this machine has set for itself
         "HOME": str(home),
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -101,6 +103,6 @@ def test_two_nodes_joined_by_an_address_record_the_same(tmp_path: Path, cluster:
     assert re.search(r"need 10 CPUs, the cluster at .* has 4", join(workers=9).stderr)
     done = join(workers=3)
     assert done.returncode == 0, done.stderr
-    found = read_run(tmp_path / "ray")
-    assert results(found) == results(run(tmp_path / "local"))
-    assert found.run["runner"]["nodes"] == 2
+    recorded = read_run(tmp_path / "ray")
+    assert results(recorded) == results(run(tmp_path / "local"))
+    assert recorded.run["runner"]["nodes"] == 2

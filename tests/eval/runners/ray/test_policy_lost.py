@@ -49,13 +49,13 @@ def test_a_policy_that_dies_is_replaced_by_one_that_warms_up_and_its_calls_count
 ) -> None:
     expected = results(run(tmp_path / "local"))
     faults("policy-kill-1-1")
-    found = run(tmp_path / "ray", runner="ray", workers=1)
-    assert results(found) == expected
-    [error] = found.superseded
+    recorded = run(tmp_path / "ray", runner="ray", workers=1)
+    assert results(recorded) == expected
+    [error] = recorded.superseded
     assert (error.task_id, error.episode, error.error_type) == (1, 1, "PolicyLost")
     assert re.match(PROCESS_DIED, error.error_message or "")
-    assert found.run["engagement"]["vision"]["calls"] == len(found.inferences)
-    warmup = [inference for inference in found.inferences if inference.warmup]
+    assert recorded.run["engagement"]["vision"]["calls"] == len(recorded.inferences)
+    warmup = [inference for inference in recorded.inferences if inference.warmup]
     assert len(warmup) == 2 * RunnerConfig("ray").warmup_inferences
 
 
@@ -70,9 +70,9 @@ def test_a_policy_that_dies_between_episodes_is_replaced_and_costs_none_an_attem
     expected = results(run(tmp_path / "local"))
     builds = Builds(tmp_path, DiesWhenAskedForCalls)
     monkeypatch.setattr(fake_run, "make_policy", builds)
-    found = run(tmp_path / "ray", runner="ray", workers=1, retries=0)
-    assert results(found) == expected
-    assert (found.superseded, builds.count) == ((), 2)
+    recorded = run(tmp_path / "ray", runner="ray", workers=1, retries=0)
+    assert results(recorded) == expected
+    assert (recorded.superseded, builds.count) == ((), 2)
 
 
 def test_a_late_answer_of_a_policy_that_died_does_not_end_the_new_one(
@@ -108,9 +108,9 @@ def test_a_late_answer_of_a_policy_that_died_does_not_end_the_new_one(
     builds = Builds(tmp_path, Dies, Says)
     monkeypatch.setattr(fake_run, "make_policy", builds)
     plan = replace(plan, make_env=Steps)
-    found = run(tmp_path / "ray", plan, "ray", workers=2, retries=1, quiet_episodes=0)
-    assert results(found) == expected
-    assert [(error.key, error.error_type) for error in found.superseded] == [
+    recorded = run(tmp_path / "ray", plan, "ray", workers=2, retries=1, quiet_episodes=0)
+    assert results(recorded) == expected
+    assert [(error.key, error.error_type) for error in recorded.superseded] == [
         (killing, "PolicyLost"),
         (late, "PolicyLost"),
     ]
@@ -146,8 +146,8 @@ def test_a_policy_that_dies_again_and_again_ends_the_run_with_the_reason(
     with pytest.raises(RunFailed, match=failed + reason):
         run(tmp_path / "ray", plan_of(shard="2/6", max_errors=1), "ray", workers=2, retries=1)
     assert builds.count == 3  # for the quiet attempt; for both episodes; for the other one again
-    found = read_run(tmp_path / "ray")
-    messages = [error.error_message or "" for error in (*found.superseded, *found.episodes)]
+    recorded = read_run(tmp_path / "ray")
+    messages = [error.error_message or "" for error in (*recorded.superseded, *recorded.episodes)]
     assert len(messages) == 4
     assert all(re.match(f"{PROCESS_DIED}|{reason}", message) for message in messages)
 
@@ -159,9 +159,9 @@ def test_a_policy_that_hangs_is_replaced(
     builds = Builds(tmp_path, ArithmeticPolicy)
     monkeypatch.setattr(fake_run, "make_policy", builds)
     faults("policy-hang-1-1")
-    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=5.0)
-    assert results(found) == expected
-    assert {error.error_type for error in found.superseded} == {"EpisodeTimeout"}
+    recorded = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=5.0)
+    assert results(recorded) == expected
+    assert {error.error_type for error in recorded.superseded} == {"EpisodeTimeout"}
     assert builds.count == 2
 
 
@@ -178,7 +178,7 @@ def test_episodes_do_not_pay_for_a_policy_that_is_built_longer_than_they_may_tak
     builds = Builds(tmp_path, ArithmeticPolicy, late)
     monkeypatch.setattr(fake_run, "make_policy", builds)
     faults("policy-kill-1-1")
-    found = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=timeout_s)
-    assert results(found) == expected
-    assert {error.error_type for error in found.superseded} == {"PolicyLost"}
+    recorded = run(tmp_path / "ray", runner="ray", workers=2, retries=1, episode_timeout_s=timeout_s)
+    assert results(recorded) == expected
+    assert {error.error_type for error in recorded.superseded} == {"PolicyLost"}
     assert builds.count == 2

@@ -82,11 +82,11 @@ def test_a_policy_that_serves_one_at_a_time_is_named_in_the_log_and_in_the_recor
     monkeypatch.setattr(
         fake_run, "make_policy", lambda _: (ArithmeticPolicy(), Batching((1,), one_at_a_time=reason))
     )
-    found = run(tmp_path / "ray", runner="ray", workers=2, max_batch=4)
+    recorded = run(tmp_path / "ray", runner="ray", workers=2, max_batch=4)
     assert f"runner.max_batch=4, but requests are served one at a time: {reason}" in caplog.messages
-    said = {name: found.run["runner"][name] for name in ("max_batch", "batch_sizes", "one_at_a_time")}
+    said = {name: recorded.run["runner"][name] for name in ("max_batch", "batch_sizes", "one_at_a_time")}
     assert said == {"max_batch": 4, "batch_sizes": [1], "one_at_a_time": reason}
-    assert {inference.batch for inference in found.inferences} == {1}
+    assert {inference.batch for inference in recorded.inferences} == {1}
 
 
 def test_an_error_in_a_batch_stays_with_its_episode() -> None:

@@ -40,9 +40,9 @@ def test_nothing_is_lost_or_doubled_when_processes_die_and_hang(
 ) -> None:
     expected = results(run(tmp_path / "local"))
     faults("kill-0-1", "segfault-1-3", "hang-2-1", "policy-kill-1-1", "gpu-2-3")
-    found = run(tmp_path / "ray", runner="ray", workers=3, retries=6, episode_timeout_s=15.0)
-    assert results(found) == expected
-    errors = {(error.task_id, error.episode, error.error_type) for error in found.superseded}
+    recorded = run(tmp_path / "ray", runner="ray", workers=3, retries=6, episode_timeout_s=15.0)
+    assert results(recorded) == expected
+    errors = {(error.task_id, error.episode, error.error_type) for error in recorded.superseded}
     assert errors >= {  # and those of episodes that were running when the policy died
         (0, 1, "WorkerDied"),
         (1, 3, "WorkerDied"),
@@ -50,8 +50,8 @@ def test_nothing_is_lost_or_doubled_when_processes_die_and_hang(
         (1, 1, "PolicyLost"),
         (2, 3, "PolicyLost"),
     }
-    shown = summarise(found).errors
-    assert len(shown) == len(found.superseded)
+    shown = summarise(recorded).errors
+    assert len(shown) == len(recorded.superseded)
     assert all(error.retried for error in shown)
     assert any("the policy lost its GPU: CUDA error" in error.error_message for error in shown)
 
@@ -73,21 +73,21 @@ def test_a_worker_killed_when_its_answer_had_left_costs_no_episode(
         kill_overdue(runner)
 
     monkeypatch.setattr(RayRunner, "_kill_overdue", late)
-    found = run(tmp_path / "ray", runner="ray", workers=3, retries=0)
-    assert results(found) == expected
+    recorded = run(tmp_path / "ray", runner="ray", workers=3, retries=0)
+    assert results(recorded) == expected
     assert len(killed) > 1
-    assert found.superseded == ()
+    assert recorded.superseded == ()
 
 
 def test_an_episode_that_always_kills_its_worker_is_an_error_after_the_last_retry(
     tmp_path: Path, faults: Callable[..., None]
 ) -> None:
     faults("always-kill-0-1", "raise-1-0", "policy-raise-2-2")
-    found = run(tmp_path / "ray", plan_of(max_errors=3), "ray", workers=2, retries=1)
-    errors = {(e.task_id, e.episode): e.error_type for e in found.episodes if e.success is None}
+    recorded = run(tmp_path / "ray", plan_of(max_errors=3), "ray", workers=2, retries=1)
+    errors = {(e.task_id, e.episode): e.error_type for e in recorded.episodes if e.success is None}
     assert errors == {(0, 1): "WorkerDied", (1, 0): "RuntimeError", (2, 2): "FloatingPointError"}
-    assert len(found.episodes) == 12
-    assert [(error.task_id, error.episode) for error in found.superseded] == [(0, 1)]
+    assert len(recorded.episodes) == 12
+    assert [(error.task_id, error.episode) for error in recorded.superseded] == [(0, 1)]
 
 
 def test_more_errors_than_allowed_stop_the_run_and_leave_it_resumable(
@@ -130,5 +130,8 @@ def test_a_new_process_that_simulates_otherwise_than_the_one_that_died_rolls_not
     changed = r"Changed: a worker on .*: simulator gl was 'egl', is 'osmesa'$"
     with pytest.raises(RunFailed, match=changed):
         run(tmp_path / "ray", plan_of(shard="2/12", max_errors=1), "ray", workers=1, retries=1)
-    found = read_run(tmp_path / "ray")
-    assert [error.error_type for error in [*found.superseded, *found.episodes]] == ["WorkerDied", "Changed"]
+    recorded = read_run(tmp_path / "ray")
+    assert [error.error_type for error in [*recorded.superseded, *recorded.episodes]] == [
+        "WorkerDied",
+        "Changed",
+    ]

@@ -55,9 +55,9 @@ def test_every_episode_comes_once(counts: list[int], workers: list[int]) -> None
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 6))
-def test_shards_are_the_whole_without_overlap(count: int, tasks: int, of: int) -> None:
+def test_shards_are_the_whole_without_overlap(shards: int, tasks: int, count: int) -> None:
     whole = Episodes("libero_spatial", tuple(range(tasks)), 0, count, 7)
-    parts = [Episodes(**{**vars(whole), "shard": Shard(i + 1, of)}) for i in range(of)]
+    parts = [Episodes(**{**vars(whole), "shard": Shard(i + 1, shards)}) for i in range(shards)]
     assert [key for part in parts for key in part.keys()] == list(whole.keys())  # noqa: SIM118
     sizes = [len(part.keys()) for part in parts]
     assert max(sizes) - min(sizes) <= 1

@@ -125,9 +125,9 @@ def test_an_environment_that_cannot_be_built_ahead_is_built_for_its_episode(
 ) -> None:
     expected = results(run(tmp_path / "local"))
     monkeypatch.setattr(fake_run, "build_env", breaks)
-    found = run(tmp_path / "ray", runner="ray", workers=1)
-    assert results(found) == expected
-    assert [(error.task_id, error.episode, error.error_type) for error in found.superseded] == superseded
+    recorded = run(tmp_path / "ray", runner="ray", workers=1)
+    assert results(recorded) == expected
+    assert [(error.task_id, error.episode, error.error_type) for error in recorded.superseded] == superseded
 
 
 def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_each_episode_is_ready(
@@ -161,8 +161,8 @@ def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_e
     monkeypatch.setattr(fake_run, "make_policy", lambda _: (Marking(), Batching()))
     monkeypatch.setattr(fake_run, "use_fakes", setup)
     monkeypatch.setattr(fake_run, "build_env", build_env)
-    found = run(tmp_path / "ray", plan_of(shard="1/4"), "ray", workers=4, policies=2)
-    assert len(found.episodes) == 3
+    recorded = run(tmp_path / "ray", plan_of(shard="1/4"), "ray", workers=4, policies=2)
+    assert len(recorded.episodes) == 3
     assert json.loads(at_first_inference.read_text()) == {"policy": 2, "worker": 3, "env": 3}
     assert started() == {"policy": 2, "worker": 3, "env": 3}
 
@@ -219,8 +219,8 @@ def test_a_worker_that_hangs_before_its_first_episode_is_replaced_and_costs_none
 ) -> None:
     expected = results(run(tmp_path / "local"))
     monkeypatch.setattr(fake_run, "build_env", sleep_once(tmp_path))
-    found = run(tmp_path / "ray", runner="ray", workers=1, retries=0, episode_timeout_s=4.0)
-    assert (results(found), found.superseded) == (expected, ())
+    recorded = run(tmp_path / "ray", runner="ray", workers=1, retries=0, episode_timeout_s=4.0)
+    assert (results(recorded), recorded.superseded) == (expected, ())
     assert "episode_timeout_s=4 is over, and worker 0 has no environment; it is replaced" in caplog.text
 
 
@@ -244,5 +244,5 @@ def test_an_environment_that_raised_at_the_look_is_not_rolled_in(
 
     expected = results(run(tmp_path / "local"))
     monkeypatch.setattr(fake_run, "build_env", Damaged)
-    found = run(tmp_path / "ray", runner="ray", workers=1)
-    assert (results(found), found.superseded) == (expected, ())
+    recorded = run(tmp_path / "ray", runner="ray", workers=1)
+    assert (results(recorded), recorded.superseded) == (expected, ())
