@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eval.analysis.summary import RANDOM_WEIGHTS
+from eval.compare import main as compare
 from eval.report.cli import main as report
 from policies.files import ROOT
 from tests.eval.written_runs import write_run
@@ -113,13 +114,15 @@ def test_a_page_is_what_the_report_makes_of_runs_with_inferences_the_base_first(
     assert not (REPORTS / "early.html").exists()
 
 
-def test_a_comparison_is_of_success_at_as_many_denoise_steps(root: Path) -> None:
+def test_a_run_with_as_many_denoise_steps_as_the_base_is_compared_with_it(root: Path) -> None:
     (root / FAST).rename(root / RUNS / "tenth")
     write_run(root / RUNS / "fast_5", steps=5, count=50, checkpoint="reference", run=RUN)
     assert main([], root) == 0
     [comparison] = (root / DATA).glob("*/compare_*.md")
     assert comparison.name == "compare_tenth.md"
-    assert "p50" not in comparison.read_text()
+    folders = [str(root / RUNS / name) for name in ("baseline_10", "tenth")]
+    compare([*folders, "--markdown", str(root / "again.md")])
+    assert comparison.read_text() == (root / "again.md").read_text()
 
 
 def test_the_plot_is_a_picture_that_needs_nothing_else(root: Path) -> None:

@@ -1,11 +1,6 @@
-"""Committed runs, `docs/results/data/NAME/runs/POLICY_STEPS`: their comparisons, and the page of report NAME.
-
-Non-obvious behaviors:
-    A comparison is of success: it leaves inferences out, also where they were kept. The page shows them.
-"""
+"""Committed runs, `docs/results/data/NAME/runs/POLICY_STEPS`: their comparisons and the page of NAME."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from eval.analysis.comparison import MARGIN, compare
@@ -33,13 +28,8 @@ def read_runs(root: Path) -> dict[str, Runs]:
     return dict(sorted(runs.items()))
 
 
-def success_alone(run: Run) -> Run:
-    """Return a run without its inferences, and without what reading them had to say."""
-    return replace(run, inferences=(), warnings=())
-
-
 def comparisons(runs: Runs) -> dict[Path, str]:
-    """Return `compare_NAME.md` for each run NAME with as many denoise steps as the base beside it.
+    """Return what `eval.compare` writes for each run with as many denoise steps as the base beside it.
 
     Raises:
         ValueError: naming the run that cannot be compared.
@@ -49,10 +39,10 @@ def comparisons(runs: Runs) -> dict[Path, str]:
     for folder, run in others if first.name == BASE else ():
         if run.run["policy"].get("denoise_steps") == base.run["policy"]["denoise_steps"]:
             try:
-                compared = compare(success_alone(base), success_alone(run), MARGIN)
+                text = markdown(compare(base, run, MARGIN))
             except ValueError as error:
                 raise ValueError(f"{folder}: {error}") from error
-            given[folder.parents[1] / f"compare_{folder.name}.md"] = markdown(compared)
+            given[folder.parents[1] / f"compare_{folder.name}.md"] = text
     return given
 
 
