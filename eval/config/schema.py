@@ -45,7 +45,11 @@ def _at_least(key: str, value: float | None, least: int) -> None:
 
 @dataclass
 class SuiteConfig:
-    """conf/suite: which tasks, and for how many control steps at most."""
+    """conf/suite: which tasks, and for how many control steps at most.
+
+    Attributes:
+        tasks: their ids; None takes as many as the protocol says.
+    """
 
     name: str = MISSING
     max_steps: int = MISSING
@@ -62,7 +66,13 @@ class SuiteConfig:
 
 @dataclass
 class ProtocolConfig:
-    """conf/protocol: how many tasks and episodes, and how resets are seeded."""
+    """conf/protocol: how many tasks and episodes, and how resets are seeded.
+
+    Attributes:
+        num_tasks: None takes all.
+        first_episode: the first of each task's official initial states.
+        seeding: `paired`; or `openpi`, its drifting order, for comparison with published numbers.
+    """
 
     name: str = MISSING
     num_tasks: int | None = None

@@ -117,7 +117,10 @@ def check_run_json(run: dict[str, Any]) -> None:
     assert run["gl_backend"] in ("egl", "osmesa")
     assert run["weights_label"] == "RANDOM WEIGHTS (small)"
     assert [len(run["policy"]["weights_sha256"]), len(run["first_frame_sha256"])] == [64, 64]
-    engaged = {stage: (of["backend"], of["calls"], of["misses"]) for stage, of in run["engagement"].items()}
+    engaged = {
+        stage: (served["backend"], served["calls"], served["misses"])
+        for stage, served in run["engagement"].items()
+    }
     assert engaged == dict.fromkeys(("vision", "prefix", "denoise"), ("eager", 3, 0))
     assert run["tracking_error"] is None
 
@@ -177,8 +180,8 @@ def test_a_finished_run_is_shown_again_and_nothing_is_loaded(
         about = {"config": config, "overrides": overrides, "episodes": [planned], "finished": True}
         writer.write_run(run_json | about)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("choose_tasks", "_tracker", "reopen", "open_runner"):
-        monkeypatch.setattr(f"eval.cli.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
+    for name in ("cli.choose_tasks", "cli._tracker", "cli.reopen", "runners.open.open_runner"):
+        monkeypatch.setattr(f"eval.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
     command_line(f"resume={folder}")
     out, err = capfd.readouterr()
     assert err == "nothing is left to run: 1 episode finished\n"

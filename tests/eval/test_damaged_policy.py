@@ -43,5 +43,5 @@ def test_fp8_that_is_scaled_back_by_twice_its_scale_is_inferior(
     recorded = json.loads(capsys.readouterr().out)
     assert recorded["verdict"] == "inferior"
     assert recorded["counts"] == {"both": 0, "lost": 2, "won": 0, "neither": 0}
-    [prefix] = [of for of in recorded["new"]["engagement"] if of["stage"] == "prefix"]
+    [prefix] = [stage for stage in recorded["new"]["engagement"] if stage["stage"] == "prefix"]
     assert (prefix["backend"], prefix["misses"]) == ("fp8_on_cpu", 0)

@@ -149,7 +149,7 @@ class RayRunner:
         assert key is not None, "the schedule is not empty"
         worker.begin(key, policy)
         recorder.start_episode(key, self._plan.task(key).language)
-        answer = worker.handle.roll.remote(
+        answer = worker.handle.run_episode.remote(
             self._plan_ref, policy.handle, self._facts, key, under_load, self.simulator
         )
         self._running[answer] = worker

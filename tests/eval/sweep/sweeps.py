@@ -58,8 +58,8 @@ def sweep(arguments: list[str], run_job: RunJob, reasons: Mapping[str, str] = Ma
 
     def find_reasons(jobs: Sequence[Sequence[str]]) -> list[Reason | None]:
         policies = [next(text for text in job if text.startswith("policy=")) for job in jobs]
-        jobs_found = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
-        return [None if reason is None else Reason(reason) for reason in jobs_found]
+        texts = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
+        return [None if reason is None else Reason(reason) for reason in texts]
 
     return main(arguments, run_job, find_reasons)
 
