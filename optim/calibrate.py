@@ -8,21 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 from torch import Tensor, nn
 
-from eval.app import CommandError, command
-from eval.config.schema import Config, ConfigError, register_schema
+from eval.config.schema import ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import collect_requests
 from eval.episodes.policy import eager_policy, load
-from eval.records.observations import load_requests, save_requests, spread
+from eval.records.observations import save_requests, spread
 from eval.render.console import print_info, report_console
-from eval.sim.stack import SimulatorError, prepare
+from eval.sim.stack import prepare
+from optim.commands import StagesRun, run_command, saved_requests
 from optim.core.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
@@ -60,17 +59,11 @@ class CalibrateConfig:
 
 
 @dataclass
-class CalibrateRun(Config):
+class CalibrateRun(StagesRun):
     """A run's configuration, of which checkpoint, policy, suite and denoise steps matter here."""
 
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.policy.kind == "oracle":
-            raise ConfigError(
-                "policy must be one with weights to calibrate, got 'oracle'; choose policy=baseline"
-            )
+    wants: ClassVar[str] = "weights to calibrate"
 
 
 def observe_amax(stages: Mapping[str, nn.Module], run: Callable[[], object]) -> Amax:
@@ -161,42 +154,33 @@ def refuse_few_tasks(count: int) -> None:
         )
 
 
-def run(cfg: DictConfig) -> None:
-    """Collect or read observations, measure, write the scales, print what was done.
-
-    Raises:
-        CommandError: something is missing or does not fit; no scales were written.
-    """
-    try:
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, CalibrateRun)
-        options = config.calibrate
-        saved = _saved_requests(options)
-        tasks = choose_tasks(config) if saved is None else []
-        refuse_few_tasks(len(tasks) if saved is None else len({r.episode.task_id for r in saved}))
-        checkpoint = load(config)
-        path = default_path(checkpoint) if options.output is None else Path(options.output).expanduser()
-        if path.exists() and not options.overwrite:
-            raise ConfigError(
-                f"{path} holds scales already; set calibrate.overwrite=true to replace them, "
-                "or calibrate.output to write elsewhere"
-            )
-        policy = eager_policy(config, checkpoint)
-        if saved is None:
-            prepare()
-            print_info(f"collecting {options.count} observations of {config.suite.name}: minutes on a CPU")
-            requests = collect_requests(
-                tasks, policy, config.seed, options.count, max_steps=config.suite.max_steps
-            )
-            source = f"LIBERO, {checkpoint.config.name} acting, seed {config.seed}"
-            if options.keep is not None:
-                save_requests(Path(options.keep).expanduser(), requests)
-        else:
-            requests, source = saved, f"file {Path(str(options.observations)).name}"
-        scales = calibrate(checkpoint, policy, requests, source)
-        write_scales(path, scales)
-    except (ValueError, FloatingPointError, OSError, SimulatorError, OmegaConfBaseException) as error:
-        raise CommandError(str(error)) from error
+def run(config: CalibrateRun) -> None:
+    """Collect or read observations, measure, write the scales, print what was done."""
+    options = config.calibrate
+    saved = _read_requests(options)
+    tasks = choose_tasks(config) if saved is None else []
+    refuse_few_tasks(len(tasks) if saved is None else len({r.episode.task_id for r in saved}))
+    checkpoint = load(config)
+    path = default_path(checkpoint) if options.output is None else Path(options.output).expanduser()
+    if path.exists() and not options.overwrite:
+        raise ConfigError(
+            f"{path} holds scales already; set calibrate.overwrite=true to replace them, "
+            "or calibrate.output to write elsewhere"
+        )
+    policy = eager_policy(config, checkpoint)
+    if saved is None:
+        prepare()
+        print_info(f"collecting {options.count} observations of {config.suite.name}: minutes on a CPU")
+        requests = collect_requests(
+            tasks, policy, config.seed, options.count, max_steps=config.suite.max_steps
+        )
+        source = f"LIBERO, {checkpoint.config.name} acting, seed {config.seed}"
+        if options.keep is not None:
+            save_requests(Path(options.keep).expanduser(), requests)
+    else:
+        requests, source = saved, f"file {Path(str(options.observations)).name}"
+    scales = calibrate(checkpoint, policy, requests, source)
+    write_scales(path, scales)
     report_console().print(Text(summary(scales, path)), soft_wrap=True)
     for warning in warnings(scales.amax):
         print_info(f"warning: {warning}")
@@ -230,15 +214,14 @@ def warnings(amax: Amax) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; `eval.app` says how it ends."""
-    register_schema("calibrate", CalibrateRun)
-    command("calibrate", run)
+    """Run the command line."""
+    run_command("calibrate", CalibrateRun, run)
 
 
-def _saved_requests(options: CalibrateConfig) -> list[Request] | None:
-    if options.observations is None:
+def _read_requests(options: CalibrateConfig) -> list[Request] | None:
+    requests = saved_requests(options.observations)
+    if requests is None:
         return None
-    requests = load_requests(Path(options.observations).expanduser())
     if len(requests) < options.count:
         raise ConfigError(
             f"calibrate.count must be <= {len(requests)}, the observations in {options.observations}, "

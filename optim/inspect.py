@@ -8,27 +8,23 @@ It needs no GPU: a backend that cannot run here is named, and the rest is shown 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from eval.app import CommandError, command
-from eval.config.schema import Config, ConfigError, register_schema
+from eval.config.schema import Config
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
 from eval.episodes.policy import choose_backends, eager_policy, load, make_backend
-from eval.records.observations import load_requests
 from eval.render.console import print_info, report_console
-from eval.sim.stack import SimulatorError, prepare
+from eval.sim.stack import prepare
 from eval.sim.tasks import Task
 from optim.base import Args, CannotRun
+from optim.commands import StagesRun, run_command, saved_requests
 from optim.core.engines import signature
 from policies.base import Request
 from policies.pi05.dims import STAGES
@@ -53,17 +49,11 @@ class InspectConfig:
 
 
 @dataclass
-class InspectRun(Config):
+class InspectRun(StagesRun):
     """A run's configuration, of which suite, checkpoint, policy and denoise steps matter here."""
 
     inspect: InspectConfig = field(default_factory=InspectConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.policy.kind != "pi05":
-            raise ConfigError(
-                f"policy must be one with stages to inspect, got {self.policy.name!r}; choose policy=baseline"
-            )
+    wants: ClassVar[str] = "stages to inspect"
 
 
 @dataclass(frozen=True)
@@ -87,26 +77,17 @@ class Tokens:
         return self.valid + self.masked + self.padded
 
 
-def run(cfg: DictConfig) -> None:
-    """Print what a configuration's stages get, give and compile for.
-
-    Raises:
-        CommandError: something is missing or wrong.
-    """
-    try:
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, InspectRun)
-        tasks = choose_tasks(replace(config, protocol=replace(config.protocol, num_tasks=None)))
-        backends = {stage: backend_of(stage, getattr(config.optim, stage)) for stage in STAGES}
-        saved = _saved(config)
-        print_info(f"reading the weights of checkpoint {config.checkpoint.name}")
-        checkpoint = load(config)
-        policy = eager_policy(config, checkpoint)
-        requests = _observe(config, policy, tasks, saved)
-        print_info(f"running {len(requests)} observations through the stages")
-        examples = policy.example_inputs([[request] for request in requests])
-    except (ValueError, KeyError, OSError, SimulatorError, OmegaConfBaseException) as error:
-        raise CommandError(str(error)) from error
+def run(config: InspectRun) -> None:
+    """Print what a configuration's stages get, give and compile for."""
+    tasks = choose_tasks(replace(config, protocol=replace(config.protocol, num_tasks=None)))
+    backends = {stage: backend_of(stage, getattr(config.optim, stage)) for stage in STAGES}
+    saved = saved_requests(config.inspect.observations)
+    print_info(f"reading the weights of checkpoint {config.checkpoint.name}")
+    checkpoint = load(config)
+    policy = eager_policy(config, checkpoint)
+    requests = _observe(config, policy, tasks, saved)
+    print_info(f"running {len(requests)} observations through the stages")
+    examples = policy.example_inputs([[request] for request in requests])
     shown = {stage: examples[stage][0] for stage in STAGES}
     prompts = {f"prompt of task {task.task_id}": _ask(requests[0], task) for task in tasks}
     tables = (
@@ -209,12 +190,6 @@ def total(name: str, parts: Sequence[Tokens]) -> Tokens:
     return Tokens(name, *(sum(column) for column in zip(*counts, strict=True)))
 
 
-def _saved(config: InspectRun) -> list[Request] | None:
-    """Return the observations of the named file; None where none is named."""
-    file = config.inspect.observations
-    return None if file is None else load_requests(Path(file).expanduser())
-
-
 def _observe(
     config: InspectRun, policy: Pi05Policy, tasks: Sequence[Task], saved: Sequence[Request] | None
 ) -> list[Request]:
@@ -261,9 +236,8 @@ def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], 
 
 
 def main() -> None:
-    """Run the command line; `eval.app` says how it ends."""
-    register_schema("inspect", InspectRun)
-    command("inspect", run)
+    """Run the command line."""
+    run_command("inspect", InspectRun, run)
 
 
 if __name__ == "__main__":

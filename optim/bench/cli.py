@@ -29,14 +29,15 @@ from eval.episodes.capture import collect_requests
 from eval.episodes.machine import explain
 from eval.episodes.policy import choose_backends, choose_device
 from eval.records import provenance
-from eval.records.observations import load_requests, save_requests
+from eval.records.observations import save_requests
 from eval.records.schema import to_plain
 from eval.render.console import print_error, print_info, report_console
-from eval.sim.stack import SimulatorError, prepare
+from eval.sim.stack import prepare
 from optim.base import CannotRun
 from optim.bench.config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, help_text, read_arguments
 from optim.bench.measure import Backends, bench_setting, eager_float32, free
 from optim.bench.tables import problems, render_setting, report
+from optim.commands import saved_requests, user_errors
 from policies.base import Request
 from policies.files import write_atomic
 
@@ -52,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         ConfigError, HydraException, OmegaConfBaseException: the arguments are wrong.
     """
     settings = read_arguments(arguments)
-    try:
-        first = settings[0].rows[0].config
+    first = settings[0].rows[0].config
+    with user_errors():
         folder = _new_folder(first.bench)
         backends = {row.overrides: _backends(row) for setting in settings for row in setting.rows}
         record: dict[str, Any] = {
@@ -63,8 +64,6 @@ def run(arguments: Sequence[str]) -> int:
             "provenance": provenance.collect(choose_device(first.policy.device).index or 0),
         }
         requests, seen = _observe(first, folder)
-    except (ValueError, OSError, SimulatorError) as error:
-        raise CommandError(str(error)) from error
     record |= seen | {"settings": []}
     for setting in settings:
         record["settings"].append(bench_setting(setting, backends, requests, first.bench))
@@ -94,9 +93,10 @@ def _backends(row: Row) -> Backends:
 def _observe(config: BenchRun, folder: Path) -> tuple[list[Request], dict[str, Any]]:
     """Return the observations, from the named file or from LIBERO, and what the record says of them."""
     file = config.bench.observations
-    if file is not None:
-        saved = _saved(config.bench)
-        return saved, {"observations": _about(saved, f"file {Path(file).name}"), "simulator": None}
+    saved = saved_requests(file)
+    if saved is not None:
+        _refuse_few(saved, file)
+        return saved, {"observations": _about(saved, f"file {Path(str(file)).name}"), "simulator": None}
     print_info("starting the simulator, from which the observations come")
     stack = prepare()
     requests = _record_observations(config)
@@ -105,14 +105,12 @@ def _observe(config: BenchRun, folder: Path) -> tuple[list[Request], dict[str, A
     return requests, {"observations": _about(requests, source), "simulator": stack}
 
 
-def _saved(options: BenchConfig) -> list[Request]:
-    requests = load_requests(Path(str(options.observations)).expanduser())
+def _refuse_few(requests: Sequence[Request], file: str | None) -> None:
     if len(requests) < LEAST_OBSERVATIONS:
         raise ConfigError(
             f"bench.observations must hold at least {LEAST_OBSERVATIONS} observations, "
-            f"got {len(requests)} in {options.observations}; record more, or leave it out"
+            f"got {len(requests)} in {file}; record more, or leave it out"
         )
-    return requests
 
 
 def _record_observations(config: BenchRun) -> list[Request]:

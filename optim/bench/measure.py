@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from eval.app import CommandError
 from eval.episodes.policy import choose_device, choose_dtype, eager_policy, load, optimise
 from eval.render.console import print_info
-from optim.base import Backend, StageMismatch
+from optim.base import Backend
 from optim.bench.config import BenchConfig, BenchRun, Row, Setting
 from optim.bench.reshape import reshape
 from optim.bench.roofline import Work, find_ceiling, floor_ms, work
+from optim.commands import user_errors
 from optim.core.actions import Actions, infer_once
-from optim.core.parity import ParityError, compare, worst
+from optim.core.parity import compare, worst
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
@@ -120,10 +120,8 @@ def parity_of(actions: Sequence[Actions], reference: Sequence[Actions]) -> dict[
 
 def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
     """Return what the first policy's configuration gives in eager float32; its weights are freed."""
-    try:
+    with user_errors():
         policy = _shaped(config, eager_float32(config))
-    except (ValueError, OSError) as error:
-        raise CommandError(str(error)) from error
     reference = [infer_once(policy, request)[0] for request in requests]
     del policy
     free(choose_device(config.policy.device))
@@ -168,14 +166,12 @@ def _build(
         used_before = _used(device)
         print_info(f"building {row.label}")
         begin = time.perf_counter()
-        try:
+        with user_errors(f"policy {row.label}: "):
             eager = _shaped(config, eager_policy(config, checkpoint))
             policy = optimise(config, eager, checkpoint, backends[row.overrides], lambda _: requests)
             build_s = time.perf_counter() - begin
             before_calls = _calls(policy)
             parity = parity_of([infer_once(policy, request)[0] for request in requests], reference)
-        except (ValueError, OSError, FloatingPointError, ParityError, StageMismatch) as error:
-            raise CommandError(f"policy {row.label}: {error}") from error
         peak = _used(device) - used_before + weight_bytes if device.type == "cuda" else None
         inputs = [_sizes(policy, request) for request in requests]
         print_info(f"built {row.label} in {build_s:.1f} s")
