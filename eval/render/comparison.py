@@ -168,8 +168,9 @@ def _tests(result: Comparison) -> Iterator[str]:
     n, smallest = result.counts.n, result.smallest_difference
     could = "no difference" if smallest is None else f"no difference below {smallest * 100:.1f} points"
     yield (
-        f"NEW lost {result.counts.lost} and won {result.counts.won} of {n} episodes: exact McNemar "
-        f"P = {result.mcnemar_p:.3g} ({pluralize(n, 'pair')} could show {could})"
+        f"NEW lost {result.counts.lost} and won {result.counts.won} of {n} episodes, "
+        f"{result.difference * 100:+.2f} points: exact McNemar P = {result.mcnemar_p:.3g} "
+        f"({pluralize(n, 'pair')} could show {could})"
     )
     if result.more_steps is not None:
         interval = result.more_steps_by_task
