@@ -8,35 +8,34 @@ B batch, H horizon, M = B H rows, A action dimensions, P prefix tokens, L layers
 steps, N norms.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from optim.base import Backend, CountedStage, StageContext
+from optim.base import Args, Backend, CountedStage, StageContext
 from optim.core.engines import serve
 from optim.core.parity import TOLERANCE
 from optim.core.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.cuda_graph import capture_each
+from optim.cuda_graph import Captured, capture_each
 from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
     PrefixCache,
     Sizes,
-    Weight,
     Weights,
     interleave,
     pack_qkv,
 )
 from optim.kernels.denoise.phases import denoise
-from optim.kernels.denoise.ring import denoise_ring, pack_for_ring
+from optim.kernels.denoise.ring import denoise_ring, obstacle_on, pack_for_ring
 from optim.kernels.split_attention import HEAD_DIMS
 from optim.rewrite.rope import ConsecutivePositions, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
 
-WEIGHTS = ("bf16", "fp8")
 BF16_CAPABILITY = (8, 0)
 KERNELS = {"phases": denoise, "ring": denoise_ring}
 
@@ -45,19 +44,18 @@ class FusedDenoise:
     """`Denoise` as one kernel; its weights are copied.
 
     Args:
-        weights: bf16, as the stage has them, or fp8.
-        kernel: of KERNELS; ring for up to 16 rows.
+        kernel: of KERNELS; see `choose_kernel`.
 
     Raises:
         ValueError: sizes that the kernel does not take.
     """
 
-    def __init__(self, stage: Denoise, *, weights: str = "bf16", kernel: str) -> None:
+    def __init__(self, stage: Denoise, kernel: str) -> None:
         self._stage = stage
         self._denoise = KERNELS[kernel]
         self._sizes = sizes_of(stage)
         self._positions = ConsecutivePositions(self._sizes.head_dim)
-        self._weights = pack(expert_layers(stage), weights)
+        self._weights = pack(expert_layers(stage))
         out = stage.action_out_proj
         self._heads = Heads(stage.action_in_proj.weight, stage.action_in_proj.bias, out.weight)
         times_E = torch.tensor(stage.timesteps, dtype=torch.float64, device=out.weight.device)
@@ -88,8 +86,13 @@ def expert_layers(stage: Denoise) -> list[ExpertLayer]:
     return [cast(ExpertLayer, layer) for layer in stage.layers]
 
 
-def pack(layers: Sequence[ExpertLayer], weights: str) -> Weights:
-    """Return the layers' weights in the order of the kernel's columns; `weights`: bf16 or fp8."""
+def choose_kernel(sizes: Sizes, rows: int, device: torch.device) -> str:
+    """Return ring, whose weights arrive while programs wait, where it can run; else phases."""
+    return "ring" if obstacle_on(device, sizes, rows) is None else "phases"
+
+
+def pack(layers: Sequence[ExpertLayer]) -> Weights:
+    """Return the layers' weights in the order of the kernel's columns."""
     packed: dict[str, list[Tensor]] = {"qkv": [], "output": [], "gate_up": [], "down": []}
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -98,9 +101,7 @@ def pack(layers: Sequence[ExpertLayer], weights: str) -> Weights:
         packed["output"].append(attention.o_proj.weight.detach())
         packed["gate_up"].append(interleave(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()))
         packed["down"].append(mlp.down_proj.weight.detach())
-    stacked = {name: torch.stack(tensors) for name, tensors in packed.items()}
-    make = Weight.in_fp8 if weights == "fp8" else Weight
-    return Weights(**{name: make(values_LCK) for name, values_LCK in stacked.items()})
+    return Weights(**{f"{name}_LCK": torch.stack(tensors) for name, tensors in packed.items()})
 
 
 def fold(modulations_ENM: Tensor, weights: Weights, stage: Denoise) -> Modulations:
@@ -110,16 +111,16 @@ def fold(modulations_ENM: Tensor, weights: Weights, stage: Denoise) -> Modulatio
     return Modulations(
         (1.0 + scale_ENW).contiguous(),
         gate_ENW.contiguous(),
-        through(shift_ENW[:, :-1:2], weights.qkv),
-        through(shift_ENW[:, 1::2], weights.gate_up),
+        through(shift_ENW[:, :-1:2], weights.qkv_LCK),
+        through(shift_ENW[:, 1::2], weights.gate_up_LCK),
         shift_ENW[:, -1] @ out.weight.T + out.bias,
     )
 
 
-def through(shift_ELW: Tensor, weight: Weight) -> Tensor:
+def through(shift_ELW: Tensor, weight_LCW: Tensor) -> Tensor:
     """Return each layer's shifts times its weight, (E, L, C)."""
-    shifts_L = [shift_EW @ weight.dense(i).T for i, shift_EW in enumerate(shift_ELW.unbind(1))]
-    return torch.stack(shifts_L, dim=1)
+    layers = zip(shift_ELW.unbind(1), weight_LCW.unbind(0), strict=True)
+    return torch.stack([shift_EW @ weight_CW.float().T for shift_EW, weight_CW in layers], dim=1)
 
 
 def sizes_of(stage: Denoise) -> Sizes:
@@ -157,31 +158,15 @@ class Fused(Backend):
 
     Attributes:
         warmup: runs before the capture, in which Triton compiles.
-        weights: bf16, or fp8: half the bytes, rounded with a scale for each output; activations stay bf16. On
-            an H200 it was no faster (docs/results).
-        kernel: ring, whose weights arrive while programs wait: up to 16 rows, bf16; or phases.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: `warmup` is below 1.
     """
 
     warmup: int = 3
-    weights: str = "bf16"
-    kernel: str = "ring"
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
-        if (self.kernel, self.weights) == ("ring", "fp8"):
-            raise ValueError("kernel=ring takes weights=bf16, got 'fp8'; use kernel=phases")
-
-    @property
-    def serves_batches(self) -> bool:
-        """Whether it takes several requests at once; the ring has 16 rows, one request's actions."""
-        return self.kernel != "ring"
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
@@ -192,14 +177,25 @@ class Fused(Backend):
         require_triton()
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the denoise stage as one kernel."""
+        """Return the denoise stage as one kernel, for each number of rows the fastest that can run."""
         stage = source.stage
         assert isinstance(stage, Denoise)
-        fused = FusedDenoise(stage, weights=self.weights, kernel=self.kernel)
+        sizes = sizes_of(stage)
+
+        @functools.cache
+        def capture_with(kernel: str) -> Callable[[Args], Captured]:
+            return capture_each(FusedDenoise(stage, kernel), warmup=self.warmup)
+
+        def kernel_of(args: Args) -> str:
+            noise_BHA = args[0]
+            assert noise_BHA is not None
+            return choose_kernel(sizes, noise_BHA.shape[0] * noise_BHA.shape[1], noise_BHA.device)
+
+        kernels = dict.fromkeys(kernel_of(args) for args in source.examples)
         return serve(
             source,
             "fused",
-            capture_each(fused, warmup=self.warmup),
-            tolerance=TOLERANCE["fp8" if self.weights == "fp8" else "bfloat16"],
-            details={"precision": "bfloat16", "weights": self.weights, "kernel": self.kernel},
+            lambda args: capture_with(kernel_of(args))(args),
+            tolerance=TOLERANCE["bfloat16"],
+            details={"precision": "bfloat16", "kernel": ", ".join(kernels)},
         )

@@ -74,14 +74,14 @@ BAD_INPUT = {
         "optim.vision must be a backend, chosen with a slash as in optim/vision=eager, got 'eager'",
     ),
     "option of another backend": (
-        [*BASELINE, "optim.denoise.kernel=ring"],
-        "optim.denoise.kernel is an option of optim/denoise=fused, not of optim/denoise=eager; "
-        "add optim/denoise=fused",
+        [*BASELINE, "optim.denoise.attention=sdpa"],
+        "optim.denoise.attention is an option of optim/denoise=compile, not of optim/denoise=eager; "
+        "add optim/denoise=compile",
     ),
     "option of a backend without backends": (
-        ["policy=oracle", "optim.denoise.kernel=ring"],
-        "optim.denoise.kernel is an option of optim/denoise=fused, not of a policy without stages; "
-        "add optim/denoise=fused",
+        ["policy=oracle", "optim.denoise.attention=sdpa"],
+        "optim.denoise.attention is an option of optim/denoise=compile, not of a policy without stages; "
+        "add optim/denoise=compile",
     ),
     "option of several other backends": (
         [*BASELINE, "optim.denoise.warmup=5"],
@@ -89,8 +89,8 @@ BAD_INPUT = {
         "optim/denoise=fused, not of optim/denoise=eager; add one of them",
     ),
     "option that nobody has": (
-        [*BASELINE, "optim/denoise=fused", "optim.denoise.kernal=ring"],
-        "unknown key optim.denoise.kernal; did you mean optim.denoise.kernel?",
+        [*BASELINE, "optim/denoise=compile", "optim.denoise.atention=sdpa"],
+        "unknown key optim.denoise.atention; did you mean optim.denoise.attention?",
     ),
     "option that a backend lacks": (
         [*BASELINE, "+optim.vision.speed=11"],

@@ -115,18 +115,18 @@ def denoise(
         scales, gates = modulations.one_plus_scale_ENW[step], modulations.gate_ENW[step]
         x_MW = F.linear(actions_MA, heads.in_weight_WA, heads.in_bias_W)
         for i in range(prefix.keys_LB1PD.shape[0]):
-            out = (rms_normalise(x_MW) * scales[2 * i]) @ weights.qkv.dense(i).T
+            out = (rms_normalise(x_MW) * scales[2 * i]) @ weights.qkv_LCK[i].float().T
             out = (out + modulations.qkv_shift_ELC[step, i]).view(batch, horizon, -1, sizes.head_dim)
             queries, keys, values = _rotated(out.transpose(1, 2), prefix, sizes.heads)
             attended = split_attention(
                 queries, prefix.keys_LB1PD[i], prefix.values_LB1PD[i], keys, values, prefix.bias
             )
             attended_MC = attended.transpose(1, 2).reshape(batch * horizon, -1)
-            x_MW = x_MW + gates[2 * i] * (attended_MC @ weights.output.dense(i).T)
-            out = (rms_normalise(x_MW) * scales[2 * i + 1]) @ weights.gate_up.dense(i).T
+            x_MW = x_MW + gates[2 * i] * (attended_MC @ weights.output_LCK[i].float().T)
+            out = (rms_normalise(x_MW) * scales[2 * i + 1]) @ weights.gate_up_LCK[i].float().T
             out = out + modulations.gate_up_shift_ELC[step, i]
             hidden_MF = F.gelu(out[:, 0::2], approximate="tanh") * out[:, 1::2]
-            x_MW = x_MW + gates[2 * i + 1] * (hidden_MF @ weights.down.dense(i).T)
+            x_MW = x_MW + gates[2 * i + 1] * (hidden_MF @ weights.down_LCK[i].float().T)
         velocity = (rms_normalise(x_MW) * scales[-1]) @ heads.out_weight_AW.T + modulations.out_shift_EA[step]
         actions_MA -= velocity / modulations.out_shift_EA.shape[0]
     for name, value in {

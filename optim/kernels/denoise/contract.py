@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optim.core.fp8_format import FP8_MAX, quantise
 from optim.kernels.denoise.ring_layout import X_COLUMNS
 
 BLOCK_KEYS = 64
@@ -26,40 +25,13 @@ STAGED = 5120  # elements of rows and columns that a warp has in shared memory, 
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A packed weight of all layers: in the activations' precision, or in FP8 with a scale for each row.
-
-    Attributes:
-        scale_LC: float32; None if the values are the weight.
-    """
-
-    values_LCK: Tensor
-    scale_LC: Tensor | None = None
-
-    @classmethod
-    def in_fp8(cls, weight_LCK: Tensor) -> "Weight":
-        """Return a weight in FP8, each row with a scale of its own."""
-        scale_LC = weight_LCK.float().abs().amax(dim=-1).clamp(min=1e-12) / FP8_MAX
-        return cls(quantise(weight_LCK, 1.0 / scale_LC[..., None]).contiguous(), scale_LC)
-
-    def dense(self, layer: int) -> Tensor:
-        """Return a layer's weight in float32."""
-        values = self.values_LCK[layer].float()
-        return values if self.scale_LC is None else values * self.scale_LC[layer, :, None]
-
-    def pointers(self) -> tuple[Tensor, Tensor]:
-        """Return values and scale; the values twice where there is no scale, which is then not read."""
-        return self.values_LCK, self.values_LCK if self.scale_LC is None else self.scale_LC
-
-
-@dataclass(frozen=True)
 class Weights:
-    """The layers' weights; see `pack_qkv` and `interleave`."""
+    """Packed weights of all layers; see `pack_qkv` and `interleave`."""
 
-    qkv: Weight
-    output: Weight
-    gate_up: Weight
-    down: Weight
+    qkv_LCK: Tensor
+    output_LCK: Tensor
+    gate_up_LCK: Tensor
+    down_LCK: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Launch of a persistent denoise kernel: one program for each processor."""
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from optim.kernels.denoise.contract import (
     PrefixCache,
     Scratch,
     Sizes,
+    Weights,
     splits,
 )
 from policies.pi05.layers import NORM_EPS
@@ -24,7 +24,7 @@ def launch(
     actions_BHA: Tensor,
     heads: Heads,
     modulations: Modulations,
-    weights: Iterable[Tensor],
+    weights: Weights,
     prefix: PrefixCache,
     sizes: Sizes,
     scratch: Scratch,
@@ -33,7 +33,7 @@ def launch(
     """Launch a persistent kernel, one program for each processor.
 
     Args:
-        weights: in the kernel's order.
+        weights: packed for this kernel.
         options: constants of this kernel alone, and how Triton launches it.
     """
     batch, horizon, action_dim = actions_BHA.shape
@@ -44,7 +44,7 @@ def launch(
         actions_BHA,
         *vars(heads).values(),
         *vars(modulations).values(),
-        *weights,
+        *vars(weights).values(),
         prefix.cos,
         prefix.sin,
         prefix.keys_LB1PD,

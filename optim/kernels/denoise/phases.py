@@ -34,19 +34,17 @@ def denoise(
     batch, horizon, _ = actions_BHA.shape
     scratch = new_scratch(sizes, prefix, batch, horizon)
     blocks = sizes.blocks(batch * horizon)
-    pointers = [pointer for weight in vars(weights).values() for pointer in weight.pointers()]
     launch(
         denoise_kernel,
         actions_BHA,
         heads,
         modulations,
-        pointers,
+        weights,
         prefix,
         sizes,
         scratch,
         **blocks,
         SPLITS=triton.next_power_of_2(scratch.lse_BSR.shape[1]),
-        SCALED=weights.qkv.scale_LC is not None,
         num_stages=1,
         num_warps=blocks["SPLIT"],
     )

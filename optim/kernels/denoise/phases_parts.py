@@ -66,7 +66,7 @@ def multiply(
         k = start + inner
         left = tl.load(a + row[None, :, None] * K + k[:, None, :], mask=is_row, other=0.0)
         right = tl.load(weight + column[None, None, :] * K + k[:, :, None])
-        total += tl.dot(left, right.to(left.dtype), input_precision="ieee")
+        total += tl.dot(left, right, input_precision="ieee")
     parts = tl.permute(total, (1, 2, 0))  # `tl.sum` would shuffle scalars; this moves the tile once
     if SPLIT == 8:
         one, other = tl.split(tl.reshape(parts, (M, N, 4, 2)))

@@ -55,9 +55,9 @@ def _embed(
 
 @triton.jit
 def _project(
-    scaled, squares, weight, weight_scale, shifted, cos, sin, queries, keys, values, rows, horizon, eps,
+    scaled, squares, weight, shifted, cos, sin, queries, keys, values, rows, horizon, eps,
     W: tl.constexpr, X: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """adaRMS, projection to queries, keys and values, RoPE.
 
@@ -77,8 +77,6 @@ def _project(
             s = tl.load(sin + at, mask=is_row & (head < X + 1), other=0.0)
             parts = load_squares(squares, row, rows, PARTS)
             out = multiply(scaled, weight, first_row, rows, column, W, M, N, BLOCK_K, SPLIT)
-            if SCALED:
-                out *= tl.load(weight_scale + column)[None, :]
             out = out * tl.rsqrt(tl.sum(parts, axis=1) / W + eps)[:, None] + shift[None, :]
             left, right = tl.split(tl.reshape(out, (M, N // 2, 2)))
             if head < X:
@@ -167,16 +165,14 @@ def _merge(
 
 @triton.jit
 def _add(
-    a, weight, weight_scale, gate, one_plus_scale, x, scaled, squares, rows,
+    a, weight, gate, one_plus_scale, x, scaled, squares, rows,
     K: tl.constexpr, W: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, SCALED: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """x += gate * (a times weight)."""
     for tile in tl.range(tl.program_id(0), W // N, tl.num_programs(0), num_stages=1):
         column = tile * N + tl.arange(0, N)
         gates, scales = tl.load(gate + column), tl.load(one_plus_scale + column)
-        if SCALED:
-            gates *= tl.load(weight_scale + column)
         for first_row in tl.range(0, rows, M, num_stages=1):
             row = first_row + tl.arange(0, M)
             at = row[:, None] * W + column[None, :]
@@ -188,9 +184,9 @@ def _add(
 
 @triton.jit
 def _gate_up(
-    scaled, squares, weight, weight_scale, shifted, hidden, rows, eps,
+    scaled, squares, weight, shifted, hidden, rows, eps,
     W: tl.constexpr, F: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr, SPLIT: tl.constexpr, SCALED: tl.constexpr,
+    PARTS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """adaRMS, gate and up projections, GEGLU; gate and up columns alternate in `weight`."""
     for tile in tl.range(tl.program_id(0), 2 * F // N, tl.num_programs(0), num_stages=1):
@@ -200,8 +196,6 @@ def _gate_up(
             row = first_row + tl.arange(0, M)
             parts = load_squares(squares, row, rows, PARTS)
             out = multiply(scaled, weight, first_row, rows, column, W, M, N, BLOCK_K, SPLIT)
-            if SCALED:
-                out *= tl.load(weight_scale + column)[None, :]
             out = out * tl.rsqrt(tl.sum(parts, axis=1) / W + eps)[:, None] + shift[None, :]
             gate, up = tl.split(tl.reshape(out, (M, N // 2, 2)))
             bend = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)  # 2 sqrt(2 / pi)
@@ -231,15 +225,14 @@ def _euler(x, one_plus_scale, weight, shifted, actions, rows, dt, eps, A: tl.con
 def denoise_kernel(
     actions, in_weight, in_bias, out_weight,
     one_plus_scale, gate, qkv_shift, gate_up_shift, out_shift,
-    qkv_weight, qkv_scale, output_weight, output_scale,
-    gate_up_weight, gate_up_scale, down_weight, down_scale,
+    qkv_weight, output_weight, gate_up_weight, down_weight,
     cos, sin, prefix_keys, prefix_values, bias,
     x, scaled, squares, queries, keys, values, partial, lse, attended, hidden, counter,
     steps, layers, batch, horizon, prefix, splits, prefix_splits, dt, eps, score_scale,
     A: tl.constexpr, W: tl.constexpr, X: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
     M: tl.constexpr, N_QKV: tl.constexpr, N_X: tl.constexpr, N_GATE_UP: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr, SCALED: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """actions: noise before, actions after; see the module."""
     QKV: tl.constexpr = (X + 2) * D
@@ -262,9 +255,9 @@ def denoise_kernel(
             of_step = step * layers + layer
             await_all(counter, arrivals)
             _project(
-                scaled, squares, layer_qkv, qkv_scale + layer * QKV, qkv_shift + of_step * QKV,
+                scaled, squares, layer_qkv, qkv_shift + of_step * QKV,
                 cos, sin, queries, keys, values, rows, horizon, eps,
-                W, X, D, M, N_QKV, BLOCK_K, PARTS, SPLIT, SCALED,
+                W, X, D, M, N_QKV, BLOCK_K, PARTS, SPLIT,
             )  # fmt: skip
             arrive(counter)
             k, v = load_prefix(
@@ -288,15 +281,14 @@ def denoise_kernel(
                 prefetch(layer_down, program * N_X * F, W * F, N_X * F)
             await_all(counter, arrivals + 3 * programs)
             _add(
-                attended, layer_output, output_scale + layer * W, gate + norm, one_plus_scale + norm + W,
-                x, scaled, squares, rows, X * D, W, M, N_X, BLOCK_K, SPLIT, SCALED,
+                attended, layer_output, gate + norm, one_plus_scale + norm + W,
+                x, scaled, squares, rows, X * D, W, M, N_X, BLOCK_K, SPLIT,
             )  # fmt: skip
             arrive(counter)
             await_all(counter, arrivals + 4 * programs)
             _gate_up(
-                scaled, squares, layer_gate_up, gate_up_scale + layer * 2 * F,
-                gate_up_shift + of_step * 2 * F, hidden, rows, eps,
-                W, F, M, N_GATE_UP, BLOCK_K, PARTS, SPLIT, SCALED,
+                scaled, squares, layer_gate_up, gate_up_shift + of_step * 2 * F, hidden, rows, eps,
+                W, F, M, N_GATE_UP, BLOCK_K, PARTS, SPLIT,
             )  # fmt: skip
             arrive(counter)
             following = (layer + 1) % layers * one
@@ -308,8 +300,8 @@ def denoise_kernel(
                 prefetch(prefix_values, ahead, one * layers * batch * prefix * D, BLOCK_KEYS * D)
             await_all(counter, arrivals + 5 * programs)
             _add(
-                hidden, layer_down, down_scale + layer * W, gate + norm + W, one_plus_scale + norm + 2 * W,
-                x, scaled, squares, rows, F, W, M, N_X, BLOCK_K, SPLIT, SCALED,
+                hidden, layer_down, gate + norm + W, one_plus_scale + norm + 2 * W,
+                x, scaled, squares, rows, F, W, M, N_X, BLOCK_K, SPLIT,
             )  # fmt: skip
             arrive(counter)
             arrivals += 6 * programs

@@ -16,7 +16,6 @@ from optim.kernels.denoise.contract import (
     PrefixCache,
     Scratch,
     Sizes,
-    Weight,
     Weights,
     new_scratch,
 )
@@ -49,23 +48,8 @@ class Tiling:
 
 
 def tiling(sizes: Sizes) -> Tiling:
-    """Cut a network's weights.
-
-    Raises:
-        ValueError: an inner dimension is too small; names the least.
-    """
+    """Cut the weights of a network that the kernel takes (`ring_obstacle`)."""
     attention = sizes.heads * sizes.head_dim
-    least = min(sizes.width, attention, sizes.mlp_dim)
-    if least < LEAST_SIZE:
-        raise ValueError(
-            f"expert.width, expert.mlp_dim and num_heads * head_dim must be >= {LEAST_SIZE} for kernel=ring, "
-            f"got {least}; use optim.denoise.kernel=phases"
-        )
-    if sizes.head_dim < COLUMNS:
-        raise ValueError(
-            f"expert.head_dim must be >= {COLUMNS} for kernel=ring, got {sizes.head_dim}; "
-            "use optim.denoise.kernel=phases"
-        )
     width, wide, mlp = (
         min(64, sizes.width // WARPS),
         min(128, attention // WARPS),
@@ -90,39 +74,50 @@ def num_slots(sizes: Sizes, shared_bytes: int) -> int:
     return max(0, min(MAX_SLOTS, free // tiling(sizes).slot_bytes))
 
 
-def require_ring(sizes: Sizes, rows: int, available: int, shared_bytes: int) -> None:
-    """Raise ValueError where the kernel cannot run.
+def ring_obstacle(sizes: Sizes, rows: int, processors: int, shared_bytes: int) -> str | None:
+    """Say why the kernel cannot run; None where it can.
 
     Args:
-        available: processors of the GPU.
+        processors: of the GPU.
         shared_bytes: shared memory that one program can have.
     """
-    way_out = "use optim.denoise.kernel=phases"
     if rows > ROWS:
-        raise ValueError(f"batch * horizon must be <= {ROWS} for kernel=ring, got {rows}; {way_out}")
-    if (needed := tiling(sizes).programs) > available:
-        raise ValueError(f"kernel=ring needs {needed} processors, this GPU has {available}; {way_out}")
-    least = tiling(sizes).min_slots
-    if (slots := num_slots(sizes, shared_bytes)) < least:
-        raise ValueError(
-            f"kernel=ring needs {least} tiles in shared memory, {shared_bytes} bytes hold {slots}; {way_out}"
-        )
+        return f"batch * horizon must be <= {ROWS}, got {rows}"
+    least = min(sizes.width, sizes.heads * sizes.head_dim, sizes.mlp_dim)
+    if least < LEAST_SIZE:
+        return f"expert.width, expert.mlp_dim and num_heads * head_dim must be >= {LEAST_SIZE}, got {least}"
+    if sizes.head_dim < COLUMNS:
+        return f"expert.head_dim must be >= {COLUMNS}, got {sizes.head_dim}"
+    tiles = tiling(sizes)
+    if tiles.programs > processors:
+        return f"it needs {tiles.programs} processors, this GPU has {processors}"
+    slots = num_slots(sizes, shared_bytes)
+    if slots < tiles.min_slots:
+        return f"it needs {tiles.min_slots} slots in shared memory, {shared_bytes} bytes hold {slots}"
+    return None
+
+
+def obstacle_on(device: torch.device, sizes: Sizes, rows: int) -> str | None:
+    """Say why the kernel cannot run on a device; None where it can."""
+    if device.type != "cuda":
+        return "it needs an NVIDIA GPU"
+    return ring_obstacle(sizes, rows, programs(device), _shared_bytes(device))
 
 
 def pack_for_ring(weights: Weights, sizes: Sizes) -> Weights:
     """Pack weights as `denoise_ring` takes them: chunk after chunk, each as it lies in its slot.
 
     Raises:
-        ValueError: see `tiling`; or the weights are not bfloat16.
+        ValueError: the weights are not bfloat16.
     """
-    if weights.qkv.values_LCK.dtype != torch.bfloat16:
-        raise ValueError(f"kernel=ring takes weights=bf16, got {weights.qkv.values_LCK.dtype}")
+    if weights.qkv_LCK.dtype != torch.bfloat16:
+        raise ValueError(f"the ring kernel takes weights in bfloat16, got {weights.qkv_LCK.dtype}")
     tiles = tiling(sizes)
     return Weights(
-        Weight(ring_order(weights.qkv.values_LCK, COLUMNS, 1, tiles.width)),
-        Weight(ring_order(weights.output.values_LCK, X_COLUMNS, 1, tiles.attention)),
-        Weight(ring_order(weights.gate_up.values_LCK, COLUMNS, 2, tiles.width)),
-        Weight(ring_order(weights.down.values_LCK, X_COLUMNS, 1, tiles.mlp)),
+        ring_order(weights.qkv_LCK, COLUMNS, 1, tiles.width),
+        ring_order(weights.output_LCK, X_COLUMNS, 1, tiles.attention),
+        ring_order(weights.gate_up_LCK, COLUMNS, 2, tiles.width),
+        ring_order(weights.down_LCK, X_COLUMNS, 1, tiles.mlp),
     )
 
 
@@ -159,14 +154,13 @@ def denoise_ring(
         The scratch memory.
 
     Raises:
-        ValueError: see `require_ring`.
+        ValueError: the kernel cannot run; names why.
     """
     from optim.kernels.denoise.ring_gluon import denoise_kernel
 
-    device: Any = torch.cuda.get_device_properties(actions_BHA.device)  # its stub lacks what we need
-    shared_bytes = int(device.shared_memory_per_block_optin)
     batch, horizon, _ = actions_BHA.shape
-    require_ring(sizes, batch * horizon, programs(actions_BHA.device), shared_bytes)
+    if (obstacle := obstacle_on(actions_BHA.device, sizes, batch * horizon)) is not None:
+        raise ValueError(f"the ring kernel cannot run: {obstacle}")
     tiles = tiling(sizes)
     scratch = new_scratch(sizes, prefix, batch, horizon)
     launch(
@@ -174,7 +168,7 @@ def denoise_ring(
         actions_BHA,
         heads,
         modulations,
-        [weight.values_LCK for weight in vars(weights).values()],
+        weights,
         prefix,
         sizes,
         scratch,
@@ -182,7 +176,12 @@ def denoise_ring(
         K_O=tiles.attention,
         K_F=tiles.mlp,
         SLOT=tiles.slot_bytes // 2,
-        RING=num_slots(sizes, shared_bytes),
+        RING=num_slots(sizes, _shared_bytes(actions_BHA.device)),
         num_warps=WARPS,
     )
     return scratch
+
+
+def _shared_bytes(device: torch.device) -> int:
+    properties: Any = torch.cuda.get_device_properties(device)  # its stub lacks what we need
+    return int(properties.shared_memory_per_block_optin)
