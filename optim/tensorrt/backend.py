@@ -8,7 +8,6 @@ B batch, P prefix tokens, L layers, G KV heads, D head dimension.
 
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +23,15 @@ from optim.core.requirements import require_cuda, require_dtype
 from optim.core.scales import FP16_MAX
 from optim.cuda_graph import capture
 from optim.fp8 import LINEARS
-from optim.rewrite.merge_linears import replace_modules
 from optim.tensorrt.cache import EngineCache
 from optim.tensorrt.engine import EngineModule, build_engine, flavour, runtime
 from optim.tensorrt.fp8 import WeightBytes, quantised_names, require_fp8, with_quantised_linears
-from optim.tensorrt.modules import PrefixCore, VisionCore, cast_linears, prefix_inputs, record_layers
+from optim.tensorrt.modules import PrefixCore, VisionCore, cast_linears, prefix_inputs
 from policies.files import OUTPUTS
 from policies.pi05.prefix import Prefix
 
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8"}  # option -> name in `optim.core.parity`
-GRANULARITIES = ("stage", "layer")
 STAGES = ("vision", "prefix")
-OPTIMIZATION_LEVELS = range(6)  # of TensorRT's builder
 INSTALL = 'pip install -c constraints.txt -e ".[trt]" --extra-index-url https://pypi.nvidia.com'
 
 
@@ -47,11 +43,8 @@ class TensorRT(Backend):
         precision: fp16 (vision only), bf16, or fp8: static scales for the linears that `fp8_linears` names,
             bf16 for the rest.
         fp8_linears: mlp, or all linears of the layers; with precision=fp8 only.
-        granularity: one engine for the stage, or one for each layer with PyTorch between them.
         cuda_graph: replay the stage in a CUDA graph.
         cache_dir: where engines are kept, relative to the repository; None keeps none.
-        tolerance: largest relative error against the stage; None is the precision's in `optim.core.parity`.
-        optimization_level: of the builder, 0 to 5; None is TensorRT's own default.
 
     Raises:
         ValueError: an option out of range.
@@ -63,16 +56,12 @@ class TensorRT(Backend):
 
     precision: str
     fp8_linears: str = "mlp"
-    granularity: str = "stage"
     cuda_graph: bool = True
     cache_dir: str | None = "outputs/engines"
-    tolerance: float | None = None
-    optimization_level: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, tuple(PRECISIONS))
         _check_choice("fp8_linears", self.fp8_linears, LINEARS)
-        _check_choice("granularity", self.granularity, GRANULARITIES)
         if self.fp8_linears != "mlp" and self.precision != "fp8":
             raise ValueError(
                 f"fp8_linears={self.fp8_linears} needs precision=fp8, got precision={self.precision}; "
@@ -80,10 +69,6 @@ class TensorRT(Backend):
             )
         if self.cache_dir == "":
             raise ValueError("cache_dir must be a folder or null, got ''; null keeps no engines")
-        if self.tolerance is not None and not 0.0 < self.tolerance < math.inf:
-            raise ValueError(f"tolerance must be > 0 or null, got {self.tolerance}")
-        if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
-            raise ValueError(f"optimization_level must be 0 to 5 or null, got {self.optimization_level}")
 
     @property
     def needs_amax(self) -> bool:
@@ -123,7 +108,7 @@ class TensorRT(Backend):
             source,
             "tensorrt",
             builder.build,
-            tolerance=self.tolerance or TOLERANCE[PRECISIONS[self.precision]],
+            tolerance=TOLERANCE[PRECISIONS[self.precision]],
             details=builder.details,
         )
 
@@ -145,15 +130,13 @@ class _Builder:
         self.fp8 = options.precision == "fp8"
         self.cache = None if options.cache_dir is None else EngineCache(OUTPUTS.parent / options.cache_dir)
         self.pool: Any = torch.cuda.graph_pool_handle() if options.cuda_graph else None
-        # before and after quantisation: shapes are taken from the first, engines are made of the second
-        self.plain = self._core(source.stage)
-        self.core = self.plain
+        stage = source.stage
         if self.fp8:
-            self.core = self._core(with_quantised_linears(source.stage, source.amax, options.fp8_linears))
+            stage = with_quantised_linears(stage, source.amax, options.fp8_linears)
+        self.core = self._core(stage)
         self.details: dict[str, Any] = {
             "precision": options.precision,
             "fp8_linears": len(quantised_names(source.stage, options.fp8_linears)) if self.fp8 else 0,
-            "granularity": options.granularity,
             "cuda_graph": options.cuda_graph,
             "flavour": flavour(),
             "runtime": runtime(),
@@ -168,7 +151,7 @@ class _Builder:
         """Return what serves calls like this one."""
         device = next(arg.device for arg in args if arg is not None)
         with torch.cuda.device(device):
-            function = self._function(self._engines(self._core_args(args)))
+            function = self._function(self._engine(self._core_args(args)))
             if not self.options.cuda_graph:
                 return function
             return capture(function, args, pool=self.pool)
@@ -197,29 +180,18 @@ class _Builder:
 
         return prefix
 
-    def _engines(self, args: tuple[Tensor, ...]) -> nn.Module:
-        """Return the core, itself or its layers replaced by engines for arguments like these."""
-        if self.options.granularity == "stage":
-            return self._engine("stage", self.core, args)
-        layer_args = record_layers(self.plain, args)
-
-        def swap(path: str, module: nn.Module) -> nn.Module | None:
-            return self._engine(path, module, layer_args[path]) if path in layer_args else None
-
-        return replace_modules(self.core, swap)
-
-    def _engine(self, part: str, module: nn.Module, args: tuple[Tensor, ...]) -> EngineModule:
+    def _engine(self, args: tuple[Tensor, ...]) -> EngineModule:
+        """Return the core as an engine for arguments like these."""
         environment = environment_of(args[0].device)
-        ingredients = engine_ingredients(self.options, self.source, part, args, environment)
+        ingredients = engine_ingredients(self.options, self.source, args, environment)
         engine = self.cache.load(ingredients) if self.cache else None
         self.details["cache_hits"] += engine is not None
-        weights = WeightBytes.of(module)
+        weights = WeightBytes.of(self.core)
         built = engine is None
         if engine is None:
-            level = self.options.optimization_level
-            engine = build_engine(module, args, optimization_level=level, fp8=self.fp8)
+            engine = build_engine(self.core, args, fp8=self.fp8)
         if weights.fp8_linears:
-            self.details["fp8_proof"] = require_fp8(f"{self.source.name} ({part})", engine, weights)
+            self.details["fp8_proof"] = require_fp8(self.source.name, engine, weights)
         if built and self.cache:
             self.cache.store(ingredients, engine)
         self.details["subgraphs"] += 1
@@ -231,14 +203,12 @@ class _Builder:
 def engine_ingredients(
     options: TensorRT,
     source: StageContext,
-    part: str,
     inputs: tuple[Tensor, ...],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return all that an engine depends on; not where it is kept, how it is called or how it is judged.
+    """Return all that an engine depends on; not where it is kept or how it is called.
 
     Args:
-        part: of the stage, the engine's.
         inputs: of the engine.
         environment: see `environment_of`.
     """
@@ -246,13 +216,10 @@ def engine_ingredients(
     return {
         "weights_sha256": source.weights_sha256,
         "stage": source.name,
-        "part": part,
         "dtypes": sorted({str(weight.dtype) for weight in source.stage.parameters()}),
         "inputs": [[list(arg.shape), str(arg.dtype)] for arg in inputs],
         "precision": options.precision,
         "fp8_linears": options.fp8_linears,
-        "granularity": options.granularity,
-        "optimization_level": options.optimization_level,
         "amax": {name: source.amax[name] for name in names},
         "environment": dict(environment),
     }

@@ -44,7 +44,6 @@ def build_engine(
     module: nn.Module,
     args: tuple[Tensor, ...],
     *,
-    optimization_level: int | None,
     fp8: bool = False,
 ) -> SerializedEngine:
     """Compile a module for arguments like these, each operation in the dtype in which PyTorch computes it.
@@ -74,7 +73,6 @@ def build_engine(
             require_full_compilation=True,
             # True is the default, and makes every attention that has a mask causal
             attn_bias_is_causal=False,
-            optimization_level=optimization_level,
             timing_cache_path=str(Path(folder) / "timing_cache.bin"),
         )
     return _extract(compiled, sum(counts))

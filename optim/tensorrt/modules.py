@@ -4,8 +4,6 @@ B batch, Q image tokens, P prefix tokens, L layers, G KV heads, H query heads, D
 """
 
 import copy
-import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -130,26 +128,6 @@ def prefix_inputs(stage: Prefix, *args: Tensor | None) -> tuple[tuple[Tensor, ..
     assert tokens_BT is not None
     x_BPW, rope, bias, mask_BP = stage.prepare(image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT)
     return (x_BPW, *rope) if bias is None else (x_BPW, *rope, bias), mask_BP
-
-
-def record_layers(core: nn.Module, args: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, ...]]:
-    """Return the arguments of each layer in a call of a core, by the layer's path."""
-    recorded: dict[str, tuple[Tensor, ...]] = {}
-
-    def recorder(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, layer_args: recorded.__setitem__(path, layer_args)
-
-    hooks = [
-        module.register_forward_pre_hook(recorder(path))
-        for path, module in core.named_modules()
-        if re.fullmatch(r"(stage\.)?layers\.\d+", path)
-    ]
-    try:
-        core(*args)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return recorded
 
 
 def _repeat(keys_BGPD: Tensor, heads: int) -> Tensor:

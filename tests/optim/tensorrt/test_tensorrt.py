@@ -30,7 +30,7 @@ from optim.tensorrt.fp8 import (
     unfolded_weights,
     with_quantised_linears,
 )
-from optim.tensorrt.modules import PrefixCore, VisionCore, cast_linears, prefix_inputs, record_layers
+from optim.tensorrt.modules import PrefixCore, VisionCore, cast_linears, prefix_inputs
 from policies.pi05.checkpoint import Checkpoint
 from tests.optim.small import random_request, sources
 
@@ -80,10 +80,7 @@ def _prefix(source: StageContext, stage: nn.Module) -> Any:
             {"precision": "bf16", "fp8_linears": "all"},
             "fp8_linears=all needs precision=fp8, got precision=bf16; leave fp8_linears out",
         ),
-        ({"precision": "bf16", "granularity": "op"}, "granularity must be one of stage, layer, got 'op'"),
-        ({"precision": "bf16", "tolerance": 0.0}, "tolerance must be > 0 or null, got 0.0"),
         ({"precision": "bf16", "cache_dir": ""}, "cache_dir must be a folder or null"),
-        ({"precision": "bf16", "optimization_level": 6}, "optimization_level must be 0 to 5 or null, got 6"),
     ],
 )
 def test_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:
@@ -181,25 +178,6 @@ def test_prefix_in_one_engine_equals_the_stage(form: str, small: Checkpoint) -> 
     core_args, mask = prefix_inputs(source.stage, *source.examples[0])  # type: ignore[arg-type]
     assert (len(core_args), mask is None) == ((3, True) if form == "lean" else (4, False))
     assert all(arg.is_floating_point() for arg in core_args)
-
-
-@pytest.mark.parametrize("name", ["vision", "prefix"])
-def test_layers_are_recorded_with_what_they_are_called_with(
-    name: str, small_sources: dict[str, StageContext]
-) -> None:
-    source = small_sources[name]
-    core: nn.Module = VisionCore(source.stage, torch.float32)
-    args: Any = source.examples[0]
-    if name == "prefix":
-        core, args = PrefixCore(source.stage), prefix_inputs(source.stage, *args)[0]  # type: ignore[arg-type]
-    with torch.no_grad():
-        recorded = record_layers(core, args)
-        prefix = "stage.layers" if name == "vision" else "layers"
-        assert list(recorded) == [f"{prefix}.{i}" for i in range(len(recorded))]
-        assert len(recorded) == len(source.stage.layers)  # type: ignore[arg-type]
-        first = core.get_submodule(f"{prefix}.0")(*recorded[f"{prefix}.0"])
-        following = recorded[f"{prefix}.1"][0]
-    assert torch.equal(first if name == "vision" else first[0], following)
 
 
 def test_quantised_linear_rounds_input_and_weight_to_e4m3(quantize_op: None) -> None:
@@ -405,7 +383,7 @@ INPUTS = (torch.zeros(1, 20, 128), torch.zeros(1, 1, 20, 32))
 
 
 def _ingredients(source: StageContext, **changes: Any) -> dict[str, Any]:
-    options = {"options": TensorRT("fp8"), "part": "stage", "inputs": INPUTS, "environment": ENVIRONMENT}
+    options = {"options": TensorRT("fp8"), "inputs": INPUTS, "environment": ENVIRONMENT}
     return engine_ingredients(source=source, **{**options, **changes})
 
 
@@ -418,13 +396,10 @@ def test_key_changes_with_each_ingredient(small_sources: dict[str, StageContext]
         _ingredients(replace(source, weights_sha256="other")),
         _ingredients(replace(source, amax=scaled)),
         _ingredients(half),
-        _ingredients(source, part="layers.0"),
         _ingredients(source, inputs=(INPUTS[0][:, :19], INPUTS[1])),
         _ingredients(source, inputs=(INPUTS[0].bfloat16(), INPUTS[1])),
         _ingredients(source, options=TensorRT("bf16")),
         _ingredients(source, options=TensorRT("fp8", fp8_linears="all")),
-        _ingredients(source, options=TensorRT("fp8", granularity="layer")),
-        _ingredients(source, options=TensorRT("fp8", optimization_level=5)),
         *(_ingredients(source, environment={**ENVIRONMENT, name: "other"}) for name in ENVIRONMENT),
         _ingredients(small_sources["vision"]),
     ]
@@ -433,7 +408,6 @@ def test_key_changes_with_each_ingredient(small_sources: dict[str, StageContext]
     assert keys[0] == cache_key(_ingredients(source))
     same = [
         TensorRT("fp8", cache_dir=None),
-        TensorRT("fp8", tolerance=0.1),
         TensorRT("fp8", cuda_graph=False),
     ]
     assert {cache_key(_ingredients(source, options=options)) for options in same} == {keys[0]}

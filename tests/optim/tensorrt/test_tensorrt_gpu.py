@@ -58,7 +58,6 @@ def folded_weights() -> Iterator[None]:
         folder.is_impure = original
 
 
-@pytest.mark.parametrize("granularity", ["stage", "layer"])
 @pytest.mark.parametrize("form", ["lean", "full"])
 @pytest.mark.parametrize(
     ("name", "precision"), [("vision", "fp16"), ("vision", "bf16"), ("prefix", "bf16"), ("prefix", "fp8")]
@@ -67,18 +66,16 @@ def test_engine_meets_eager_on_fresh_inputs(
     name: str,
     precision: str,
     form: str,
-    granularity: str,
     checkpoint: Checkpoint,
     of_form: dict[str, dict[str, StageContext]],
 ) -> None:
     source = of_form[form][name]
-    if (name, precision, granularity) == ("vision", "bf16", "stage"):
+    if (name, precision) == ("vision", "bf16"):
         # TensorRT-RTX 1.4 gives NaN for heads of 16; the reference's are 64, those of full size 72
         checkpoint = reference_checkpoint("cuda", torch.bfloat16)
         source = sources(checkpoint, REQUESTS, form)[name]
     dtypes = {key: value.dtype for key, value in source.stage.state_dict().items()}
-    options = TensorRT(precision, granularity=granularity, cache_dir=None)
-    stage = options(source)
+    stage = TensorRT(precision, cache_dir=None)(source)
     # the same lengths as the examples, other images
     fresh = [random_request(7), random_request(8, REQUESTS[1].observation.instruction)]
     with torch.no_grad():
@@ -92,18 +89,16 @@ def test_engine_meets_eager_on_fresh_inputs(
     assert details["flavour"] == flavour()
     assert details["flavour"].startswith(("TensorRT 1", "TensorRT-RTX "))
     assert details["subgraphs_in_pytorch"] == 0
-    layers = len(source.stage.layers)  # type: ignore[arg-type]
-    assert details["subgraphs"] == details["engines"] * (layers if granularity == "layer" else 1)
+    assert details["subgraphs"] == details["engines"]
     assert details["engine_bytes"] >= details["weight_bytes"] > 0
     assert details.get("fp8_proof") == ("graph" if precision == "fp8" else None)
     assert {key: value.dtype for key, value in source.stage.state_dict().items()} == dtypes
 
 
-@pytest.mark.parametrize("granularity", ["stage", "layer"])
 def test_all_linears_of_a_layer_can_be_fp8_and_no_graph_is_needed(
-    granularity: str, of_form: dict[str, dict[str, StageContext]]
+    of_form: dict[str, dict[str, StageContext]],
 ) -> None:
-    options = TensorRT("fp8", "all", granularity, cuda_graph=False, cache_dir=None)
+    options = TensorRT("fp8", "all", cuda_graph=False, cache_dir=None)
     assert options(of_form["lean"]["prefix"]).details["fp8_linears"] == 2 * 7 + 2
 
 
@@ -157,10 +152,10 @@ def test_fp8_engine_holds_a_byte_a_weight_and_a_folded_one_is_noticed_by_its_siz
         core = PrefixCore(with_quantised_linears(source, dict.fromkeys(names, 8.0), "mlp"))
         weights = WeightBytes.of(core)
         assert weights.saved >= TELLING_BYTES
-        engine = build_engine(core, args, optimization_level=None, fp8=True)
+        engine = build_engine(core, args, fp8=True)
         assert require_fp8("wide", engine, weights) == "graph and engine size"
         monkeypatch.setattr("optim.tensorrt.engine.unfolded_weights", folded_weights)
-        folded = build_engine(core, args, optimization_level=None, fp8=True)
+        folded = build_engine(core, args, fp8=True)
     assert (engine.fp8_weights, folded.fp8_weights) == (6, 0)
     assert len(folded.plan) - len(engine.plan) > 0.75 * weights.saved
     with pytest.raises(RuntimeError, match="TensorRT keeps the weights unquantised"):
@@ -170,12 +165,11 @@ def test_fp8_engine_holds_a_byte_a_weight_and_a_folded_one_is_noticed_by_its_siz
     assert stage_parity(outputs, of_folded).rel_error < 0.1
 
 
-@pytest.mark.parametrize("granularity", ["stage", "layer"])
 def test_second_build_takes_its_engines_from_the_cache(
-    granularity: str, tmp_path: Path, of_form: dict[str, dict[str, StageContext]]
+    tmp_path: Path, of_form: dict[str, dict[str, StageContext]]
 ) -> None:
     source = of_form["full"]["prefix"]
-    options = TensorRT("fp8", granularity=granularity, cache_dir=str(tmp_path))
+    options = TensorRT("fp8", cache_dir=str(tmp_path))
     first, second = options(source), options(source)
     assert first.details["subgraphs"] == second.details["subgraphs"] == second.details["cache_hits"]
     assert first.details["cache_hits"] < first.details["subgraphs"]
