@@ -27,8 +27,14 @@ WHICH_EPISODES = (
     "suite.tasks",
     *(f"protocol.{key}" for key in ("name", "num_tasks", "first_episode", "episodes")),
 )
-# Options that backends had once, with the value that says what they do today.
-GONE: Mapping[str, Any] = {"optim.denoise.weights": "bf16", "optim.denoise.kernel": "ring"}
+# Options that backends of a stage had once, with the value that says what they do today.
+GONE: Mapping[str, Any] = {
+    "weights": "bf16",
+    "kernel": "ring",
+    "granularity": "stage",
+    "optimization_level": None,
+    "tolerance": None,
+}
 SIMULATOR = (*PINS, "gl")  # of `sim_stack.prepare`: what decides physics and pixels
 
 
@@ -110,10 +116,16 @@ def refuse_changed(
                 for key in sorted(old.keys() | new.keys())
                 if _in_checkout(old.get(key)) != _in_checkout(new.get(key))
                 and _counts(part, key, which)
-                and not (part == "config" and key not in new and GONE.get(key) == old[key])
+                and not (part == "config" and key not in new and _is_gone(key, old[key]))
             ]
     if changes:
         raise Changed(f"{what} has another configuration, policy or simulator: {shorten(changes, '; ')}")
+
+
+def _is_gone(key: str, value: Any) -> bool:
+    """Whether an old record's option says what its backend does today without it."""
+    where, _, option = key.rpartition(".")
+    return where.startswith("optim.") and option in GONE and GONE[option] == value
 
 
 def _in_checkout(value: Any) -> Any:
