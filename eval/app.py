@@ -1,4 +1,9 @@
-"""What every command line of the project shares: Hydra's configuration, and errors on one line."""
+"""What every command line of the project shares: Hydra's configuration, and errors on one line.
+
+Non-obvious behaviors:
+    `hydra._internal` lends its parser of flags, for which Hydra has no public name. pyproject.toml pins
+    hydra-core below 1.4, and tests/eval/test_bad_input.py tests the messages.
+"""
 
 import argparse
 import os
@@ -24,10 +29,9 @@ from policies.files import search_current_folder_last
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, but for the exit status of a wrong command line."""
+    """argparse's, except that a wrong command line exits with `os.EX_USAGE`: 2 means "not comparable"."""
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and message; exit with `os.EX_USAGE`."""
         self.print_usage(sys.stderr)
         self.exit(os.EX_USAGE, f"{self.prog}: error: {message}\n")
 
@@ -47,7 +51,7 @@ class Flags(argparse.ArgumentParser):
     """The flags of a command line; a wrong one is one line and exit status 2.
 
     Args:
-        config_name: the file in conf/ that it composes, whose `hydra.help.app_name` is what it is called.
+        config_name: the file in conf/ that the command composes; its `hydra.help.app_name` names the command.
         parents: parsers that know flags.
     """
 
@@ -56,30 +60,31 @@ class Flags(argparse.ArgumentParser):
         super().__init__(prog=name, parents=list(parents), add_help=False)
 
     def check(self, words: Sequence[str]) -> None:
-        """End the process unless all flags are known, and `key=value` stand together."""
+        """Exit unless all flags are known and the `key=value` are not separated by flags."""
         _, rest = self.parse_known_args(words)
         self.refuse_flags(rest)
         if rest:
             self.error(f"{' '.join(rest)} must stand with the other KEY=VALUE, without a flag between them")
 
     def refuse_flags(self, words: Sequence[str]) -> None:
-        """End the process if there are flags among the words."""
+        """Exit if there are flags among the words."""
         if flags := [word for word in words if word.startswith("-")]:
             self.error(f"unknown flag {', '.join(flags)}")
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong; exit with 2."""
         print_error(f"{message}; `{self.prog} --help` explains keys and flags")
         self.exit(2)
 
 
 def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
-    """Run a command line; user errors are one line and exit status 1, wrong flags 2, HYDRA_FULL_ERROR=1 shows
-    the whole trace.
+    """Run a command line.
+
+    User errors are one line and exit status 1, wrong flags exit with 2, interrupts with 130.
+    HYDRA_FULL_ERROR=1 shows the whole trace.
 
     Args:
         config_name: the file in conf/ that it composes.
-        run: does the work of one job; the other jobs of a sweep go on when it raises an error of the user's.
+        run: does the work of one job; the other jobs of a sweep go on when it raises one of `USER_ERRORS`.
     """
     search_current_folder_last()
     Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all of its usage
@@ -122,11 +127,10 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
 
 
 def _is_here() -> bool:
-    """Whether jobs run in the process of the command line, so that it knows of those that failed."""
+    """Whether jobs run in this process, so that it knows which failed."""
     return str(HydraConfig.get().launcher["_target_"]).endswith(".BasicLauncher")
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Leave no folder behind where nothing was written."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, everything is checked, the runner runs, the summary is printed."""
+"""The command line: compose, check, run, print the summary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -39,16 +39,16 @@ from policies.text import pluralize
 
 T = TypeVar("T")
 
-# What may be raised before the first episode, apart from OmegaConf's.
+# Errors before the first episode, apart from OmegaConf's.
 STARTING = (ValueError, OSError, SimulatorError, TrackingError, RunnerError)
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a process begins with: a new run, or one that earlier processes began.
+    """Where a process begins: a new run, or one that earlier processes began.
 
     Attributes:
-        overrides: of this command line; earlier: those that the run began with.
+        overrides: of this command line; `earlier`: those that the run began with.
         before: run.json as it was; None for a new run.
         finished: the records of a run in which nothing is left to do.
     """
@@ -62,7 +62,7 @@ class Start:
 
 
 def find_start(cfg: DictConfig) -> Start:
-    """Return where to start; with `resume=FOLDER` the configuration is composed as that run's was.
+    """Decide between a new run and `resume=FOLDER`, which composes the configuration as that run did.
 
     Raises:
         ConfigError: `resume` is empty.
@@ -87,12 +87,11 @@ def find_start(cfg: DictConfig) -> Start:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return a configuration in plain values."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
 def run(cfg: DictConfig) -> None:
-    """Do one run, or go on with one, from checks to printed summary; of a finished one, print that alone.
+    """Do one run or resume one, from checks to printed summary; of a finished one, only print the summary.
 
     Raises:
         CommandError: before the first episode; nothing was recorded.
@@ -145,10 +144,10 @@ def run(cfg: DictConfig) -> None:
 def make_plan(
     config: Config, tasks: Sequence[Task], episodes: Episodes, runner: Runner, earlier: ResumedRun | None
 ) -> Plan:
-    """Return the plan of a run, or of what is left of it.
+    """Plan a run, or what is left of it.
 
     Raises:
-        Changed: what is recorded is of another policy, other weights or another simulator.
+        Changed: the records are of another policy, other weights or another simulator.
     """
     label = runner.about.get("weights_label")
     plan = Plan(
@@ -171,7 +170,7 @@ def make_plan(
 def describe(
     start: Start, config: Config, plan: Plan, runner: Runner, earlier: ResumedRun | None
 ) -> dict[str, Any]:
-    """Return what run.json says besides the outcome."""
+    """Collect everything in run.json except the outcome."""
     from eval.episodes.policy import choose_device
 
     gpu = (choose_device(config.policy.device).index or 0) if config.runner.name == "local" else 0
@@ -198,7 +197,7 @@ def describe(
 
 
 def tracked_run(start: Start, config: Config, plan: Plan, run_info: Mapping[str, Any]) -> TrackedRun:
-    """Return what the tracker is told; a resumed run is one of its own there."""
+    """Describe the run for the tracker; there, a resumed run is a run of its own."""
     name = f"{config.policy.name}-{config.suite.name}-{start.folder.name}"
     tags = list(config.tracking.tags)
     if plan.weights_label:
@@ -210,7 +209,7 @@ def tracked_run(start: Start, config: Config, plan: Plan, run_info: Mapping[str,
 
 
 def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path) -> str:
-    """Return what a user wants to know before the first episode is over."""
+    """Word the line that a user sees before the first episode is over."""
     tasks, shard = len(plan.tasks), plan.episodes.shard
     parts = [
         f"{pluralize(plan.num_episodes, 'episode')} of {plan.tasks[0].suite} "
@@ -232,7 +231,7 @@ def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path
 def _close(recorder: RunRecorder) -> list[Exception]:
     """Write run.json, mirror and print the summary of whatever was recorded; return what went wrong.
 
-    Each step is tried whatever became of the one before.
+    Each step is tried even if the one before failed.
     """
     problems: list[Exception] = []
 
@@ -274,5 +273,4 @@ def _tracker(config: Config) -> SafeTracker:
 
 
 def main() -> None:
-    """Run the command line; `eval.app` says how it ends."""
     command("config", run)

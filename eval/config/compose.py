@@ -1,4 +1,4 @@
-"""Configurations composed by Hydra outside of a Hydra job."""
+"""Compose configurations with Hydra outside of a Hydra job."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from eval.config.schema import Config
 
 
 def configure(overrides: Sequence[str]) -> Config:
-    """Return the checked configuration that overrides of `python -m eval` compose."""
+    """Compose and check what `python -m eval` would run with these overrides."""
     schema.register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", list(overrides)))

@@ -1,4 +1,10 @@
-"""Hydra's and OmegaConf's errors in one readable line that names the key, the value and the way out."""
+"""Reword Hydra's and OmegaConf's errors as one line that names the key, the value and the way out.
+
+Non-obvious behaviors:
+    Regular expressions match the English of the two libraries. pyproject.toml therefore pins hydra-core below
+    1.4 and omegaconf below 2.4, and tests/eval/test_bad_input.py has a test for each message: run it before
+    raising a pin.
+"""
 
 import difflib
 import re
@@ -16,9 +22,9 @@ from omegaconf.errors import (
 from eval.config.groups import backend_name, backends
 from policies.pi05.dims import STAGES
 
-# Hydra's words for several values where there is no sweep.
+# Hydra's message for several values where there is no sweep.
 SEVERAL = r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=(.*?)'(?: requires --multirun$|; 1\.)"
-# OmegaConf's words for a value of the wrong type, and ours.
+# OmegaConf's messages for a value of the wrong type, and ours.
 PLAINER = (
     (r"Value '(.*)' of type '.*' could not be converted to Integer", r"must be a whole number, got '\1'"),
     (r"Value '(.*)' is not a valid bool.*", r"must be true or false, got '\1'"),
@@ -29,7 +35,7 @@ PLAINER = (
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line; the most specific one where Hydra wraps OmegaConf."""
+    """Word an error on one line; where Hydra wraps an error of OmegaConf, that one is worded."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException) and error.options is not None:
         options = ", ".join(option for option in error.options if not option.startswith("_"))
@@ -50,7 +56,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _head(error: BaseException) -> str:
-    """Return the lines of a message before OmegaConf's list of node properties, joined."""
+    """Join the lines of a message that come before OmegaConf's list of node properties."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [
         line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)
@@ -72,7 +78,7 @@ def _several_values(key: str, values: str) -> str:
 
 
 def _is_list(key: str) -> bool:
-    """Return whether the schema has a list under a key with dots."""
+    """Whether the schema has a list under this key with dots."""
     from eval.config.schema import Config  # imports torch: a second for commands that only read records
 
     node: Any = Config
@@ -100,7 +106,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 
 def _other_backends(stage: str, option: str, chosen: DictConfig) -> str | None:
-    """Return that an option is one of other backends of a stage; None if no backend has it."""
+    """Name the other backends of a stage that have this option; None if no backend has it."""
     having = [f"optim/{stage}={name}" for name, options in backends(stage).items() if option in options]
     if not having:
         return None

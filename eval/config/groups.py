@@ -1,4 +1,4 @@
-"""What conf/ offers: the options of a group, the backends of a stage, what a policy is made of."""
+"""Read conf/: the options of a group, the backends of a stage, the recipe of a policy."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -11,18 +11,18 @@ CONF = ROOT / "conf"
 
 
 def options(group: str) -> list[str]:
-    """Return what can be chosen of a group; files that begin with _ are parts of others."""
+    """List a group's options; files that begin with _ are parts of others."""
     return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
 
 
 def backends(stage: str) -> dict[str, dict[str, Any]]:
-    """Return the backends of a stage, each with its options as its YAML has them."""
+    """Read the backends of a stage, each with its options as its YAML has them."""
     group = f"optim/{stage}"
     return {name: _read(group, name) for name in options(group)}
 
 
 def backend_name(stage: str, chosen: Mapping[str, Any]) -> str:
-    """Return the backend whose YAML `chosen` was composed from, or its class where no YAML has that."""
+    """Find the backend whose YAML `chosen` was composed from; its class where no YAML has that."""
     alike = {
         name: sum(chosen.get(key) == value for key, value in yaml.items())
         for name, yaml in backends(stage).items()
@@ -32,7 +32,7 @@ def backend_name(stage: str, chosen: Mapping[str, Any]) -> str:
 
 
 def recipe(policy: str) -> dict[str, str]:
-    """Return the backend of each stage, and of `images`, that a policy's own YAML names; none without one."""
+    """The backend of each stage, and of `images`, that a policy's own YAML names; empty without a YAML."""
     if policy not in options("policy"):
         return {}
     yaml = _read("policy", policy)
@@ -45,7 +45,7 @@ def recipe(policy: str) -> dict[str, str]:
 
 
 def policy_label(policy: str, config: Mapping[str, Any]) -> str:
-    """Return a policy's name, with the stages whose backend is not that of its own YAML.
+    """Name a policy, with the stages whose backend is not that of its own YAML.
 
     Args:
         config: a whole configuration in plain values, or what a record has of one.

@@ -18,13 +18,13 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def key_of(override: Override | str) -> str:
-    """Return an override's key, `optim/vision` of `+optim/vision=eager`."""
+    """An override's key: `optim/vision` of `+optim/vision=eager`."""
     text = override if isinstance(override, str) else override.get_key_element()
     return text.lstrip("+~").partition("=")[0]
 
 
 def choices(override: Override) -> list[str]:
-    """Return an override for each value of its list; itself, where it has one value.
+    """Split an override into one for each value of its list; an override with one value stays as it is.
 
     Raises:
         ConfigError: a range or a glob, whose values nobody listed.
@@ -39,7 +39,7 @@ def choices(override: Override) -> list[str]:
 
 
 def refuse_hydra(override: Override, command: str, instead: str) -> None:
-    """Raise ConfigError for a key of Hydra itself: a command does not read it, `instead` sets its folder."""
+    """Raise ConfigError for a key of Hydra itself, which `command` ignores; `instead` sets its folder."""
     key = key_of(override)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{key} is not read by {command}; its folder is {instead}")

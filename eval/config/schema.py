@@ -1,7 +1,7 @@
 """Types and ranges of the configuration, checked before anything heavy starts.
 
-Hydra composes into these dataclasses (the first entry of the defaults list); `OmegaConf.to_object` turns the
-result into them once, and nothing below `eval/cli.py` sees a DictConfig. They are not frozen because
+Hydra composes into these dataclasses (the first entry of the defaults list), and `OmegaConf.to_object` turns
+the result into them once; the rooms below the configuration see no DictConfig. They are not frozen because
 OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed into.
 """
 
@@ -45,15 +45,11 @@ def _at_least(key: str, value: float | None, least: int) -> None:
 
 @dataclass
 class SuiteConfig:
-    """conf/suite: which tasks, and for how many control steps at most.
-
-    Attributes:
-        tasks: their ids; None takes as many as the protocol says.
-    """
+    """conf/suite: which tasks, and for how many control steps at most."""
 
     name: str = MISSING
     max_steps: int = MISSING
-    tasks: list[int] | None = None
+    tasks: list[int] | None = None  # ids; None takes as many as the protocol says
 
     def __post_init__(self) -> None:
         _one_of("suite.name", self.name, SUITES)
@@ -66,19 +62,13 @@ class SuiteConfig:
 
 @dataclass
 class ProtocolConfig:
-    """conf/protocol: how many tasks and episodes, and how resets are seeded.
-
-    Attributes:
-        num_tasks: None takes all.
-        first_episode: the first of each task's official initial states.
-        seeding: `paired`; or `openpi`, its drifting order, for comparison with published numbers.
-    """
+    """conf/protocol: how many tasks and episodes, and how resets are seeded."""
 
     name: str = MISSING
-    num_tasks: int | None = None
-    first_episode: int = 0
+    num_tasks: int | None = None  # None takes all
+    first_episode: int = 0  # of each task's official initial states
     episodes: int = MISSING
-    seeding: str = "paired"
+    seeding: str = "paired"  # or openpi: its drifting order, to compare with published numbers
 
     def __post_init__(self) -> None:
         _at_least("protocol.num_tasks", self.num_tasks, 1)
@@ -89,7 +79,7 @@ class ProtocolConfig:
 
 @dataclass
 class PolicyConfig:
-    """conf/policy: what acts; the pi0.5 kind also says in which form, precision and place."""
+    """conf/policy: which policy acts; form, precision, device, prompts and images are for pi0.5 alone."""
 
     name: str = MISSING
     kind: str = MISSING
@@ -109,7 +99,7 @@ class PolicyConfig:
 
 @dataclass
 class OptimConfig:
-    """conf/optim: a backend for each stage, which checks its own options; and what holds for all three."""
+    """conf/optim: a backend for each stage, which checks its own options, and options for all three."""
 
     vision: Any = None
     prefix: Any = None
@@ -133,7 +123,7 @@ class DenoiseConfig:
 
 @dataclass
 class RunnerConfig:
-    """conf/runner: who rolls the episodes, and how much may go wrong; `RAY_ONLY` are read by runner=ray."""
+    """conf/runner: how episodes are run, and how much may go wrong; runner=ray alone reads `RAY_ONLY`."""
 
     name: str = MISSING
     max_errors: int = 3
@@ -240,13 +230,12 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema known to Hydra under the name that conf/config.yaml starts with, `${repo:PATH}` and
-    `${options:GROUP}`."""
+    """Register the schema of conf/config.yaml, `${repo:PATH}` and `${options:GROUP}` with Hydra."""
     OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=True)
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     register_schema("eval", Config)
 
 
 def register_schema(name: str, node: type[Config]) -> None:
-    """Make `node` known to Hydra: a primary config chooses it with `override schema@_global_: NAME`."""
+    """Register `node`: a primary config chooses it with `override schema@_global_: NAME`."""
     ConfigStore.instance().store(name, node=node, group="schema", package="_global_")

@@ -1,4 +1,4 @@
-"""From a composed configuration to checked dataclasses, tasks and episodes."""
+"""Turn a composed configuration into checked dataclasses, tasks and episodes."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from eval.sim.tasks import Task, load_tasks
 
 
 def check(cfg: DictConfig) -> Config:
-    """Return the configuration as dataclasses.
+    """Convert to dataclasses, which check themselves.
 
     Raises:
         ConfigError: a value out of range, or a key without a value.
@@ -21,7 +21,7 @@ def check(cfg: DictConfig) -> Config:
 
 
 def choose_tasks(config: Config) -> list[Task]:
-    """Return the tasks that suite and protocol choose.
+    """Load the tasks that suite and protocol choose.
 
     Raises:
         ConfigError: a task or an episode that the suite does not have.
@@ -50,7 +50,7 @@ def choose_tasks(config: Config) -> list[Task]:
 
 
 def refuse_ignored(config: Config, overrides: list[str]) -> None:
-    """Raise ConfigError for overrides that the chosen policy or runner would not read."""
+    """Raise ConfigError for overrides that the chosen policy or runner would ignore."""
     ignored = [text for text in overrides if text.lstrip("+~").startswith(("checkpoint", "denoise"))]
     if config.policy.kind == "oracle" and ignored:
         raise ConfigError(
@@ -64,7 +64,7 @@ def refuse_ignored(config: Config, overrides: list[str]) -> None:
 
 
 def choose_episodes(config: Config, tasks: Sequence[Task]) -> Episodes:
-    """Return the episodes that protocol and shard choose.
+    """Plan the episodes that protocol and shard choose.
 
     Raises:
         ConfigError: the shard has none.

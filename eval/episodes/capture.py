@@ -1,6 +1,6 @@
-"""Real observations for those who need some before a run: one of every input shape, or many of an episode.
+"""Collect real observations before a run: one of every input shape, or many of an episode.
 
-Where they build an environment, `eval.sim.stack.prepare()` must have run.
+Where these functions build an environment, `eval.sim.stack.prepare()` must have run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ SHORT_BIN, LONGER_BINS = 0, (50, 200)
 
 
 def example_requests(tasks: Sequence[Task], policy: Pi05Policy, seed: int) -> list[Request]:
-    """Return `requests_of_every_length` for an environment that is built for one look."""
+    """Build an environment, observe once and close it; then `requests_of_every_length`."""
     with closing(LiberoEnv(tasks[0])) as env:
         env.reset(first_episode(tasks, seed))
         real = env.observe(policy.cameras)
@@ -32,18 +32,18 @@ def example_requests(tasks: Sequence[Task], policy: Pi05Policy, seed: int) -> li
 
 
 def first_episode(tasks: Sequence[Task], seed: int) -> EpisodeKey:
-    """Return the episode at whose start a look suffices for all shapes."""
+    """The episode whose first observation serves all shapes."""
     return EpisodeKey(tasks[0].suite, tasks[0].task_id, 0, seed)
 
 
 def requests_of_every_length(
     real: Observation, tasks: Sequence[Task], policy: Pi05Policy, seed: int
 ) -> list[Request]:
-    """Return requests that together have every input shape that a run over these tasks can meet.
+    """Word requests that together have every input shape that a run over these tasks can meet.
 
-    Shapes differ in the padded length of the prompt alone: every request has the same images, and words for
-    a length that no other one has. The words are a task's instruction and, where the prompt carries the state
-    and its length thus changes from call to call, a state.
+    Shapes differ only in the padded length of the prompt, so the requests share their images, and each has a
+    length of its own. Its words come from a task's instruction and, where the prompt carries the state and
+    its length thus changes from call to call, from a state.
 
     Args:
         real: what the policy's cameras see at the start of `first_episode`.
@@ -63,11 +63,11 @@ def requests_of_every_length(
 def collect_requests(
     tasks: Sequence[Task], policy: Pi05Policy, seed: int, count: int, *, max_steps: int
 ) -> list[Request]:
-    """Return `count` requests that `policy` made in its own episodes, spread over the tasks and over time.
+    """Let `policy` run episodes of its own; keep `count` of its requests, spread over tasks and time.
 
-    Each task gives its share from episode 0, and from the next ones while that was too short. Tasks take
-    turns with the phase of an episode, so that few requests a task are not all of its start. With more
-    tasks than requests, only `count` of the tasks are run.
+    Each task gives its share from episode 0, and from the next ones while that was too short. The phase of
+    the episode differs from task to task, so that few requests a task do not all come from its start. With
+    more tasks than requests, only `count` of the tasks are run.
 
     Args:
         max_steps: control steps of an episode at most, `suite.max_steps`.
@@ -109,7 +109,7 @@ def _episode(env: LiberoEnv, policy: Pi05Policy, key: EpisodeKey, max_steps: int
 
 
 def _states_of_all_widths(normalizer: Normalizer) -> list[NDArray[np.float64]]:
-    """Return states whose words in the prompt grow by one digit from each to the next, from 8 to 24."""
+    """Choose states whose words in the prompt grow digit by digit, from 8 to 24 digits."""
     bins = np.full(STATE_DIM, SHORT_BIN)
     rows = [bins.copy()]
     for i in range(STATE_DIM):

@@ -1,4 +1,4 @@
-"""Why a policy cannot run on this machine, in the words of what its user chose."""
+"""Explain why a policy cannot run on this machine, in terms of the keys that its user chose."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

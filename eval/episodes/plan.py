@@ -1,4 +1,4 @@
-"""What a run sets out to do: which episodes of which tasks, in which shard, and under which conditions."""
+"""A run's plan: which episodes of which tasks, in which shard, under which conditions."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +19,16 @@ MakeEnv = Callable[..., LiberoEnv]
 class Plan:
     """The episodes of a run with their tasks, and how they are run.
 
+    `policy`, `checkpoint`, `checkpoint_sha256` and `weights_label` go into every record.
+
     Attributes:
-        tasks: those that `episodes` names.
         done: episodes that an earlier process of this run has finished; they are not run again.
         misses_allowed: whether eager may serve calls that a backend was not built for
-            (`optim.on_mismatch=fallback`); they are counted and shown, and a backend that served none is an
-            error all the same.
-        policy, checkpoint, checkpoint_sha256, weights_label: of every record.
-        make_env: builds a task's environment.
+            (`optim.on_mismatch=fallback`); they are counted and shown, and a backend that served none is
+            still an error.
     """
 
-    tasks: Sequence[Task]
+    tasks: Sequence[Task]  # those that `episodes` names
     episodes: Episodes
     seeding: Seeding
     max_steps: int
@@ -49,17 +48,17 @@ class Plan:
         return len(self.episodes.keys())
 
     def task(self, key: EpisodeKey) -> Task:
-        """Return the task of one of the plan's episodes."""
+        """Look up the task of one of the plan's episodes."""
         return next(task for task in self.tasks if task.task_id == key.task_id)
 
     def todo(self) -> list[tuple[Task, list[EpisodeKey]]]:
-        """Return what is left of each task, in order; tasks of which nothing is left are not in it."""
+        """List what is left of each task, in order; finished tasks are left out."""
         keys = self.episodes.left(self.done)
         by_task = [(task, [key for key in keys if key.task_id == task.task_id]) for task in self.tasks]
         return [(task, left) for task, left in by_task if left]
 
     def foreign(self, records: Iterable[EpisodeRecord]) -> list[str]:
-        """Say which of these records are not of this plan: another episode, policy, checkpoint or seeding."""
+        """Name records that do not fit this plan: another episode, policy, checkpoint or seeding."""
         keys = set(self.episodes.keys())
         planned = (self.seeding, self.policy, self.checkpoint_sha256)
         foreign = []

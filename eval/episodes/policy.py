@@ -1,4 +1,4 @@
-"""From a checked configuration to a policy, cheap checks first."""
+"""Build a policy from a checked configuration, cheap checks first."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,15 +31,15 @@ from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
 
 Capture = Callable[[Pi05Policy], Sequence[Request]]
-"""Makes requests with real observations for a policy: the shapes that its stages will meet."""
+"""Collects requests with real observations for a policy: the shapes that its stages will meet."""
 
 
 def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = (1,)) -> Policy:
-    """Return the policy that the configuration names, its weights loaded and its backends applied.
+    """Load the policy that the configuration names and apply its backends.
 
     Args:
         capture: called only when a backend needs examples, after everything that fails sooner.
-        batch_sizes: how many requests at a time the policy will be asked; backends that are built for shapes
+        batch_sizes: how many requests the policy will serve at a time; backends that are built for shapes
             are built for each.
 
     Raises:
@@ -56,7 +56,7 @@ def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = 
 
 
 def choose_backends(config: Config) -> dict[str, Backend]:
-    """Return the backend of each stage, checked against the machine.
+    """Make the backend of each stage and check them against the machine.
 
     Raises:
         ConfigError, CannotRun: see `build_policy`.
@@ -76,7 +76,7 @@ def choose_backends(config: Config) -> dict[str, Backend]:
 
 
 def load(config: Config) -> Checkpoint:
-    """Return the checkpoint, on the policy's device and in its precision.
+    """Load the checkpoint to the policy's device, in its precision.
 
     A GPU that is chosen by its number becomes the current one: graphs and kernels are launched there.
     """
@@ -88,7 +88,7 @@ def load(config: Config) -> Checkpoint:
 
 
 def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:
-    """Return the policy with every stage as it was loaded."""
+    """Build the policy with every stage as it was loaded."""
     return Pi05Policy.from_checkpoint(
         checkpoint,
         eager_stages(checkpoint.stages),
@@ -106,7 +106,7 @@ def optimise(
     capture: Capture,
     batch_sizes: Sequence[int] = (1,),
 ) -> Pi05Policy:
-    """Return `eager` with its backends applied; `batch_sizes` as in `build_policy`.
+    """Apply the backends to `eager`; `batch_sizes` as in `build_policy`.
 
     Raises:
         ConfigError: a backend cannot engage.
@@ -141,7 +141,7 @@ def optimise(
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` is CUDA where there is a GPU, else the CPU.
+    """`find_device` for `policy.device`.
 
     Raises:
         ConfigError: not a device, or one that this machine lacks.
@@ -153,17 +153,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the matmuls' dtype; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    """The matmuls' dtype; `auto` is bfloat16 on CUDA and float32 on the CPU."""
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
 def make_backend(stage: str, options: Any) -> Backend:
-    """Return a stage's backend; nothing is built yet.
+    """Instantiate a stage's backend; nothing is built yet.
 
     Raises:
-        ConfigError: they name no backend, or it refuses them.
+        ConfigError: the options name no backend, or it refuses them.
     """
     if not isinstance(options, Mapping) or "_target_" not in options:
         raise ConfigError(

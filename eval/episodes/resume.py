@@ -1,4 +1,4 @@
-"""A run that is resumed: its records, repaired and open, and what is left of its plan."""
+"""A resumed run: its records, repaired and open, and what is left of its plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +16,11 @@ from policies.base import EpisodeKey
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """A run that is continued: what its earlier processes recorded, and a writer that appends to it.
-
-    Attributes:
-        dropped: what was unreadable.
-    """
+    """A run that is continued: what its earlier processes recorded, and a writer that appends to it."""
 
     writer: RunWriter
     run: Run
-    dropped: Sequence[str]
+    dropped: Sequence[str]  # what was unreadable
 
     def __enter__(self) -> Self:
         return self
@@ -36,11 +32,11 @@ class ResumedRun:
 
     @property
     def done(self) -> frozenset[EpisodeKey]:
-        """The episodes that need no other attempt."""
+        """Episodes that need no other attempt."""
         return _done(self.run)
 
     def rest_of(self, plan: Plan, policy: Mapping[str, Any], simulator: Mapping[str, Any]) -> Plan:
-        """Return the plan without what has finished; errors are tried again.
+        """Take what has finished out of a plan; errors are tried again.
 
         Raises:
             Changed: policy or simulator are not those of the run, or it holds episodes of another plan.
@@ -53,7 +49,7 @@ class ResumedRun:
         return replace(plan, done=self.done)
 
     def describe(self, now: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-        """Return run.json of the run from now on: as it was, with `now` and a line on this process."""
+        """The run.json from now on: as it was, with `now` and a line on this process."""
         line = {
             "provenance": dict(provenance),
             "runner": now["runner"],
@@ -67,7 +63,7 @@ class ResumedRun:
 
 
 def reopen(folder: Path) -> ResumedRun:
-    """Return a run that is to be continued, its files repaired and open.
+    """Repair the files of a run and open them to continue it.
 
     Raises:
         RecordingError: another process writes to it.

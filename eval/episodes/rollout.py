@@ -15,7 +15,7 @@ from policies.chunking import ActionQueue
 
 
 class PolicyLost(RuntimeError):
-    """Something outside of an episode ended it, so that it has no outcome: its policy's process died."""
+    """The policy's process died: the episode ended without an outcome."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Service:
 
 @dataclass(frozen=True)
 class ServedChunk(ActionChunk):
-    """A chunk of a policy in another process, timed there: the way to it is not the policy's latency."""
+    """A chunk of a policy in another process, timed there: transport is not the policy's latency."""
 
     service: Service = field(kw_only=True)
 
 
 @dataclass
 class Rollout:
-    """What is known of an episode so far; complete when `success` is no longer None."""
+    """An episode so far; it is complete when `success` is no longer None."""
 
     success: bool | None = None
     steps: int = 0
@@ -49,12 +49,12 @@ class Rollout:
 
     @property
     def actions_sha256(self) -> str:
-        """Hash of the executed actions, float64."""
+        """Of the executed actions, float64."""
         return sha256(*self.actions)
 
 
 def sha256(*arrays: NDArray[np.generic]) -> str:
-    """Return the SHA-256 of the arrays' bytes, in order."""
+    """Hash the arrays' bytes, in order."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -77,7 +77,7 @@ def run_episode(
     Args:
         on_inference: called after each inference with its record.
         warmup_inferences: how many of this episode's first inferences are marked as warm-up; a
-            `ServedChunk` says itself.
+            `ServedChunk` carries its own mark.
         snapshot_every: keep a snapshot of every n-th control step; 0 keeps none.
     """
     env.reset(key)

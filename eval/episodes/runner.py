@@ -1,6 +1,6 @@
-"""One episode after another in one environment at a time: from a key to what the records say of it.
+"""Run one episode after another, in one environment at a time: a key goes in, an episode's record comes out.
 
-Every runner rolls episodes through `EpisodeRunner`, in its own process or in others.
+Every runner uses `EpisodeRunner`, in its own process or in others.
 """
 
 import logging
@@ -33,7 +33,7 @@ class EpisodeResult:
 
 
 class EpisodeRunner:
-    """Roll episodes of a plan with one policy; the environment is kept while the task stays the same.
+    """Runs episodes of a plan with one policy; keeps the environment while the task stays the same.
 
     Non-obvious behaviors:
         An environment that raised is closed before the next episode and not used again. Until then it can
@@ -53,7 +53,7 @@ class EpisodeRunner:
     def run(
         self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]
     ) -> EpisodeResult:
-        """Run one episode; what simulator or policy raise is its result.
+        """Run one episode; an exception of simulator or policy is its result.
 
         Raises:
             RecordingError, PolicyLost: the episode has no result.
@@ -85,7 +85,7 @@ class EpisodeRunner:
         return EpisodeResult(record, rollout, error)
 
     def save_video(self, result: EpisodeResult, path: Path) -> None:
-        """Write the video of the episode that ran last; whatever can go wrong is raised."""
+        """Write the video of the episode that ran last; whatever goes wrong is raised."""
         assert self._env is not None, "an episode that has snapshots had an environment"
         frames = [self._env.render(snapshot) for snapshot in result.rollout.snapshots]
         write_video(frames, path, fps=CONTROL_HZ // SNAPSHOT_EVERY)
@@ -115,7 +115,7 @@ class EpisodeRunner:
 def episode_record(
     plan: Plan, task: Task, key: EpisodeKey, rollout: Rollout, wall_s: float, error: Exception | None
 ) -> EpisodeRecord:
-    """Return the record of an episode that ended with `error`, or by itself."""
+    """Make the record of an episode that ended with `error`, or by itself."""
     return EpisodeRecord(
         suite=key.suite,
         task_id=key.task_id,
