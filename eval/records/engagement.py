@@ -1,4 +1,4 @@
-"""Engagement over several processes: calls and misses of each stage, summed, and what is wrong with them."""
+"""Engagement over several processes: sum calls and misses of each stage, and find faults."""
 
 import math
 from collections import defaultdict
@@ -14,7 +14,7 @@ Engagement = dict[str, dict[str, Any]]
 
 
 def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
-    """Return the sums of the counts; details are those of the last part.
+    """Sum the counts; details are those of the last part.
 
     Raises:
         ValueError: a stage has another backend in another part.
@@ -36,7 +36,7 @@ def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
 def at_least(
     engagement: Mapping[str, Mapping[str, Any]], inferences: Iterable[InferenceRecord]
 ) -> Engagement:
-    """Return the engagement with no fewer calls than the inferences prove.
+    """Raise the numbers of calls to what the inferences prove.
 
     A process that was killed could not write its last calls into run.json.
     """
@@ -53,7 +53,7 @@ def at_least(
 def faults(
     engagement: Mapping[str, Mapping[str, Any]], served: Iterable[str], *, misses_allowed: bool
 ) -> list[str]:
-    """Say which stages did not engage: no call served, one refused, or one missed that may not be.
+    """Name stages that did not engage: no call served, one refused, or one missed that may not be.
 
     Args:
         served: stages that inferences name; one that no process reported may have missed any number of calls.

@@ -1,4 +1,4 @@
-"""Which episodes of which tasks a run has: all of them or a shard, in the form that run.json keeps."""
+"""The episodes of a run, all or a shard, in the form that run.json keeps."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +25,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the shard that `i/n` names."""
+        """Read `i/n`."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None:
             raise ValueError(f"shard must be i/n with 1 <= i <= n, as in 1/4, got {text!r}")
@@ -35,29 +35,23 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def of(self, keys: Sequence[EpisodeKey]) -> Sequence[EpisodeKey]:
-        """Return this part: consecutive ones, so that few environments are built; sizes differ by one."""
+        """Cut out this part: consecutive keys, so that few environments are built; sizes differ by one."""
         return keys[len(keys) * (self.index - 1) // self.count : len(keys) * self.index // self.count]
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """The episodes of a run, without what a simulator would have to say of them; run.json holds it.
-
-    Attributes:
-        tasks: their ids, in the order in which `runner=local` takes them.
-        first, count: of each task's official initial states.
-        shard: which part of them; None is all.
-    """
+    """A run's episodes, named without a simulator; run.json holds them."""
 
     suite: str
-    tasks: tuple[int, ...]
+    tasks: tuple[int, ...]  # ids, in the order in which `runner=local` takes them
     first: int
-    count: int
+    count: int  # episodes `first` ... of each task's official initial states
     seed: int
-    shard: Shard | None = None
+    shard: Shard | None = None  # None is all
 
     def keys(self) -> tuple[EpisodeKey, ...]:
-        """Return the keys, task after task."""
+        """List the keys, task after task."""
         keys = [
             EpisodeKey(self.suite, task, episode, self.seed)
             for task in self.tasks
@@ -66,19 +60,17 @@ class Episodes:
         return tuple(keys if self.shard is None else self.shard.of(keys))
 
     def left(self, done: Collection[EpisodeKey]) -> list[EpisodeKey]:
-        """Return the keys that are not done, in order."""
+        """List the keys that are not done, in order."""
         return [key for key in self.keys() if key not in done]
 
     def whole(self) -> Self:
-        """Return what this is a shard of."""
+        """Drop the shard."""
         return replace(self, shard=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for run.json."""
         return vars(self) | {"tasks": list(self.tasks), "shard": str(self.shard) if self.shard else None}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` was called on."""
         shard = Shard.parse(plain["shard"]) if plain["shard"] else None
         return cls(**{**plain, "tasks": tuple(plain["tasks"]), "shard": shard})

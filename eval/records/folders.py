@@ -1,4 +1,4 @@
-"""The folder of a run: the files that it holds, and finding such folders at whatever depth."""
+"""The folder of a run: its files, and the search for such folders at any depth."""
 
 import contextlib
 import json
@@ -12,11 +12,7 @@ LEFT_OUT = "inferences_left_out"  # key of run.json: why a run was kept without 
 
 
 class NoRecords(FileNotFoundError):
-    """A folder holds no records.
-
-    Attributes:
-        reason: the message without the folder.
-    """
+    """A folder holds no records; `reason` is the message without the folder."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder} {reason}")
@@ -24,13 +20,10 @@ class NoRecords(FileNotFoundError):
 
 
 class DamagedRecords(ValueError):
-    """A file of records is damaged.
+    """A file of records is damaged; `reason` is the message without the folder.
 
     Args:
-        problem: what follows the file's name, with what parts the two: `:3: corrupt`.
-
-    Attributes:
-        reason: the message without the folder.
+        problem: what follows the file's name, with its separator: `:3: corrupt`.
     """
 
     def __init__(self, file: Path, problem: str) -> None:
@@ -64,17 +57,17 @@ def refuse_left_out(folder: Path) -> None:
 
 
 def _left_out(folder: Path) -> str | None:
-    """Return why run.json says that there are no inferences; None where it does not."""
+    """Read from run.json why there are no inferences; None where it gives no reason."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return json.loads((folder / RUN_FILE).read_bytes()).get(LEFT_OUT) or None
     return None
 
 
 def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """Return a folder, or those below it, that are wanted, as runs are; nothing below one that is.
+    """Find what is `wanted`, such as runs: the folder itself, or folders below it, but none inside one found.
 
-    Links are followed, but every folder is looked at once. Those beside one another come in the order of the
-    number that their names begin with, then of their names.
+    Links are followed, and every folder is visited once. Siblings are sorted by the number that their names
+    begin with, then by name.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder, or nothing wanted in it.
@@ -101,6 +94,6 @@ def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list
 
 
 def _number(folder: Path) -> tuple[float, str]:
-    """Return what puts `10_...` behind `9_...`."""
+    """Sort key that puts `10_...` behind `9_...`."""
     number = folder.name.partition("_")[0]
     return (int(number) if number.isdecimal() else float("inf"), folder.name)

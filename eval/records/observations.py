@@ -1,4 +1,4 @@
-"""Requests in a file: what a policy saw and of which moment, as one compressed .npz without pickles."""
+"""Requests in a file: observations with episode and call, as one compressed .npz without pickles."""
 
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def spread(items: Sequence[T], count: int, phase: float = 0.0) -> list[T]:
-    """Return `count` of the items at equal distances.
+    """Pick `count` of the items at equal distances.
 
     Args:
         phase: 0 begins with the first item, just below 1 ends with the last.
@@ -56,7 +56,7 @@ def save_requests(path: Path, requests: Sequence[Request]) -> None:
 
 
 def load_requests(path: Path) -> list[Request]:
-    """Return the requests that `save_requests` wrote, equal to the bit.
+    """Read what `save_requests` wrote, equal to the bit.
 
     Raises:
         FileNotFoundError: there is no such file.

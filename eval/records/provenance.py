@@ -12,7 +12,7 @@ from typing import Any
 
 from policies.files import IS_CHECKOUT, ROOT
 
-# Those that can change a result or a latency; an absent one is null.
+# Packages that can change a result or a latency; an absent one is null.
 PACKAGES = (
     "torch",
     "torchvision",
@@ -39,7 +39,7 @@ INSTALLED = {"commit": None, "dirty": None, "error": "installed as a package, no
 
 
 def collect(gpu_index: int = 0) -> dict[str, Any]:
-    """Return where a run comes from, in JSON's own types; null stands for what this machine does not have.
+    """Describe where a run comes from, in JSON's own types; null where this machine lacks something.
 
     Args:
         gpu_index: the GPU that the policy uses, among those that torch sees.
@@ -59,7 +59,7 @@ def collect(gpu_index: int = 0) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit of the tree at `folder` and whether files differ; `error` tells why there is none.
+    """Read the commit of the tree at `folder` and whether files differ; `error` says why there is none.
 
     Untracked files count as changes unless git ignores them: Python would import them.
     """
@@ -72,7 +72,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def gpu_state(index: int = 0) -> dict[str, Any] | None:
-    """Return a GPU, its driver and torch's CUDA libraries; None without a GPU."""
+    """Describe a GPU, its driver and torch's CUDA libraries; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -108,7 +108,7 @@ def _cpu_model() -> str | None:
 
 
 def _output(*command: str) -> str | OSError:
-    """Return what a command prints, or why it did not."""
+    """Run a command: its output, or the reason why there is none."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     except OSError as error:

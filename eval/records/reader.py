@@ -1,4 +1,4 @@
-"""Reading a run's folder back: whole records, the last attempt of each episode, and what was left out."""
+"""Read a run's folder back: complete records, the last attempt of each episode, and warnings."""
 
 import json
 from collections import defaultdict
@@ -21,19 +21,18 @@ from policies.base import EpisodeKey
 
 @dataclass(frozen=True)
 class Run:
-    """The records of a run, as `read_run` found them.
+    """The records of a run, as read by `read_run`.
 
     Attributes:
         run: the content of `run.json`; empty, with a warning, when the run stopped before writing it.
         episodes: one per key, the last attempt, in the order of the file.
-        inferences: those of `episodes`.
         superseded: errors that a later attempt of the same key replaced.
         warnings: what was dropped or not counted, and why.
     """
 
     run: Mapping[str, Any]
     episodes: tuple[EpisodeRecord, ...]
-    inferences: tuple[InferenceRecord, ...]
+    inferences: tuple[InferenceRecord, ...]  # those of `episodes`
     superseded: tuple[EpisodeRecord, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -46,7 +45,7 @@ def read_run(folder: Path) -> Run:
     that was kept without its inferences has none, and a warning that says why.
 
     Raises:
-        NoRecords: when there are none.
+        NoRecords: there are none.
         DamagedRecords: with file and line number, for a corrupt line, or an episode recorded again after it
             finished, or without its inferences.
     """
@@ -91,7 +90,7 @@ def _of_episodes(
     episodes: Mapping[EpisodeKey, EpisodeRecord],
     warnings: list[str],
 ) -> tuple[InferenceRecord, ...]:
-    """Return the inferences of the counted attempts: per key, the last series from call 0 of its length."""
+    """Pick the inferences of the counted attempts: per key, the last series from call 0 of its length."""
     attempts: defaultdict[EpisodeKey, list[list[InferenceRecord]]] = defaultdict(list)
     for record in records:
         if record.call == 0 or not attempts[record.key]:
@@ -121,7 +120,7 @@ _Record = TypeVar("_Record", EpisodeRecord, InferenceRecord)
 
 
 def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[tuple[int, _Record]]:
-    """Return (line number from 1, record) of each whole line."""
+    """Parse each complete line to (line number from 1, record)."""
     *lines, tail = path.read_bytes().split(b"\n")
     records = [(number, _parse(line, path, f":{number}", kind)) for number, line in enumerate(lines, start=1)]
     if tail:

@@ -1,4 +1,4 @@
-"""Recording: a policy's requests and the actions that it answered with, spread over a run, for `eval.replay`.
+"""Record requests to a policy and the actions that answered them, spread over a run, for `eval.replay`.
 
 H horizon, J 7 robot action dims.
 
@@ -26,12 +26,12 @@ Sample = tuple[Request, NDArray[np.float64]]
 
 
 class RecordingPolicy:
-    """Ask another policy, and keep some of what it was asked and what it answered.
+    """Wraps a policy and keeps some of its requests and answers.
 
     Non-obvious behaviors:
-        How long a run will be is not known, so every n-th inference is kept, and n is doubled when twice
-        `count` are there: 2 * count observations are in memory at most, 0.8 MB each. They are kept as they
-        are, not copied: an environment makes new images each time.
+        How long a run will be is not known, so every n-th inference is kept, and n is doubled when there are
+        twice `count`: at most 2 * count observations are in memory, 0.8 MB each. They are not copied: an
+        environment makes new images each time.
 
     Raises:
         ValueError: `count` is not positive, or the policy sees no images.
@@ -53,7 +53,6 @@ class RecordingPolicy:
         self._samples: list[Sample] = []
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Return the other policy's chunks."""
         chunks = self.policy.infer(requests)
         for request, chunk in zip(requests, chunks, strict=True):
             if self._seen % self._every == 0:
@@ -65,11 +64,9 @@ class RecordingPolicy:
         return chunks
 
     def provenance(self) -> dict[str, Any]:
-        """Return the other policy's provenance."""
         return self.policy.provenance()
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        """Return the other policy's engagement."""
         return self.policy.engagement()
 
     def save(self, path: Path) -> None:
@@ -81,12 +78,12 @@ class RecordingPolicy:
             save_recording(path, spread(both, min(self.count, len(both))))
 
     def samples(self) -> list[Sample]:
-        """Return what was kept, `count` at most, evenly spread over the inferences so far."""
+        """Pick at most `count` samples, evenly spread over the inferences so far."""
         return spread(self._samples, min(self.count, len(self._samples)))
 
 
 def save_recording(path: Path, samples: Sequence[Sample]) -> None:
-    """Replace `path` as a whole by requests and the actions that answered them."""
+    """Write requests and the actions that answered them, replacing `path` in one step."""
     actions_BHJ = np.stack([actions_HJ for _, actions_HJ in samples])
     with replacing(path) as temporary:
         save_requests(temporary, [request for request, _ in samples])
@@ -95,7 +92,7 @@ def save_recording(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def load_recording(path: Path) -> list[Sample]:
-    """Return what `save_recording` wrote, equal to the bit.
+    """Read what `save_recording` wrote, equal to the bit.
 
     Raises:
         FileNotFoundError: there is no such file.

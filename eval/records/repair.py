@@ -1,4 +1,4 @@
-"""Repair of records that a crash cut short: what is unreadable goes to a file beside them."""
+"""Repair records that a crash cut short: unreadable lines move to a file beside them."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.writer import RecordingError
 from policies.base import EpisodeKey
 
-DROPPED = ".dropped"  # what was unreadable in a file is kept beside it
+DROPPED = ".dropped"  # suffix of the file beside each, which keeps the unreadable lines
 
 
 def repair(folder: Path) -> list[str]:
-    """Cut what is unreadable off the ends of the records, and say what that was.
+    """Cut unreadable ends off the records, and describe each cut.
 
-    That is a line cut short or damaged, and an episode whose inferences were lost with it. They are moved to
-    a file beside the records, and their episodes are run again.
+    That is a line cut short or damaged, and an episode whose inferences were lost with it. They move to a
+    file beside the records, and their episodes are run again.
     """
     notes = [
         *_cut_unreadable(folder / EPISODES_FILE, EpisodeRecord),
@@ -53,13 +53,13 @@ def _is_record(line: bytes, kind: type[EpisodeRecord | InferenceRecord]) -> bool
 
 
 def _last_line(path: Path) -> bytes:
-    """Return the last line, with its line feed where it has one; empty for an empty file."""
+    """With its line feed where it has one; empty for an empty file."""
     data = path.read_bytes()
     return data[data.rfind(b"\n", 0, max(len(data) - 1, 0)) + 1 :]
 
 
 def _cut(path: Path, line: bytes) -> None:
-    """Move the last line to the file of what was dropped; a crash in between leaves it in both."""
+    """Move the last line to the `DROPPED` file; a crash in between leaves it in both."""
     try:
         with path.with_name(path.name + DROPPED).open("ab") as file:
             file.write(line if line.endswith(b"\n") else line + b"\n")

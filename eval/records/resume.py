@@ -1,4 +1,4 @@
-"""Going on with a run: what must not have changed, what a crash left unreadable, what is done.
+"""Checks before a run is resumed: it exists, it is not finished, and nothing has changed.
 
 Non-obvious behaviors:
     An episode that was running is run again, and its inferences from before are not counted; errors are tried
@@ -19,9 +19,9 @@ from policies.base import EpisodeKey
 from policies.files import ROOT
 from policies.text import shorten
 
-# What may differ between the processes of a run: none of them enters an episode.
+# May differ between the processes of a run: episodes do not depend on them.
 FREE = ("runner", "tracking", "video", "resume", "record_observations")
-# What may differ between runs that are joined: which episodes they are.
+# May differ between runs that are joined.
 WHICH_EPISODES = (
     "shard",
     "suite.tasks",
@@ -35,15 +35,15 @@ GONE: Mapping[str, Any] = {
     "optimization_level": None,
     "tolerance": None,
 }
-SIMULATOR = (*PINS, "gl")  # of `sim_stack.prepare`: what decides physics and pixels
+SIMULATOR = (*PINS, "gl")  # of `eval.sim.stack.prepare`: what decides physics and pixels
 
 
 class Changed(ValueError):
-    """Records of before and after would not be of one run; the message says what differs."""
+    """Records of before and after would not belong to one run; the message names the differences."""
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """Return run.json of a run that can be continued or joined with others.
+    """Read run.json of a run that can be continued or joined with others.
 
     Raises:
         FileNotFoundError, ValueError: there is no such run, or nothing to compare with.
@@ -62,14 +62,14 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def refuse_joined(folder: Path, run: Mapping[str, Any]) -> None:
-    """Raise ValueError for what `eval.merge` wrote: its parts are what can be continued."""
+    """Raise ValueError for the output of `eval.merge`: its parts can be continued, the whole cannot."""
     if run.get("parts"):
         parts = shorten(part["folder"] for part in run["parts"])
         raise ValueError(f"{folder} joins other runs ({parts}); go on with those, then join them again")
 
 
 def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
-    """Return the records of a run that has finished all of its episodes; None for one to go on with.
+    """Read the records of a run that has finished all of its episodes; None for one to go on with.
 
     Args:
         run: its run.json.
@@ -85,12 +85,12 @@ def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
 
 
 def _done(run: Run) -> frozenset[EpisodeKey]:
-    """Return the episodes that need no other attempt."""
+    """Episodes that need no other attempt."""
     return frozenset(episode.key for episode in run.episodes if episode.success is not None)
 
 
 def origin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say how code and packages of two `provenance.collect()` differ."""
+    """List how code and packages of two `provenance.collect()` differ."""
     old = _flat({"git": before["git"], "packages": before["packages"]})
     new = _flat({"git": now["git"], "packages": now["packages"]})
     keys = [key for key in old if key != "git.error"]
@@ -129,7 +129,7 @@ def _is_gone(key: str, value: Any) -> bool:
 
 
 def _in_checkout(value: Any) -> Any:
-    """Return a path below the project relative to it: where the project lies enters no episode."""
+    """Make a path below the project relative to it: where the project lies does not affect episodes."""
     return value.removeprefix(f"{ROOT}/") if isinstance(value, str) else value
 
 
@@ -140,7 +140,7 @@ def _counts(part: str, key: str, free: tuple[str, ...]) -> bool:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dots in its keys; lists are values."""
+    """Flatten nested mappings, with dots in the keys; lists are values."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

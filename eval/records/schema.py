@@ -1,4 +1,4 @@
-"""What a run records of each episode and each inference, and the values that JSON can hold."""
+"""The records of episodes and inferences, and conversion to JSON."""
 
 import json
 import math
@@ -17,21 +17,21 @@ HOST_TO_HOST = "host to host"  # beside the stages: a whole inference, from obse
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """What happened in one episode.
+    """The result of one episode.
 
     Attributes:
         success: whether the task was done in time; None when the episode raised, which is not a failure.
         steps: control steps after settling.
         inferences: inferences that returned, warm-up ones included.
         wall_s: reset to last step, in seconds.
-        checkpoint, checkpoint_sha256: what the policy loaded; None for a policy without weights.
-        weights_label: what must be known of the weights before a number is believed: RANDOM WEIGHTS.
+        checkpoint, checkpoint_sha256: None for a policy without weights.
+        weights_label: a warning to read before any number is believed: RANDOM WEIGHTS.
         actions_sha256: of all executed actions; initial_state_sha256: of the simulator's state before the
             first action. Either may be None only when the episode raised.
         error_type, error_message: of the exception; None when the episode finished.
 
     Raises:
-        ValueError: when outcome, error and hashes contradict one another, or the seeding is unknown.
+        ValueError: outcome, error and hashes contradict one another, or the seeding is unknown.
     """
 
     suite: str
@@ -79,10 +79,9 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class InferenceRecord:
-    """How long one inference took.
+    """The timing of one inference.
 
     Attributes:
-        call: number of the inference in its episode, from 0.
         infer_ms: host observation to host action, synchronised at the end, in milliseconds.
         stage_ms: stage to milliseconds; empty where a policy has no stages.
         warmup: whether statistics leave it out.
@@ -95,7 +94,7 @@ class InferenceRecord:
     task_id: int
     episode: int
     seed: int
-    call: int
+    call: int  # number of the inference in its episode, from 0
     infer_ms: float
     stage_ms: Mapping[str, float]
     warmup: bool
@@ -116,7 +115,7 @@ class InferenceRecord:
 
     @property
     def condition(self) -> Condition:
-        """How it was timed; what a robot would feel was timed alone."""
+        """How it was timed; a robot would feel what was timed alone."""
         if self.warmup:
             return "warm-up"
         return "under load" if self.under_load else "alone"
@@ -128,12 +127,12 @@ class InferenceRecord:
 
 
 def to_json(value: Any, where: str, indent: int = 2) -> str:
-    """Return a value as the text of a JSON file; errors are those of `to_plain`."""
+    """Format a value as a JSON file; errors are those of `to_plain`."""
     return json.dumps(to_plain(value, where), indent=indent, allow_nan=False) + "\n"
 
 
 def to_plain(value: Any, where: str) -> Any:
-    """Return `value` in JSON's own types (dict, list, str, int, float, bool, None).
+    """Convert to JSON's own types (dict, list, str, int, float, bool, None).
 
     Raises:
         ValueError: naming the field below `where`, when a number is not finite.

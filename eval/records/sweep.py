@@ -1,4 +1,4 @@
-"""`sweep.json`: the jobs of a sweep, and what has become of them."""
+"""`sweep.json`: the jobs of a sweep and how each ended."""
 
 import json
 from collections.abc import Sequence
@@ -16,26 +16,21 @@ WAY_OUT = "name the folders of its runs instead, or begin a new sweep"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as `sweep.json` has it.
-
-    Attributes:
-        status: exit status of its last process; None before it has ended.
-        error: why there is no result, None while none is known.
-    """
+    """One job in `sweep.json`."""
 
     folder: str
     label: str
     overrides: tuple[str, ...]
-    status: int | None = None
+    status: int | None = None  # exit status of the last process; None before it has ended
     wall_s: float | None = None
-    error: str | None = None
+    error: str | None = None  # why there is no result; None while none is known
 
 
 def read_job_records(file: Path) -> list[JobRecord]:
     """Read the jobs of a sweep's `sweep.json`.
 
     Raises:
-        DamagedRecords: with what is wrong in it.
+        DamagedRecords: with the damage.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config  # for sweeps alone
 

@@ -1,4 +1,4 @@
-"""Episode videos: which episodes are kept, what the file is called, and H.264 that is whole or absent."""
+"""Episode videos: which episodes are kept, file names, and H.264 files that are complete or absent."""
 
 import subprocess
 from collections.abc import Sequence
@@ -24,12 +24,11 @@ class VideoMode(StrEnum):
     NONE = "none"
 
     def keeps(self, record: EpisodeRecord) -> bool:
-        """Return whether the video of this episode is written."""
         return self is VideoMode.ALL or (self is VideoMode.FAILURES and record.outcome != "success")
 
 
 def video_name(record: EpisodeRecord) -> str:
-    """Return the file name of an episode's video: its key, its outcome, and a warning of random weights."""
+    """Name the file by the episode's key, its outcome, and a warning of random weights."""
     random = "-random_weights" if record.weights_label else ""
     return f"{record.key}-{record.outcome}{random}.mp4"
 
@@ -37,7 +36,7 @@ def video_name(record: EpisodeRecord) -> str:
 def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:
     """Write frames, uint8 (height, width, 3) of one even size, as H.264 in yuv420p, `fps` frames a second.
 
-    The file appears under its name when it is whole; an earlier one is replaced.
+    The file appears under its name only when it is complete; an older one is replaced.
 
     Raises:
         ValueError: for no frames, another type, or another shape.

@@ -1,4 +1,4 @@
-"""Run records: one JSON line per episode and per inference, on the disk before the next episode begins.
+"""Write run records: one JSON line per episode and inference, on the disk before the next episode begins.
 
 A run is a folder with `episodes.jsonl`, `inferences.jsonl` and `run.json`. They are the truth; summaries are
 pure functions of them.
@@ -30,11 +30,11 @@ WAY_OUT = "free space and go on with resume"
 
 
 class RecordingError(RuntimeError):
-    """The disk refused a record: the run must stop, for nothing after it would be kept."""
+    """The disk refused a record: the run must stop, because nothing after it would be kept."""
 
 
 class RunWriter:
-    """Append the records of a run to a new folder, or with `resume` to one that holds some.
+    """Appends the records of a run to a new folder, or with `resume` to one that holds some.
 
     Non-obvious behaviors:
         A folder has one writer at a time, also when processes of several machines share the file system.
@@ -43,10 +43,9 @@ class RunWriter:
         reports.
 
     Raises:
-        FileExistsError: when the folder already holds records; FileNotFoundError: with `resume`, when it
-            holds none.
-        RecordingError: when another process writes to the folder, and from every method that writes, when the
-            disk refuses; files end with a whole line.
+        FileExistsError: the folder already holds records; FileNotFoundError: with `resume`, it holds none.
+        RecordingError: another process writes to the folder; and from every method that writes, when the
+            disk refuses; files end with a complete line.
     """
 
     def __init__(self, folder: Path, *, resume: bool = False) -> None:
@@ -77,8 +76,8 @@ class RunWriter:
         """Append one inference.
 
         Raises:
-            ValueError: when its call is not the next one of its episode, or a number is not finite.
-            TypeError: when a value has no JSON form.
+            ValueError: its call is not the next one of its episode, or a number is not finite.
+            TypeError: a value has no JSON form.
         """
         expected = self._counts[record.key]
         if record.call != expected:
@@ -90,9 +89,9 @@ class RunWriter:
         """Append one episode; it and its inferences are on the disk when this returns.
 
         Raises:
-            ValueError: when the episode has finished before, `record.inferences` is not the number added,
-                or a number is not finite.
-            TypeError: when a value has no JSON form.
+            ValueError: the episode has finished before, `record.inferences` is not the number added, or a
+                number is not finite.
+            TypeError: a value has no JSON form.
         """
         if record.key in self._finished:
             raise ValueError(f"{record.key} has finished and is recorded; only an error may be tried again")
@@ -123,11 +122,11 @@ class RunWriter:
             ) from error
 
     def continue_after(self, records: Iterable[EpisodeRecord]) -> None:
-        """Take note of what the folder holds: what has finished is not recorded again."""
+        """Refuse from now on to record again what these records show as finished."""
         self._finished |= {record.key for record in records if record.success is not None}
 
     def _lock(self) -> None:
-        """Keep other writers out until this one is closed or its process has ended, however that was."""
+        """Keep other writers out until this one is closed or its process ends, even by a kill."""
         try:
             fcntl.flock(self._episodes, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

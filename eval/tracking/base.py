@@ -14,36 +14,29 @@ MODES = ("online", "offline", "disabled")
 
 
 class TrackingError(RuntimeError):
-    """Tracking cannot start as it was asked to."""
+    """Tracking cannot start as configured."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told before the first record.
+    """A run, described to a tracker before the first record."""
 
-    Attributes:
-        config: the composed configuration and what is known of the run, in plain values.
-        name: label of the run.
-        folder: whatever the tracker writes goes below it.
-        group: joins runs of one sweep.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # composed configuration and facts of the run, in plain values
     name: str
-    folder: Path
-    group: str | None = None
+    folder: Path  # the tracker writes only below it
+    group: str | None = None  # joins the runs of a sweep
     tags: Sequence[str] = ()
 
 
 class Tracker(Protocol):
-    """Where a run is mirrored to; `check`, `start` first, `finish` last, once each."""
+    """Mirrors a run; `check` and `start` are called first, `finish` last, once each."""
 
     def check(self) -> None:
-        """Raise TrackingError when the run could not be mirrored as asked; before anything heavy starts."""
+        """Raise TrackingError if the run cannot be mirrored as configured, before anything heavy starts."""
         ...
 
     def start(self, run: TrackedRun) -> None:
-        """Open the run; whatever it writes goes below `run.folder`."""
+        """Open the run."""
         ...
 
     def log_inference(self, record: InferenceRecord) -> None:
@@ -60,7 +53,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Mirror nothing."""
+    """Mirrors nothing."""
 
     def check(self) -> None:
         pass
@@ -79,15 +72,14 @@ class NullTracker:
 
 
 class SafeTracker:
-    """Keep a tracker's failures away from the episodes.
+    """Keeps a tracker's failures away from the episodes.
 
     The first failure is printed once on stderr and kept in `error`; later records are not sent. `finish` is
     still tried, so that the tracker can close what it opened.
 
     Non-obvious behaviors:
-        A TrackingError of `check` and `start` is passed through: no episode has run yet, and a run asked to
-            be
-        online must not go on untracked.
+        A TrackingError of `check` and `start` is passed through: no episode has run yet, and a run that
+        should be online must not go on untracked.
     """
 
     def __init__(self, tracker: Tracker, console: Console | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Is there a W&B login? Looked for, never asked for."""
+"""Look for a W&B login without asking for one."""
 
 import os
 
@@ -6,10 +6,10 @@ from eval.tracking.base import TrackingError
 
 
 def require_login(purpose: str = "uploading", *, way_out: str = "") -> None:
-    """Look for a login without asking for one.
+    """Raise unless there is a login.
 
     Args:
-        purpose: what needs it.
+        purpose: what needs it, for the message.
         way_out: what could be done without one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Weights & Biases as a tracker: metric names with units, offline unless asked otherwise."""
+"""Weights & Biases as a tracker: metric names with units."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -51,7 +51,7 @@ FINISH_TIMEOUT_S = 600  # then the upload is given up; `wandb sync` finds all of
 
 
 class WandbTracker:
-    """Mirror a run to Weights & Biases; offline unless asked otherwise: no login, no network, no output.
+    """Mirrors a run to Weights & Biases; by default offline: no login, no network, no output.
 
     Non-obvious behaviors:
         An error is no failure: such an episode has `episode/error` 1 and no `episode/success`, and it does
@@ -62,7 +62,7 @@ class WandbTracker:
         for it at exit.
 
     Raises:
-        ValueError: for an unknown mode.
+        ValueError: an unknown mode.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class WandbTracker:
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return `Summary.to_dict()` as flat W&B names; what the run has no number for is absent."""
+    """Flatten `Summary.to_dict()` to W&B names; absent numbers are left out."""
     if not summary:
         return {}
     total = summary["total"]
