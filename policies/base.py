@@ -16,7 +16,7 @@ ACTION_DIM = 7  # LIBERO's OSC_POSE: delta position, delta axis-angle, gripper
 
 @dataclass(frozen=True, order=True)
 class EpisodeKey:
-    """What an episode is a pure function of, together with the policy and the seeding."""
+    """Names an episode; with the policy and the seeding it determines everything that happens."""
 
     suite: str
     task_id: int
@@ -36,19 +36,18 @@ class Observation:
             trained. Only the cameras that the policy asked for; a missing one is a KeyError.
         state: float64 (8,): end-effector position in metres, its axis-angle in radians, two gripper joints in
             metres.
-        instruction: the task in words.
         privileged: simulator truth by name, only for policies that set `needs_privileged`.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
     state: NDArray[np.float64]
-    instruction: str
+    instruction: str  # the task in words
     privileged: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One inference asked for: `call` counts the inferences of the episode from 0."""
+    """One inference to run; `call` counts the inferences of the episode from 0."""
 
     observation: Observation
     episode: EpisodeKey
@@ -57,13 +56,12 @@ class Request:
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """What one inference returns.
+    """The result of one inference; both mappings are empty where a policy has no stages.
 
     Attributes:
         actions_HJ: float64 (horizon, 7), in the simulator's units, ready for `env.step`.
-        stage_ms: time of each stage in milliseconds (empty where a policy has no stages).
-        backends: stage to who served this call: its backend, or another where that missed it (empty
-            likewise).
+        stage_ms: stage to milliseconds.
+        backends: stage to what served this call: its backend, or another where that missed it.
     """
 
     actions_HJ: NDArray[np.float64]
@@ -72,30 +70,24 @@ class ActionChunk:
 
 
 class Policy(Protocol):
-    """A policy as the runner sees it.
+    """What a runner needs of a policy."""
 
-    Attributes:
-        name: the label in records and tables.
-        cameras: images it wants in an observation; empty means that nothing is rendered for it.
-        needs_privileged: whether it reads `Observation.privileged`.
-        replan_steps: actions of a chunk that are executed before it is asked again.
-    """
-
-    name: str
-    cameras: tuple[str, ...]
-    needs_privileged: bool
-    replan_steps: int
+    name: str  # label in records and tables
+    cameras: tuple[str, ...]  # images it wants in an observation; empty: nothing is rendered for it
+    needs_privileged: bool  # whether it reads `Observation.privileged`
+    replan_steps: int  # actions of a chunk that are executed before the next inference
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Return one chunk per request, in order; the result is on the host when this returns."""
+        """Answer each request with a chunk, in order; the chunks are on the host when this returns."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Return what a record must say of this policy: weights and norm-stats hashes, device, precision,
-        labels."""
+        """Describe the policy for records: hashes of weights and norm stats, device, precision, labels."""
         ...
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        """Return per stage: backend, calls served by it, calls that missed it and another served, calls that
-        it refused; empty for policies without stages."""
+        """Count the calls of each stage: served by its backend, missed by it and served by another, refused.
+
+        Empty for a policy without stages.
+        """
         ...

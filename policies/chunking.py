@@ -9,7 +9,7 @@ from policies.base import ACTION_DIM, ActionChunk
 
 
 class ActionQueue:
-    """Hand out the first `replan_steps` actions of each chunk, one a control step.
+    """Hands out the first `replan_steps` actions of each chunk, one per control step.
 
     Raises:
         ValueError: a chunk shorter than `replan_steps`, or actions that are not (horizon, 7) finite numbers.
@@ -39,5 +39,5 @@ class ActionQueue:
         self._actions = deque(actions[: self.replan_steps])
 
     def pop(self) -> NDArray[np.float64]:
-        """Return the next action (7,); IndexError when the queue is empty."""
+        """Take the next action (7,); IndexError when the queue is empty."""
         return self._actions.popleft()

@@ -13,7 +13,7 @@ OUTPUTS = ROOT / "outputs" if IS_CHECKOUT else Path("outputs")  # site-packages 
 
 
 def search_current_folder_last() -> None:
-    """Let modules of the current folder be found, after everything that is installed.
+    """Import modules of the current folder only where nothing installed has their name.
 
     Python puts the current folder first, where a user's own `policies` or `eval.py` would shadow ours.
     """
@@ -24,7 +24,7 @@ def search_current_folder_last() -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; at the end it takes the place of `path`, in one step.
+    """Yield a path beside `path` to write to, and move it to `path` in one step at the end.
 
     A reader sees the old content or the new, never a part. When the body raises, `path` stays as it was.
 
@@ -51,7 +51,7 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

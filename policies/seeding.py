@@ -17,15 +17,14 @@ def _digest(*parts: str | int) -> bytes:
 
 
 def stable_seed(*parts: str | int) -> int:
-    """Return a 32-bit seed, the head of the SHA-256 of the parts (Python's own `hash` differs between
-    processes)."""
+    """The head of the SHA-256 of the parts, 32 bits (Python's own `hash` differs between processes)."""
     return int.from_bytes(_digest(*parts)[:4], "big")
 
 
 def action_noise(key: EpisodeKey, call: int, horizon: int, action_dim: int) -> NDArray[np.float32]:
-    """Return N(0, 1) noise, float32 (horizon, action_dim), for one inference of one episode.
+    """Draw N(0, 1) noise, float32 (horizon, action_dim), for one inference of one episode.
 
-    Drawn on the host by NumPy's Philox, so device, batch and order of calls do not enter.
+    NumPy's Philox draws it on the host, so device, batch and order of calls do not matter.
     """
     digest = _digest("noise", key.seed, key.suite, key.task_id, key.episode, call)
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))

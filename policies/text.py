@@ -6,12 +6,12 @@ SHOWN = 10
 
 
 def pluralize(number: int | str, noun: str) -> str:
-    """Return `1 run`, `3 runs`."""
+    """`1 run`, `3 runs`."""
     return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
 
 
 def shorten(names: Iterable[object], separator: str = ", ") -> str:
-    """Return `a, b, c`, or the first `SHOWN` of them `and N more`."""
+    """`a, b, c`, or the first `SHOWN` of them `and N more`."""
     every = [str(name) for name in names]
     rest = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
     return separator.join(every[:SHOWN]) + rest

@@ -50,8 +50,6 @@ HOLDING = (Phase.LIFT, Phase.CARRY, Phase.LOWER)
 
 @dataclass
 class _Memory:
-    """What one episode remembers between calls."""
-
     phase: Phase = Phase.HOVER
     steps: int = 0  # in this phase
     opposite: bool = False  # grasp at the other side of the rim, because the usual one was blocked
@@ -62,7 +60,7 @@ class _Memory:
         self.phase, self.steps = phase, 0
 
     def retry(self, *, blocked: bool = False) -> None:
-        """Start over with open fingers, at the other side of the rim where this one was `blocked`."""
+        """Start over with open fingers, on the other side of the rim where this one was `blocked`."""
         self.opposite ^= blocked
         self.integral[:] = 0.0  # what it has learnt against the obstacle is wrong in free space
         self.enter(Phase.HOVER)
@@ -74,8 +72,8 @@ class OraclePolicy:
     Non-obvious behaviors:
         * It has memory per episode. Call 0 starts an episode anew, wherever the objects are; a later call of
           an episode that it does not remember is an error.
-        * LIBERO ends an episode at touch-down, while the fingers still hold the bowl. Release and retreat are
-          seen only by those who step on, such as recorders of demonstrations.
+        * LIBERO ends an episode at touch-down, while the fingers still hold the bowl. Only those who step on,
+          such as recorders of demonstrations, see release and retreat.
     """
 
     name = "oracle"
@@ -88,7 +86,7 @@ class OraclePolicy:
         self._memories: OrderedDict[EpisodeKey, _Memory] = OrderedDict()
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Return one action (1, 7) in [-1, 1] per request.
+        """Answer each request with one action (1, 7) in [-1, 1].
 
         Raises:
             ValueError: the scene has no such bowl or plate, or the instruction asks for something else.
@@ -97,7 +95,7 @@ class OraclePolicy:
         return [ActionChunk(actions_HJ=self._act(request)[None]) for request in requests]
 
     def phase(self, episode: EpisodeKey) -> Phase:
-        """Return the phase in which the last action of a remembered episode was chosen."""
+        """The phase that chose the last action of a remembered episode."""
         return self._memories[episode].phase
 
     def provenance(self) -> dict[str, Any]:
@@ -131,7 +129,7 @@ class OraclePolicy:
         return self._memories[request.episode]
 
     def _advance(self, memory: _Memory, scene: Scene) -> None:
-        """Enter the next phase where the poses say that this one is over, or the first one after a mishap."""
+        """Enter the next phase when the poses end this one, or the first phase after a mishap."""
         options = self.options
         if memory.phase in HOLDING and np.linalg.norm(scene.bowl - scene.grip) > options.dropped:
             memory.retry()
@@ -180,7 +178,7 @@ class OraclePolicy:
                     memory.retry()
 
     def _aim(self, memory: _Memory, scene: Scene) -> tuple[NDArray[np.float64], float]:
-        """Return where the grip site should be, and whether the fingers open or close."""
+        """Choose where the grip site should be, and whether the fingers open or close."""
         options = self.options
         target = scene.grip.copy()
         match memory.phase:
@@ -206,7 +204,7 @@ class OraclePolicy:
                 return self._above(scene, options.retreat_height), OPEN
 
     def _above(self, scene: Scene, height: float) -> NDArray[np.float64]:
-        """Return the point above the grasp; above the hand while it is low and elsewhere: sweep nothing."""
+        """The point above the grasp; while the hand is low and elsewhere, above the hand: sweep nothing."""
         target = scene.grasp + height * UP
         low = scene.grip[2] < scene.grasp[2] + self.options.hover_height - self.options.aligned
         if low and scene.grasp_miss > self.options.astray:
@@ -214,13 +212,13 @@ class OraclePolicy:
         return target
 
     def _carry_height(self, memory: _Memory, scene: Scene) -> float:
-        """Return the height of the bowl's origin on its way to the plate."""
+        """How high the bowl's origin travels to the plate."""
         return max(memory.grasped_height, float(scene.plate[2])) + self.options.lift_height
 
     def _servo(
         self, memory: _Memory, error: NDArray[np.float64], turn: NDArray[np.float64], gripper: float
     ) -> NDArray[np.float64]:
-        """Return the action (7,) of a proportional controller with a small, bounded integral term."""
+        """Act (7,) as a proportional controller with a small, bounded integral term."""
         options = self.options
         near = np.abs(error) < options.integral_range
         memory.integral = np.clip(

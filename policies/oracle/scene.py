@@ -1,4 +1,4 @@
-"""What the oracle sees and may be told: its options, the poses that matter, and where on the rim to grasp.
+"""What the oracle sees and how it can be tuned: poses, the grasp on the rim, options.
 
 Frames are the world's: z up, lengths in metres; the hand's frame is the grip site's, whose local x is the
 axis along which the fingers close and whose local z points out of the hand.
@@ -84,7 +84,7 @@ class Scene:
 
 
 def rim_angle_deg(instruction: str) -> float:
-    """Return where on the rim to grasp: the direction from the bowl's centre, in the world's plane."""
+    """Choose where on the rim to grasp: the direction from the bowl's centre, in the world's plane."""
     if "drawer" in instruction:
         return 0.0  # the drawer leaves no room for the fingers in y
     if "on the wooden cabinet" in instruction:

@@ -1,4 +1,4 @@
-"""Checkpoints: what is bound to weights, loaded whole or refused.
+"""Checkpoints: weights and everything bound to them, loaded whole or refused.
 
 Layouts: `native` (config.json, model.safetensors, norm_stats.json, tokenizer.model), `openpi` (a converted
 folder with assets/<asset_id>/norm_stats.json), `lerobot` (a folder or hub id), `random` (no files).
@@ -47,42 +47,30 @@ _READ_DIMS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint.
-
-    Attributes:
-        config: what was asked for.
-        dims: sizes of the network.
-        stages: vision, prefix and denoise, on `device`, eager.
-        tokenizer: of the prompt.
-        norm_stats: of state and actions.
-        weights_sha256: of model.safetensors; of the recipe for random weights.
-        weights_label: what a table must say of the weights: the folder, or RANDOM WEIGHTS.
-        device: where the stages are.
-        dtype: their precision.
-    """
+    """A loaded checkpoint."""
 
     config: CheckpointConfig
     dims: Pi05Dims
-    stages: Mapping[str, nn.Module]
+    stages: Mapping[str, nn.Module]  # vision, prefix and denoise, on `device`, eager
     tokenizer: PromptTokenizer
     norm_stats: NormStats
-    weights_sha256: str
-    weights_label: str
+    weights_sha256: str  # of model.safetensors; of the recipe for random weights
+    weights_label: str  # the folder, or RANDOM WEIGHTS; tables must show it
     device: torch.device
     dtype: torch.dtype
 
     def preprocess(self, prompt_multiple: int = 1) -> Preprocess:
-        """Return the preprocessing that these weights were trained with; `prompt_multiple` as there."""
+        """Build the preprocessing that these weights were trained with; `prompt_multiple` as there."""
         state = _normalizer(self.norm_stats, self.config, "state") if self.config.state_in_prompt else None
         state_dims = self.config.state_prompt_dims or 0
         return Preprocess(self.dims, self.tokenizer, state, state_dims, self.device, prompt_multiple)
 
     def postprocess(self) -> Postprocess:
-        """Return the postprocessing that these weights were trained with."""
+        """Build the postprocessing that these weights were trained with."""
         return Postprocess(_normalizer(self.norm_stats, self.config, "actions"))
 
     def provenance(self) -> dict[str, Any]:
-        """Return what a record must say of the weights; plain JSON values."""
+        """Describe the weights for the records, in plain JSON values."""
         return {
             "checkpoint": self.config.name,
             "layout": self.config.layout,
@@ -145,7 +133,7 @@ def load_checkpoint(
 def save_checkpoint(
     folder: Path, dims: Pi05Dims, stages: Mapping[str, nn.Module], norm_stats: NormStats, tokenizer: Path
 ) -> None:
-    """Write a native checkpoint; files of an earlier one in `folder` are replaced, the weights last.
+    """Write a native checkpoint; files of an older one in `folder` are replaced, the weights last.
 
     Args:
         stages: in any precision; each parameter keeps its own.
@@ -160,14 +148,13 @@ def save_checkpoint(
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_random(config: CheckpointConfig, device: torch.device, dtype: torch.dtype) -> Checkpoint:
     dims = replace(RANDOM_SIZES[str(config.sizes)], action_horizon=config.horizon)
-    from policies.pi05.random_weights import TOKENIZER_PATH  # here, because policies.reference imports pi05
+    from policies.pi05.random_weights import TOKENIZER_PATH
 
     folder = TOKENIZER_PATH.parent
     tokenizer = _tokenizer(find_tokenizer(folder, config.tokenizer), dims)

@@ -1,4 +1,4 @@
-"""What conf/checkpoint says of a checkpoint, checked without importing torch, which takes a second."""
+"""The schema of conf/checkpoint, checked without importing torch, which takes a second."""
 
 from dataclasses import dataclass
 
@@ -15,43 +15,37 @@ class CheckpointConfig:
     """The schema of conf/checkpoint/*.yaml. What training fixed has no default.
 
     Attributes:
-        name: label in records.
         layout: native, openpi, lerobot or random.
         path: folder, or hub id (lerobot); null for random.
         revision: of the hub id; null is its main branch, or what the cache has.
-        sizes: small or full; random only.
         tokenizer: SentencePiece file; null is tokenizer.model in the folder (random: the reference
             tokenizer).
         norm_stats: file; null is the one in the folder (random: statistics that change nothing).
-        norm_mode: quantile or mean_std.
         state_in_prompt: whether the prompt carries the state.
         state_prompt_dims: numbers of state in the prompt: 8 for openpi, 32 for lerobot, which pads before it
             discretises; null if and only if there is no state in it.
         horizon: actions per chunk; must agree with the checkpoint's config.json.
-        replan_steps: actions executed before the next inference.
-        denoise_steps: Euler steps.
         sha256: expected of model.safetensors; null accepts any.
-        seed: of random weights.
 
     Raises:
         ValueError: a value out of range, or two that contradict each other.
     """
 
-    name: str
+    name: str  # label in records
     layout: str
     path: str | None = None
     revision: str | None = None
-    sizes: str | None = None
+    sizes: str | None = None  # small or full; random only
     tokenizer: str | None = None
     norm_stats: str | None = None
-    norm_mode: str
+    norm_mode: str  # quantile or mean_std
     state_in_prompt: bool
     state_prompt_dims: int | None = None
     horizon: int
-    replan_steps: int
-    denoise_steps: int
+    replan_steps: int  # actions executed before the next inference
+    denoise_steps: int  # Euler steps
     sha256: str | None = None
-    seed: int = 0
+    seed: int = 0  # of random weights
 
     def __post_init__(self) -> None:
         _check(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: where folder, weights, statistics and tokenizer are, or what to do about it."""
+"""Files of a checkpoint: find folder, weights, statistics and tokenizer, or say what to do."""
 
 import json
 import re
@@ -19,10 +19,10 @@ HUB_TIMEOUT_S = 10.0  # for metadata; the download itself takes what it takes
 
 
 def find_folder(path: str, layout: str, revision: str | None) -> Path:
-    """Return the checkpoint's folder; a hub id (lerobot only) is taken from the cache, else downloaded.
+    """Find the checkpoint's folder; a hub id (lerobot only) is taken from the cache, else downloaded.
 
     Raises:
-        FileNotFoundError: neither a folder nor a hub id that can be had.
+        FileNotFoundError: neither a folder nor a hub id that can be downloaded.
         ValueError: `path` is a file.
     """
     folder = Path(path).expanduser()
@@ -39,7 +39,7 @@ def find_folder(path: str, layout: str, revision: str | None) -> Path:
 
 
 def find_weights(folder: Path) -> Path:
-    """Return model.safetensors.
+    """Find model.safetensors.
 
     Raises:
         ValueError: the folder has only pickles.
@@ -61,7 +61,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json.
+    """Read config.json.
 
     Raises:
         FileNotFoundError, ValueError: it is not there, or not a JSON object.
@@ -81,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStats:
-    """Return the statistics of `checkpoint.norm_stats`, or the only ones in the folder.
+    """Read the statistics of `checkpoint.norm_stats`, or the only ones in the folder.
 
     Raises:
         FileNotFoundError: there are none.
@@ -110,7 +110,7 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
 
 
 def find_tokenizer(folder: Path, explicit: str | None) -> Path:
-    """Return the SentencePiece model of `checkpoint.tokenizer`, or tokenizer.model in the folder.
+    """Find the SentencePiece model of `checkpoint.tokenizer`, or tokenizer.model in the folder.
 
     Raises:
         FileNotFoundError: it is not there.

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint: which key is which parameter, in which precision; read all or none."""
+"""Tensors of a checkpoint: the key and precision of each parameter; all are read or none."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ _HEADS: dict[str, dict[str, str]] = {
 
 
 def meta_stages(dims: Pi05Dims, denoise_steps: int) -> dict[str, nn.Module]:
-    """Return the three stages with shapes but no storage."""
+    """Build the three stages with shapes but no storage."""
     with torch.device("meta"):
         stages = {"vision": Vision(dims), "prefix": Prefix(dims), "denoise": Denoise(dims, denoise_steps)}
     for stage in stages.values():
@@ -45,7 +45,7 @@ def meta_stages(dims: Pi05Dims, denoise_steps: int) -> dict[str, nn.Module]:
 
 
 def checkpoint_key(stage: str, name: str) -> str:
-    """Return the key, in openpi's layout, of parameter `name` of a stage."""
+    """The key, in openpi's layout, of parameter `name` of a stage."""
     for head, key in _HEADS[stage].items():
         if name.startswith(head):
             return key + name.removeprefix(head)
@@ -53,7 +53,7 @@ def checkpoint_key(stage: str, name: str) -> str:
 
 
 def parameter_dtype(stage: str, name: str, dtype: torch.dtype) -> torch.dtype:
-    """Return the precision of a parameter in a stage of precision `dtype`.
+    """The precision of a parameter in a stage of precision `dtype`.
 
     float32 always: patch and position embeddings, all norms (adaRMS linears too), and the expert's heads,
     which openpi keeps outside of its bfloat16 part because x and t are float32.
@@ -65,7 +65,7 @@ def parameter_dtype(stage: str, name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def named_tensors(stages: Mapping[str, nn.Module]) -> dict[str, tuple[str, str, Tensor]]:
-    """Return checkpoint key to (stage, parameter name, parameter) for every parameter."""
+    """Checkpoint key to (stage, parameter name, parameter), for every parameter."""
     return {
         checkpoint_key(stage, name): (stage, name, tensor)
         for stage, module in stages.items()
@@ -74,7 +74,7 @@ def named_tensors(stages: Mapping[str, nn.Module]) -> dict[str, tuple[str, str, 
 
 
 def unused_shapes(dims: Pi05Dims) -> dict[str, tuple[int, ...]]:
-    """Return keys that a checkpoint may hold and inference never reads, with their shapes.
+    """List keys that a checkpoint may hold and inference never reads, with their shapes.
 
     They are the expert's language head, and all that follows keys and values in the last prefix layer.
     """
@@ -95,7 +95,7 @@ def unused_shapes(dims: Pi05Dims) -> dict[str, tuple[int, ...]]:
 def load_stages(
     path: Path, key_prefix: str, dims: Pi05Dims, denoise_steps: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
-    """Return the stages with the weights of a safetensors file, on `device`, one tensor in flight at a time.
+    """Load the stages from a safetensors file to `device`, one tensor in flight at a time.
 
     Args:
         key_prefix: what the layout puts before every key.
@@ -133,7 +133,7 @@ def assign(stages: Mapping[str, nn.Module], tensors: Mapping[str, Mapping[str, T
 
 
 def save_weights(path: Path, stages: Mapping[str, nn.Module]) -> None:
-    """Write the stages' parameters under openpi's keys; the unused ones are not written."""
+    """Write the stages' parameters under openpi's keys, without `unused_shapes`."""
     tensors = {
         key: tensor.detach().cpu().contiguous() for key, (_, _, tensor) in named_tensors(stages).items()
     }
@@ -148,7 +148,7 @@ def _match(
     dims: Pi05Dims,
     path: Path,
 ) -> dict[str, str]:
-    """Return wanted key to key in the file."""
+    """Map each wanted key to its key in the file."""
     allowed = {key: tuple(tensor.shape) for key, (_, _, tensor) in wanted.items()} | unused_shapes(dims)
     allowed[TIED_EMBEDDING_KEY] = allowed[EMBEDDING_KEY]
     source = {key: key_prefix + key for key in wanted}

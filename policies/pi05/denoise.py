@@ -19,7 +19,7 @@ MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding (openpi models_pytor
 
 
 def euler_timesteps(steps: int) -> tuple[float, ...]:
-    """Return t at the start of each step, from 1 downwards, summed up in float32 as openpi does."""
+    """t at the start of each step, from 1 downwards, summed up in float32 as openpi does."""
     if steps < 1:
         raise ValueError(f"denoise_steps must be >= 1, got {steps}")
     dt = np.float32(-1.0 / steps)
@@ -30,7 +30,7 @@ def euler_timesteps(steps: int) -> tuple[float, ...]:
 
 
 def time_embedding(times_K: Tensor, width: int) -> Tensor:
-    """Return sin and cos of t at `width / 2` log-spaced periods, float32 (K, width), computed in float64."""
+    """Embed t as sin and cos at `width / 2` log-spaced periods: float32 (K, width), computed in float64."""
     fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=times_K.device)
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
     angles = times_K.double()[:, None] * (2 * math.pi / period)
@@ -46,7 +46,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def modulate(x_BHW: Tensor, modulation_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the normed input and the gate of the residual, both in the input's dtype."""
+    """Norm the input, and take the residual's gate, both in the input's dtype."""
     scale, shift, gate = modulation_BM[:, None].chunk(3, dim=-1)
     normed = rms_normalise(x_BHW) * (1.0 + scale) + shift
     return normed.to(x_BHW.dtype), gate.to(x_BHW.dtype)
@@ -64,14 +64,14 @@ class SuffixAttention(nn.Module):
         values_BGHD: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Return attended_BXHD; X is the number of query heads."""
+        """Compute attended_BXHD; X is the number of query heads."""
         keys = torch.cat((prefix_keys_BGPD, keys_BGHD), dim=2)
         values = torch.cat((prefix_values_BGPD, values_BGHD), dim=2)
         return attend(queries_BXHD, keys, values, bias)
 
 
 class ExpertLayer(nn.Module):
-    """One layer of the action expert; its norms live here, their modulations come from outside."""
+    """One layer of the action expert; its norms live here, the caller computes their modulations."""
 
     def __init__(self, dims: GemmaDims) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Denoise(nn.Module):
         self.norm = AdaptiveNorm(width)
 
     def with_steps(self, steps: int) -> "Denoise":
-        """Return the same stage, weights shared, that takes `steps` Euler steps."""
+        """Copy the stage for `steps` Euler steps; the weights are shared."""
         other = copy.copy(self)
         other.timesteps = euler_timesteps(steps)
         return other
@@ -128,12 +128,11 @@ class Denoise(nn.Module):
     def forward(
         self, noise_BHA: Tensor, keys_LBGPD: Tensor, values_LBGPD: Tensor, prefix_mask_BP: Tensor | None
     ) -> Tensor:
-        """Return actions_BHA, float32, still normalised.
+        """Denoise to actions_BHA, float32, still normalised.
 
         Args:
             noise_BHA: float32 N(0, 1).
             keys_LBGPD: prefix keys after RoPE.
-            values_LBGPD: prefix values.
             prefix_mask_BP: False where the prefix is masked; None if nowhere.
         """
         device = noise_BHA.device
@@ -142,7 +141,7 @@ class Denoise(nn.Module):
         return self.integrate(noise_BHA, modulations_NKM, keys_LBGPD, values_LBGPD, prefix_mask_BP)
 
     def modulations(self, times_K: Tensor) -> Tensor:
-        """Return float32 modulations_NKM: all that depends on t, for K values of t at once.
+        """Compute all that depends on t, for K values at once: float32 modulations_NKM.
 
         Norms come in the order in which they are applied: each layer's attention norm, then its MLP norm; the
         final norm last.
@@ -161,7 +160,7 @@ class Denoise(nn.Module):
         values_LBGPD: Tensor,
         prefix_mask_BP: Tensor | None,
     ) -> Tensor:
-        """Return actions_BHA: the Euler loop with the modulations of its K timesteps given."""
+        """Run the Euler loop to actions_BHA with the modulations of its K timesteps given."""
         rope, bias = self.suffix_geometry(noise_BHA, keys_LBGPD, prefix_mask_BP)
         dt = -1.0 / len(self.timesteps)
         x = noise_BHA
@@ -173,7 +172,7 @@ class Denoise(nn.Module):
     def suffix_geometry(
         self, noise_BHA: Tensor, keys_LBGPD: Tensor, prefix_mask_BP: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """Return RoPE tables of the action tokens, which follow the valid prefix, and the attention bias."""
+        """RoPE tables of the action tokens, which follow the valid prefix, and the attention bias."""
         suffix_1H = torch.arange(noise_BHA.shape[1], device=noise_BHA.device)[None]
         if prefix_mask_BP is None:
             return rope_tables(suffix_1H + keys_LBGPD.shape[3], self.head_dim), None
@@ -190,7 +189,7 @@ class Denoise(nn.Module):
         rope: tuple[Tensor, Tensor],
         bias: Tensor | None,
     ) -> Tensor:
-        """Return v(x, t), float32 (B, H, A); the modulations' B may be 1 for one t in the whole batch."""
+        """Predict v(x, t), float32 (B, H, A); the modulations' B may be 1 for one t in the whole batch."""
         x = self.action_in_proj(x_BHA).to(keys_LBGPD.dtype)
         for i, layer in enumerate(self.layers):
             x = layer(

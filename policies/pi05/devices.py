@@ -4,7 +4,7 @@ import torch
 
 
 def find_device(name: str, key: str) -> torch.device:
-    """Return the device called `name`; `auto` is CUDA where there is a GPU, else the CPU.
+    """Resolve a device's name; `auto` is CUDA where there is a GPU, else the CPU.
 
     Args:
         key: the option's name, for messages.

@@ -53,8 +53,6 @@ class Pi05Dims:
     """All sizes of one network.
 
     Attributes:
-        action_dim: padded action dimensions; LIBERO uses the first 7.
-        cameras: slots of the network, in order.
         masked_cameras: slots that have no camera in LIBERO: masked in the full form, absent in the lean form.
 
     Raises:
@@ -66,11 +64,11 @@ class Pi05Dims:
     prefix: GemmaDims
     expert: GemmaDims
     action_horizon: int
-    action_dim: int
+    action_dim: int  # padded; LIBERO uses the first 7
     max_token_len: int
     image_size: int
     patch_size: int
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...]  # slots of the network, in order
     masked_cameras: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -115,12 +113,12 @@ class Pi05Dims:
         return tuple(camera for camera in self.cameras if camera not in self.masked_cameras)
 
     def to_native(self) -> dict[str, Any]:
-        """Return the content of a native config.json."""
+        """The content of a native config.json."""
         return asdict(self)
 
     @classmethod
     def from_native(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
-        """Read our own config.json; `source` names it in errors. Keys that are not sizes are ignored.
+        """Read our own config.json, `source` in errors; keys that are not sizes are ignored.
 
         Raises:
             ValueError: a key is missing, of another type, or does not fit the others; so for every format.
@@ -234,7 +232,7 @@ def _names(config: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
 
 
 def _checked(source: str, **sizes: Any) -> Pi05Dims:
-    """Return Pi05Dims of these sizes; its errors name the file."""
+    """Build Pi05Dims; errors name the file."""
     try:
         return Pi05Dims(**sizes)
     except ValueError as error:

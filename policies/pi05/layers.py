@@ -1,4 +1,4 @@
-"""Pieces that the prefix and the action expert share: RMSNorm, RoPE, attention with few KV heads, GeGLU.
+"""Building blocks of prefix and action expert: RMSNorm, RoPE, attention with few KV heads, GeGLU.
 
 B batch, S query tokens, P key tokens, W width, H query heads, G KV heads, D head dimension.
 """
@@ -16,7 +16,7 @@ MASKED = -1e30
 
 
 def rms_normalise(x: Tensor) -> Tensor:
-    """Return float32 x / rms(x) over the last dimension."""
+    """x / rms(x) over the last dimension, float32."""
     x = x.float()
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + NORM_EPS)
 
@@ -55,13 +55,13 @@ class KeyValue(nn.Module):
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
 
     def keys_values(self, x_BSW: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return keys_BGSD after RoPE and values_BGSD."""
+        """Project to keys_BGSD, rotated, and values_BGSD."""
         keys = rotate(split_heads(self.k_proj(x_BSW), self.head_dim), rope)
         return keys, split_heads(self.v_proj(x_BSW), self.head_dim)
 
 
 class Attention(KeyValue):
-    """The four projections of a layer; what is attended to is the caller's."""
+    """The four projections of a layer; the caller attends."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int) -> None:
         super().__init__(width, kv_heads, head_dim)
@@ -69,12 +69,12 @@ class Attention(KeyValue):
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
     def project(self, x_BSW: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries_BHSD and keys_BGSD after RoPE, and values_BGSD."""
+        """Project to queries_BHSD and keys_BGSD, both rotated, and values_BGSD."""
         queries = rotate(split_heads(self.q_proj(x_BSW), self.head_dim), rope)
         return queries, *self.keys_values(x_BSW, rope)
 
     def output(self, attended_BHSD: Tensor) -> Tensor:
-        """Return the layer's attention output (B, S, W)."""
+        """Project back to (B, S, W)."""
         return self.o_proj(attended_BHSD.transpose(1, 2).flatten(2))
 
 
@@ -84,9 +84,9 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
 
 
 def rope_tables(positions_BS: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return float32 (cos, sin), each (B, 1, S, D), for the half-split rotation.
+    """Compute float32 (cos, sin), each (B, 1, S, D), for the half-split rotation.
 
-    Computed where it is used, in float32: a buffer would follow `module.to(dtype)` and lose positions.
+    Not a buffer: that would follow `module.to(dtype)` and lose positions.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BS.device) / head_dim
     angles = positions_BS[:, None, :, None].float() * (1.0 / ROPE_BASE**exponents)
@@ -95,14 +95,14 @@ def rope_tables(positions_BS: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BHSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate by position in float32 (as openpi's JAX code), return x's dtype."""
+    """Rotate by position in float32, as openpi's JAX code does; the result has x's dtype."""
     cos, sin = rope
     first, second = x_BHSD.chunk(2, dim=-1)
     return (x_BHSD * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHSD.dtype)
 
 
 def attend(queries_BHSD: Tensor, keys_BGPD: Tensor, values_BGPD: Tensor, bias: Tensor | None) -> Tensor:
-    """Return softmax(q k / sqrt(D) + bias) v, (B, H, S, D), without copying keys per query head.
+    """softmax(q k / sqrt(D) + bias) v, (B, H, S, D), without copying keys per query head.
 
     Args:
         bias: None, or additive in the queries' dtype: (B, 1, 1, P) by key or (B, 1, S, P) by query and key.
@@ -120,5 +120,5 @@ def attend(queries_BHSD: Tensor, keys_BGPD: Tensor, values_BGPD: Tensor, bias: T
 
 
 def mask_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return an additive bias: 0 where `visible`, MASKED elsewhere."""
+    """An additive bias: 0 where `visible`, MASKED elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, MASKED)

@@ -28,16 +28,13 @@ class NormStats:
     Attributes:
         state: statistic (`mean`, `std`, `q01`, `q99`; some may be absent) to float64 (8,) or longer.
         actions: likewise, (7,) or longer.
-        eps: added to the divisor.
-        source: where they were read.
-        sha256: of that file.
     """
 
     state: Stats
     actions: Stats
-    eps: float
-    source: str
-    sha256: str
+    eps: float  # added to the divisor
+    source: str  # where they were read
+    sha256: str  # of that file
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,14 @@ class Normalizer:
                 )
 
     def normalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return normalised x, shape (..., dim)."""
+        """Scale x, shape (..., dim)."""
         first, second = (self.stats[name][: self.dim] for name in NORM_MODES[self.mode])
         if self.mode == "quantile":
             return (x - first) / (second - first + self.eps) * 2.0 - 1.0
         return (x - first) / (second + self.eps)
 
     def unnormalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the inverse of `normalize`, shape (..., dim)."""
+        """Undo `normalize`, shape (..., dim)."""
         first, second = (self.stats[name][: self.dim] for name in NORM_MODES[self.mode])
         if self.mode == "quantile":
             return (x + 1.0) / 2.0 * (second - first + self.eps) + first
@@ -86,7 +83,7 @@ class Normalizer:
 
 
 def unit_stats() -> NormStats:
-    """Return statistics that change nothing (but for eps), for random weights."""
+    """Statistics that change nothing (but for eps), for random weights."""
     state, actions = (
         {
             "mean": np.zeros(dim),

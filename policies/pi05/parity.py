@@ -45,7 +45,7 @@ class Comparison:
 
 @torch.no_grad()
 def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison]:
-    """Return one comparison per form and recorded output; the lean form has no pad mask.
+    """Run the stages on the recorded inputs and compare each recorded output, in both forms.
 
     Raises:
         FileNotFoundError: the folder, or one of its three files, is not there.
@@ -101,7 +101,7 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
 
 
 def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
-    """Return the recording, once it is known to hold all that `compare` reads and no other output."""
+    """Read the recording; it must hold all that `compare` reads and no other output."""
     if not path.is_file():
         raise FileNotFoundError(f"no {path}, which holds inputs and outputs recorded from openpi; record it")
     try:
@@ -143,7 +143,7 @@ def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
 
 
 def _expected(dims: Pi05Dims) -> dict[str, tuple[torch.dtype, tuple[int | None, ...]]]:
-    """Return dtype and shape (None: any size) of all that must be recorded, but for the actions."""
+    """Dtype and shape (None: any size) of every tensor that must be recorded, except the actions."""
     tokens = dims.max_token_len
     prefix = len(dims.cameras) * dims.tokens_per_image + tokens
     actions = (1, dims.action_horizon, dims.action_dim)
@@ -167,7 +167,7 @@ def _spell(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
 
 
 def _reference(name: str, recorded: dict[str, Tensor], valid_BP: Tensor | None) -> Tensor:
-    """Return the recorded output; of prefix outputs only the valid rows where `valid_BP` is given."""
+    """The recorded output; of prefix outputs only the valid rows where `valid_BP` is given."""
     reference = recorded[name]
     if valid_BP is None or not name.startswith("out.prefix_"):
         return reference

@@ -23,7 +23,7 @@ StageArgs = dict[str, tuple[Tensor | None, ...]]
 
 
 class ServedStage(Protocol):
-    """A stage that says what serves it and counts its calls (`optim.base.CountedStage`)."""
+    """A stage that names its backend and counts its calls (`optim.base.CountedStage`)."""
 
     backend: str
     details: dict[str, Any]
@@ -39,27 +39,21 @@ class ServedStage(Protocol):
 class Pi05Policy:
     """Implements `policies.base.Policy`.
 
-    Attributes:
-        name: label in records.
-        stages: vision, prefix and denoise, counted.
-        form: lean (only real tokens) or full (what openpi computes).
-        checkpoint_facts: `Checkpoint.provenance()`, for the record.
-
     Raises:
         ValueError: `form` is unknown, or `stages` are not the three.
     """
 
-    name: str
+    name: str  # label in records
     stages: Mapping[str, ServedStage]
     preprocess: Preprocess
     postprocess: Postprocess
     dims: Pi05Dims
     device: torch.device
     dtype: torch.dtype
-    form: str
+    form: str  # lean (only real tokens) or full (what openpi computes)
     replan_steps: int
     denoise_steps: int
-    checkpoint_facts: Mapping[str, Any]
+    checkpoint_facts: Mapping[str, Any]  # `Checkpoint.provenance()`
     needs_privileged: bool = False
 
     def __post_init__(self) -> None:
@@ -79,7 +73,7 @@ class Pi05Policy:
         form: str = "lean",
         prompt_multiple: int = 1,
     ) -> "Pi05Policy":
-        """Return a policy that runs `stages` with everything else taken from the checkpoint."""
+        """Run `stages` with everything else taken from the checkpoint."""
         return cls(
             name=name,
             stages=stages,
@@ -95,15 +89,14 @@ class Pi05Policy:
         )
 
     def with_stages(self, stages: Mapping[str, ServedStage]) -> "Pi05Policy":
-        """Return the same policy on other stages."""
         return replace(self, stages=stages)
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Return one chunk per request; see `policies.base.Policy`.
+        """See `policies.base.Policy`.
 
         Raises:
             KeyError: an observation lacks a camera.
-            FloatingPointError: the network gave a number that is not finite.
+            FloatingPointError: the network computed a number that is not finite.
         """
         timer = StageTimer(self.device)
         actions_BHA, _ = self._run(requests, timer)
@@ -115,9 +108,9 @@ class Pi05Policy:
     def example_inputs(
         self, batches: Sequence[Sequence[Request]]
     ) -> dict[str, list[tuple[Tensor | None, ...]]]:
-        """Return, per stage, the arguments of one call for each batch of requests.
+        """Run batches of requests and keep the arguments of each stage, one call per batch.
 
-        These are the examples of an `optim.base.StageContext`.
+        They are the examples of an `optim.base.StageContext`.
 
         Non-obvious behaviors:
             An engine that reuses its output buffers would overwrite an earlier example, so call this on eager
@@ -127,7 +120,7 @@ class Pi05Policy:
         return {name: [run[name] for run in runs] for name in STAGES}
 
     def noise(self, requests: Sequence[Request]) -> Tensor:
-        """Return the requests' noise_BHA, float32, on the policy's device, without waiting for a GPU."""
+        """Draw noise_BHA, float32, on the policy's device, without waiting for a GPU."""
         size = (self.dims.action_horizon, self.dims.action_dim)
         drawn = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
         noise_BHA = torch.from_numpy(drawn)
@@ -136,7 +129,6 @@ class Pi05Policy:
         return noise_BHA.to(self.device, non_blocking=True)
 
     def provenance(self) -> dict[str, Any]:
-        """Return the checkpoint's facts, device, precision, form and steps."""
         is_cuda = self.device.type == "cuda"
         return {
             **self.checkpoint_facts,
@@ -149,7 +141,6 @@ class Pi05Policy:
         }
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        """Return per stage: backend, calls, misses, refused calls, and the pass's details."""
         return {
             name: {
                 "backend": stage.backend,
@@ -172,10 +163,10 @@ class Pi05Policy:
 def run_stages(
     stages: Mapping[str, Any], inputs: ModelInputs, noise: Callable[[], Tensor], timer: StageTimer
 ) -> tuple[Tensor, StageArgs]:
-    """Return actions_BHA, still normalised and on the device, and the arguments that each stage got.
+    """Run the three; return actions_BHA, normalised and on the device, and the arguments of each stage.
 
     Args:
-        noise: gives noise_BHA; called when vision and prefix have been launched, while a GPU is busy.
+        noise: gives noise_BHA; called after vision and prefix have been launched, while a GPU is busy.
     """
     args: StageArgs = {"vision": (inputs.images_BNCHW,)}
     with timer("vision"):

@@ -18,7 +18,7 @@ class Postprocess:
     actions: Normalizer
 
     def __call__(self, actions_BHA: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return float64 actions_BHJ.
+        """Convert to float64 actions_BHJ.
 
         Raises:
             FloatingPointError: a number is NaN or infinite, padded dims included.

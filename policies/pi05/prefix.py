@@ -1,4 +1,4 @@
-"""Prefix stage: image and prompt tokens through Gemma, out as keys and values for the action expert.
+"""Prefix stage: image and prompt tokens through Gemma to keys and values for the action expert.
 
 B batch, N cameras, Q image tokens, T prompt tokens, P = Q + T prefix tokens, L layers, G KV heads, D head
 dimension, W width.
@@ -14,7 +14,7 @@ from policies.pi05.layers import Attention, GatedMlp, KeyValue, RMSNorm, attend,
 
 
 class PrefixLayer(nn.Module):
-    """One Gemma layer that hands out its keys and values."""
+    """One Gemma layer that also returns its keys and values."""
 
     def __init__(self, dims: GemmaDims) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Prefix(nn.Module):
         tokens_BT: Tensor,
         token_mask_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return keys_LBGPD (after RoPE), values_LBGPD and prefix_mask_BP (None if every token is valid).
+        """Compute keys_LBGPD (after RoPE), values_LBGPD and prefix_mask_BP (None if every token is valid).
 
         Args:
             image_tokens_BQW: from the vision stage, in this stage's dtype.
@@ -86,7 +86,7 @@ class Prefix(nn.Module):
         tokens_BT: Tensor,
         token_mask_BT: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None, Tensor | None]:
-        """Return x_BPW, the embedded prefix; its RoPE tables; the attention bias; prefix_mask_BP.
+        """Embed the prefix, x_BPW, and compute its RoPE tables, the attention bias and prefix_mask_BP.
 
         Bias and mask are None if every token is valid.
         """
@@ -101,7 +101,7 @@ class Prefix(nn.Module):
     def keys_values(
         self, x_BPW: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return keys_LBGPD (after RoPE) and values_LBGPD of the embedded prefix."""
+        """Run the layers on the embedded prefix: keys_LBGPD (after RoPE) and values_LBGPD."""
         keys, values = [], []
         for layer in self.layers[:-1]:
             x_BPW, layer_keys, layer_values = layer(x_BPW, rope, bias)
@@ -111,7 +111,7 @@ class Prefix(nn.Module):
         return torch.stack([*keys, layer_keys]), torch.stack([*values, layer_values])
 
     def embed(self, image_tokens_BQW: Tensor, tokens_BT: Tensor) -> Tensor:
-        """Return the embedded prefix (B, P, W): images, then prompt."""
+        """Join image tokens and the embedded prompt, (B, P, W)."""
         prompt_BTW = self.embedding(tokens_BT) * math.sqrt(image_tokens_BQW.shape[-1])
         return torch.cat((image_tokens_BQW, prompt_BTW), dim=1)
 
@@ -119,7 +119,7 @@ class Prefix(nn.Module):
 def prefix_mask(
     image_tokens_BQW: Tensor, image_mask_BN: Tensor | None, tokens_BT: Tensor, token_mask_BT: Tensor | None
 ) -> Tensor | None:
-    """Return which prefix tokens are valid; None if all are."""
+    """Mark the valid prefix tokens; None if all are."""
     if image_mask_BN is None and token_mask_BT is None:
         return None
     batch, image_tokens = image_tokens_BQW.shape[:2]

@@ -22,7 +22,7 @@ from policies.pi05.norm_stats import STATE_DIM, Normalizer
 from policies.pi05.prompt import PromptTokenizer
 
 Frames = Sequence[Sequence[NDArray[np.uint8]]]
-"""Of a batch: for each observation its images (H, W, C), all of one size."""
+"""A batch: for each observation its images (H, W, C), all of one size."""
 LoadImages = Callable[[Frames, int, torch.device], Tensor]
 # which image of an observation feeds which slot (openpi policies/libero_policy.py)
 CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_eye_in_hand_image"}
@@ -30,7 +30,7 @@ CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_e
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What the stages read.
+    """The stages' inputs.
 
     Attributes:
         images_BNCHW: float32 in [-1, 1].
@@ -46,17 +46,17 @@ class ModelInputs:
 
 
 def prepare_images(frames_BNHWC: Tensor, size: int) -> Tensor:
-    """Return images_BNCHW, float32 in [-1, 1], of uint8 frames."""
+    """Turn uint8 frames into images_BNCHW, float32 in [-1, 1]."""
     return normalise_pixels(resize_with_pad(frames_BNHWC, size))
 
 
 def load_images(frames: Frames, size: int, device: torch.device) -> Tensor:
-    """Return images_BNCHW on `device`; the frames are on the host."""
+    """Prepare frames on the host as images_BNCHW on `device`."""
     return prepare_images(torch.from_numpy(np.array(frames)).to(device), size)
 
 
 def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
-    """Return float32 (B, N, C, size, size), whole levels 0 to 255: antialiased bilinear, centred on black.
+    """Resize antialiased bilinear, centred on black: float32 (B, N, C, size, size), whole levels 0 to 255.
 
     Within one level of openpi's PIL path (openpi_client/image_tools.py), which rounds between its two passes.
     """
@@ -84,12 +84,11 @@ class Preprocess:
     Attributes:
         state: normaliser of the state, or None for the prompt format without state.
         state_prompt_dims: how many numbers of state the prompt carries; the normalised state is padded with
-            zeros (lerobot pads to 32 before it makes words of them, openpi does not pad).
+            zeros (lerobot pads to 32 before it turns them into words, openpi does not pad).
         prompt_multiple: lean prompts are padded to a multiple of so many tokens and the padding is masked, so
             that a few engines serve prompts of many lengths; 1 pads none and masks none.
-        load_images: makes the network's images of frames on the host; what it returns may be a buffer that
-            its next call overwrites.
-        sources: camera slot to image name.
+        load_images: turns frames on the host into the network's images; it may return a buffer that its next
+            call overwrites.
 
     Raises:
         ValueError: a slot that is not masked has no source.
@@ -102,7 +101,7 @@ class Preprocess:
     device: torch.device
     prompt_multiple: int = 1
     load_images: LoadImages = field(default=load_images)
-    sources: Mapping[str, str] = field(default_factory=lambda: dict(CAMERA_SOURCES))
+    sources: Mapping[str, str] = field(default_factory=lambda: dict(CAMERA_SOURCES))  # slot to image
 
     def __post_init__(self) -> None:
         for slot in self.dims.live_cameras:
@@ -118,7 +117,7 @@ class Preprocess:
         return tuple(self.sources[slot] for slot in self.dims.live_cameras)
 
     def __call__(self, observations: Sequence[Observation], form: str) -> ModelInputs:
-        """Return the inputs of one batch.
+        """Prepare one batch.
 
         Raises:
             KeyError: an observation lacks a camera.
@@ -136,11 +135,11 @@ class Preprocess:
         return assemble(images_BNCHW, prompts, self.dims, form, self.prompt_multiple)
 
     def frames(self, observation: Observation) -> list[NDArray[np.uint8]]:
-        """Return the images of an observation in the order of the network's slots."""
+        """The observation's images in the order of the network's slots."""
         return [self._image(observation, name) for name in self.cameras]
 
     def prompt_length(self, observation: Observation, form: str) -> int:
-        """Return how many prompt tokens the stages get for an observation, padding included."""
+        """Count the prompt tokens that the stages get for an observation, padding included."""
         if form == "full":
             return self.dims.max_token_len
         return padded_length(len(self.prompt(observation)), self.prompt_multiple)
@@ -159,7 +158,7 @@ class Preprocess:
         return image
 
     def prompt(self, observation: Observation) -> list[int]:
-        """Return the token ids of an observation's prompt, unpadded."""
+        """Encode an observation's prompt, unpadded."""
         state = None
         if self.state is not None:
             state = np.zeros(self.state_prompt_dims)
@@ -174,7 +173,7 @@ def assemble(
     form: str,
     prompt_multiple: int = 1,
 ) -> ModelInputs:
-    """Return the inputs for images of the live cameras, in slot order, and unpadded prompts.
+    """Build the inputs from images of the live cameras, in slot order, and unpadded prompts.
 
     Args:
         images_BNCHW: from `prepare_images`.
@@ -203,9 +202,9 @@ def assemble(
 def _token_tensors(
     prompts: tuple[tuple[int, ...], ...], width: int, masked: bool, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Return tokens_BT and token_mask_BT; nobody writes to them.
+    """tokens_BT and token_mask_BT; nobody writes to them.
 
-    Kept, because an episode's prompt rarely changes and each tensor costs a copy to the device.
+    Cached, because an episode's prompt rarely changes and each tensor costs a copy to the device.
     """
     tokens = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
     mask = [[i < len(prompt) for i in range(width)] for prompt in prompts]
@@ -218,5 +217,5 @@ def _image_mask(present: tuple[bool, ...], batch: int, device: torch.device) -> 
 
 
 def padded_length(tokens: int, multiple: int) -> int:
-    """Return the smallest multiple that holds so many tokens."""
+    """Round `tokens` up to a multiple."""
     return -(-tokens // multiple) * multiple

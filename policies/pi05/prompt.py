@@ -17,23 +17,18 @@ def clean_instruction(instruction: str) -> str:
 
 
 def discretise_state(state: NDArray[np.float64]) -> list[int]:
-    """Return the bin, 0 to 255, of each normalised number; below -1 is bin -1, above 1 is bin 255."""
+    """Bin each normalised number, 0 to 255; below -1 is bin -1, above 1 is bin 255."""
     return (np.digitize(state, STATE_BINS) - 1).tolist()
 
 
 def state_prompt(instruction: str, state: NDArray[np.float64]) -> str:
-    """Return pi0.5's default prompt, which carries the normalised state."""
+    """Word pi0.5's default prompt, which carries the normalised state."""
     numbers = " ".join(str(number) for number in discretise_state(state))
     return f"Task: {clean_instruction(instruction)}, State: {numbers};\nAction: "
 
 
 class PromptTokenizer:
     """A SentencePiece model and the two prompt formats.
-
-    Attributes:
-        path: the model file.
-        vocab_size: number of pieces.
-        sha256: of the model file.
 
     Raises:
         ValueError: the file is no SentencePiece model, or has no beginning-of-sentence piece.
@@ -59,10 +54,9 @@ class PromptTokenizer:
         self.vocab_size: int = self._model.vocab_size()
 
     def encode(self, instruction: str, state: NDArray[np.float64] | None, max_tokens: int) -> list[int]:
-        """Return the ids of one prompt, unpadded.
+        """Encode one prompt, unpadded.
 
         Args:
-            instruction: the task in words.
             state: normalised state to put into the prompt, or None for the format without state.
             max_tokens: `dims.max_token_len`.
 

@@ -17,7 +17,7 @@ TOKENIZER_PATH = ROOT / "policies" / "reference" / "weights" / "tokenizer.model"
 def random_stages(
     dims: Pi05Dims, denoise_steps: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
-    """Return stages whose activations stay of order one, so that bfloat16 is safe at full size.
+    """Draw stages whose activations stay of order one, so that bfloat16 is safe at full size.
 
     Non-obvious behaviors:
         Small networks are drawn on the CPU, hence equal on every device and in every precision up to
@@ -35,7 +35,7 @@ def random_stages(
 
 
 def recipe_sha256(dims: Pi05Dims, seed: int, device: torch.device) -> str:
-    """Return a hash of what determines the weights; the weights themselves are too many to hash each time."""
+    """Hash what determines the weights; the weights themselves are too many to hash each time."""
     recipe = {"dims": dims.to_native(), "seed": seed, "drawn_on": _source(dims, device).type}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 

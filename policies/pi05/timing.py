@@ -8,7 +8,7 @@ import torch
 
 
 class StageTimer:
-    """Times named stages on one device.
+    """Times named stages on one device: `with timer("vision"):`.
 
     Non-obvious behaviors:
         On a GPU nothing waits until `read_ms`, which waits once, for the last stage.
@@ -21,7 +21,6 @@ class StageTimer:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Time the body under the name `stage`."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
@@ -35,7 +34,7 @@ class StageTimer:
             self._host_ms[stage] = (time.perf_counter() - began) * 1e3
 
     def read_ms(self) -> dict[str, float]:
-        """Return milliseconds per stage, in the order in which they ran."""
+        """Stage to milliseconds, in the order in which they ran."""
         if self._device.type != "cuda":
             return dict(self._host_ms)
         for _, end in list(self._events.values())[-1:]:

@@ -54,7 +54,7 @@ class VisionAttention(nn.Module):
         self.out_proj = nn.Linear(dims.hidden_size, dims.hidden_size)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values, each (images, patches, width)."""
+        """Queries, keys and values, each (images, patches, width)."""
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Vision(nn.Module):
         self.projector = nn.Linear(dims.vision.hidden_size, dims.prefix.width)
 
     def forward(self, images_BNCHW: Tensor) -> Tensor:
-        """Return image_tokens_BQD, cameras in the order of the input.
+        """Encode to image_tokens_BQD, cameras in the order of the input.
 
         Args:
             images_BNCHW: float32 in [-1, 1], square, `dims.image_size` wide.

@@ -31,7 +31,7 @@ class Batch:
         images_BNCHW: float32 in [-1, 1], augmented.
         tokens_BT, token_mask_BT: prompts, all padded to one length.
         actions_BKJ: float32, in the simulator's units.
-        labelled_BK: which of them are the oracle's own, undisturbed.
+        labelled_BK: whether the oracle itself took the action, undisturbed.
         truths_BX: float32 (B, 9), metres; see `policies.reference.demos.truth`.
     """
 
@@ -77,7 +77,7 @@ class DemoPool:
         self._token_mask = torch.tensor([[i < len(p) for i in range(width)] for p in prompts], device=device)
 
     def grow(self) -> int:
-        """Read the episodes that are new and return how many; stops where the capacity ends."""
+        """Read new episodes until the capacity ends; return how many were added."""
         new = sorted(path for path in self.folder.glob("*.npz") if path.name not in self._seen)
         with ThreadPoolExecutor(8) as pool:
             demos = list(pool.map(load_demo, new))
@@ -99,12 +99,11 @@ class DemoPool:
         return added
 
     def column(self, name: str) -> NDArray[np.float32]:
-        """Return one column on the host: task, states, actions (moments, horizon, 7), num_labels or
-        truths."""
+        """Copy one to the host: task, states, actions (moments, horizon, 7), num_labels or truths."""
         return self._columns[name].cpu().numpy()
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
-        """Return a random batch; every moment is equally likely."""
+        """Draw a batch; every moment is equally likely."""
         index = torch.randint(self.num_moments, (batch,), generator=generator, device=self.device)
         task = self._columns["task"][index]
         steps = torch.arange(self.dims.action_horizon, device=self.device)
@@ -130,8 +129,7 @@ class DemoPool:
 
 
 def augment(images_BNHWC: Tensor, generator: torch.Generator) -> Tensor:
-    """Return float32 (B, N, C, H, W) in about [-1, 1]: each image shifted, brightened, and its contrast
-    changed."""
+    """Shift, brighten and change the contrast of each image: float32 (B, N, C, H, W) in [-1, 1]."""
     batch, cameras, height, width, _ = images_BNHWC.shape
     device = images_BNHWC.device
 
@@ -152,5 +150,5 @@ def augment(images_BNHWC: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def padded_actions(actions_BKJ: Tensor, action_dim: int) -> Tensor:
-    """Return actions with zeros for the dims that LIBERO does not have, (B, K, A)."""
+    """Append zeros for the dims that LIBERO does not have, (B, K, A)."""
     return F.pad(actions_BKJ, (0, action_dim - actions_BKJ.shape[-1]))

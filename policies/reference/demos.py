@@ -1,9 +1,8 @@
-"""Demonstrations of the scripted oracle for training: `python -m policies.reference.demos OUT --episodes N`.
+"""Record demonstrations of the scripted oracle: `python -m policies.reference.demos OUT --episodes N`.
 
 Every episode starts from placements drawn with a seed of its own, never from an official initial state.
-Expert segments alternate with disturbances (pushes, a flipped gripper, or a policy that is being trained), so
-that the data cover recovery; only moments of expert segments are recorded, labelled with what the oracle did
-next.
+Expert segments alternate with disturbances (pushes, a flipped gripper, or a policy in training), so that the
+data cover recovery. Only moments of expert segments are recorded, labelled with what the oracle did next.
 
 Files: one `.npz` per episode, whole or absent, so an interrupted run goes on where it stopped. Images are the
 two cameras at the network's size, zlib-compressed without loss.
@@ -48,7 +47,7 @@ AFTERWARDS = 10  # expert steps after success: labels for the moments just befor
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Something other than the oracle acts for `steps` control steps.
+    """For `steps` control steps, something other than the oracle acts.
 
     Attributes:
         push: constant action (7,), gripper NaN to leave it to the oracle; None where a policy acts.
@@ -64,10 +63,9 @@ class Demo:
 
     Attributes:
         images_FNHWC: uint8, the cameras in the network's order.
-        states_FS: float64 (F, 8).
         truths_FX: float64 (F, 9): bowl and plate relative to the grip site, and the grip site, in metres.
         steps_F: control step of each moment.
-        num_labels_F: how many of the following actions are the oracle's own, undisturbed.
+        num_labels_F: how many of the following actions the oracle itself took, undisturbed.
         actions_TJ: what the oracle answered at every step, executed or not.
     """
 
@@ -75,7 +73,7 @@ class Demo:
     seed: int
     success: bool
     images_FNHWC: NDArray[np.uint8]
-    states_FS: NDArray[np.float64]
+    states_FS: NDArray[np.float64]  # (F, 8)
     truths_FX: NDArray[np.float64]
     steps_F: NDArray[np.int64]
     num_labels_F: NDArray[np.int64]
@@ -83,7 +81,7 @@ class Demo:
 
 
 def save_demo(path: Path, demo: Demo) -> None:
-    """Write one episode; the file appears when it is whole."""
+    """Write one episode; the file appears only when it is complete."""
     blobs = [zlib.compress(image.tobytes(), 1) for image in demo.images_FNHWC]
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
@@ -103,7 +101,6 @@ def save_demo(path: Path, demo: Demo) -> None:
 
 
 def load_demo(path: Path) -> Demo:
-    """Read what `save_demo` wrote."""
     with np.load(path) as file:
         ends = np.cumsum(file["sizes"])
         data = file["images"].tobytes()
@@ -126,10 +123,10 @@ def load_demo(path: Path) -> Demo:
 
 
 def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[int, Disturbance]]:
-    """Return (expert steps before it, disturbance) pairs for one episode; every fifth episode has none.
+    """Draw (expert steps before it, disturbance) pairs for one episode; every fifth episode has none.
 
     Args:
-        learner: whether a policy takes part: it then acts in up to `LEARNER_VISITS` of them, for longer.
+        learner: a policy in training acts in up to `LEARNER_VISITS` of them, for longer.
     """
     if rng.random() < 0.2:
         return []
@@ -217,7 +214,7 @@ def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
 
 
 def count_labels(is_expert: Sequence[bool], step: int) -> int:
-    """Return how many steps from `step` on are the expert's without a break, at most a horizon."""
+    """Count the expert's steps from `step` on up to the first break, at most a horizon."""
     count = 0
     while count < DIMS.action_horizon and step + count < len(is_expert) and is_expert[step + count]:
         count += 1
@@ -225,21 +222,21 @@ def count_labels(is_expert: Sequence[bool], step: int) -> int:
 
 
 def network_images(observation: Observation) -> NDArray[np.uint8]:
-    """Return the cameras in the network's order and size, uint8 (N, height, width, 3)."""
+    """The cameras in the network's order and size, uint8 (N, height, width, 3)."""
     images = np.stack([observation.images[name] for name in CAMERAS])
     resized = resize_with_pad(torch.from_numpy(images)[None], DIMS.image_size)
     return resized[0].permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
 def truth(observation: Observation) -> NDArray[np.float64]:
-    """Return what an auxiliary loss teaches the network to see: bowl, plate and grip site (9,), in metres."""
+    """The target of an auxiliary loss: where bowl, plate and grip site are (9,), in metres."""
     poses = observation.privileged
     grip = poses["grip_site_pos"]
     return np.concatenate([poses[f"{BOWL}_pos"] - grip, poses[f"{PLATE}_pos"] - grip, grip])
 
 
 def check_not_official(env: LiberoEnv) -> None:
-    """Raise ValueError when an official initial state has the same joint positions as the episode's start."""
+    """Raise ValueError when an official initial state has the same joint positions as this start."""
     positions = env.start_state[1 : 1 + env.num_positions]
     official = env.task.init_states[:, 1 : 1 + env.num_positions]
     nearest = float(np.abs(official - positions).max(axis=1).min())
@@ -248,8 +245,7 @@ def check_not_official(env: LiberoEnv) -> None:
 
 
 def work(out: Path, jobs: Sequence[tuple[int, int]], learner_folder: Path | None, seconds: float) -> None:
-    """Record episodes (task id, seed) until they are done or the time is up; those already there are
-    skipped."""
+    """Record episodes (task id, seed) until they are done or the time is up; files that exist are kept."""
     torch.set_num_threads(1)
     prepare()
     tasks = load_tasks(SUITE)

@@ -1,5 +1,4 @@
-"""The network in training as a policy that takes part in demonstrations (DAgger): reloaded when it has
-improved."""
+"""The network in training takes part in demonstrations (DAgger); improved weights are loaded again."""
 
 from pathlib import Path
 
@@ -15,7 +14,7 @@ _loaded: dict[Path, tuple[int, Pi05Policy]] = {}
 
 
 def load_learner(folder: Path | None) -> Pi05Policy | None:
-    """Return the policy in `folder` as it is now, or None before its first weights are there."""
+    """Load the policy in `folder` as it is now, or None before its first weights are there."""
     if folder is None:
         return None
     weights = folder / "model.safetensors"

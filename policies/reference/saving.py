@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder: the checkpoint, the frozen statistics, the state to go on from.
+"""A training run's folder: the checkpoint, the frozen statistics, the state to resume from.
 
 The checkpoint is in the native format; demonstrators (`policies.reference.learner`) load it while training
 goes on.
@@ -25,8 +25,7 @@ MIN_HALF_RANGE = 0.1  # of an action's quantiles: dims that hardly move must not
 
 
 def frozen_stats(pool: DemoPool, out: Path) -> NormStats:
-    """Return the statistics that this run normalises with: those in OUT, else those of the data there are
-    now."""
+    """Read the statistics in OUT, else compute them from the data there are now; a run never changes them."""
     if (out / "norm_stats.json").exists():
         return read_json_stats(out / "norm_stats.json")
     actions = pool.column("actions").reshape(-1, 7)
@@ -56,7 +55,7 @@ def save(
     step: int,
     elapsed_s: float,
 ) -> None:
-    """Write the EMA as a native checkpoint in bfloat16, and the state from which training goes on."""
+    """Write the EMA as a native checkpoint in bfloat16, and the state to resume from."""
     stages = meta_stages(DIMS, 10)
     assign(
         stages,

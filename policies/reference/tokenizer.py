@@ -19,7 +19,7 @@ VOCAB_SIZE = 512  # 4 specials, 256 bytes, the rest learned
 
 
 def libero_instructions() -> list[str]:
-    """Return the distinct instructions of all suites, sorted.
+    """List the distinct instructions of all suites, sorted.
 
     A task's file name is its instruction with underscores; upper-case words before it name the scene
     (libero/benchmark/__init__.py reads it the same way).

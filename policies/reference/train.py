@@ -37,7 +37,7 @@ TRUTH_SCALE = 10.0  # metres to about order one
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is made of; printed, and kept with its state."""
+    """Options of a training run; printed, and kept with its state."""
 
     minutes: float
     batch: int = 256
@@ -87,7 +87,7 @@ class Learner(nn.Module):
         noise_RBKA: Tensor,
         times_RB: Tensor,
     ) -> Tensor:
-        """Return (flow loss, truth loss).
+        """Compute (flow loss, truth loss).
 
         Args:
             actions_BKA: normalised and padded.
@@ -197,7 +197,7 @@ def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, device: 
 
 
 def learning_rate(recipe: Recipe, step: int, elapsed_s: float) -> float:
-    """Return the rate: linear warm-up over steps, then a cosine over the time budget."""
+    """Linear warm-up over steps, then a cosine over the time budget."""
     done = min(1.0, elapsed_s / (60 * recipe.minutes))
     cosine = 0.5 * (1.0 + math.cos(math.pi * done))
     rate = recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * cosine
@@ -205,8 +205,7 @@ def learning_rate(recipe: Recipe, step: int, elapsed_s: float) -> float:
 
 
 def fresh_stages(seed: int, device: torch.device) -> dict[str, nn.Module]:
-    """Return trainable random stages whose adaRMS linears are zero: every expert layer starts as the
-    identity."""
+    """Build trainable random stages; adaRMS linears are zero, so every expert layer starts as identity."""
     stages = random_stages(DIMS, 10, seed, device, torch.float32)
     for stage in stages.values():
         stage.train().requires_grad_(True)
