@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from rich import box
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
 from eval.episodes.policy import choose_backends, eager_policy, load, make_backend
 from eval.render.console import print_info, report_console
+from eval.render.tables import NONE, Table, to_console
 from eval.sim.stack import prepare
 from eval.sim.tasks import Task
 from optim.base import Args, CannotRun
@@ -90,15 +89,15 @@ def run(config: InspectRun) -> None:
     examples = policy.example_inputs([[request] for request in requests])
     shown = {stage: examples[stage][0] for stage in STAGES}
     prompts = {f"prompt of task {task.task_id}": _ask(requests[0], task) for task in tasks}
+    rows = argument_rows(checkpoint.stages, shown)
     tables = (
-        ("Inputs and outputs of an observation", ARGUMENTS, argument_rows(checkpoint.stages, shown), 6),
-        ("Engines for the tasks of the suite", ENGINES, engine_rows(examples, backends), 3),
-        ("Prefix tokens", TOKENS, token_rows(policy, prompts), 1),
+        Table(ARGUMENTS, rows, "Inputs and outputs of an observation", texts=6, blank_repeats=True),
+        Table(ENGINES, engine_rows(examples, backends), "Engines for the tasks of the suite", texts=3),
+        Table(TOKENS, token_rows(policy, prompts), "Prefix tokens"),
     )
     console = report_console()
     console.print(Text(f"{config.policy.name}, {checkpoint.weights_label}, {config.policy.form} form"))
-    for caption, columns, rows, texts in tables:
-        console.print(_table(caption, columns, rows, texts))
+    console.print(to_console(tables))
     if (problem := cannot_run(config)) is not None:
         console.print(Text(f"note: {problem}"), soft_wrap=True)
 
@@ -144,7 +143,7 @@ def engine_rows(
     for stage, calls in examples.items():
         name, options, for_shapes = backends[stage]
         signatures = len({signature(args) for args in calls})
-        rows.append((stage, name, options or "-", str(signatures) if for_shapes else "any", str(signatures)))
+        rows.append((stage, name, options or NONE, str(signatures) if for_shapes else "any", str(signatures)))
     return rows
 
 
@@ -222,17 +221,6 @@ def _spell(names: Iterable[str], tensors: Iterable[Tensor | None]) -> Iterator[t
         else:
             shape = " x ".join(str(size) for size in tensor.shape)
             yield name, shape, str(tensor.dtype).removeprefix("torch."), str(tensor.device)
-
-
-def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
-    table = Table(title=Text(caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i < texts else "right", overflow="fold")
-    before = None
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in ("" if row[0] == before else row[0], *row[1:])))
-        before = row[0]
-    return table
 
 
 def main() -> None:

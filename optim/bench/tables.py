@@ -6,23 +6,29 @@ Every number here is a pure function of the record that `optim.bench` writes.
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
 from eval.analysis.latency import LatencyStats, latency_stats
 from eval.analysis.summary import is_random
 from eval.render.console import print_error, report_console
-from eval.render.markdown import markdown_table
+from eval.render.tables import (
+    NONE,
+    Block,
+    Heading,
+    Items,
+    Sentence,
+    Table,
+    part_groups,
+    to_console,
+    to_markdown,
+)
 from policies.pi05.dims import STAGES
 
 ALL_STAGES, HOST_TO_HOST = "all stages", "host to host"
-NONE = "-"
 TIMES = ("policy", "component", "n", "p50 ms", "p95 ms", "p99 ms", "speed-up", "of roofline")
 GLANCE = ("setting", "policy", "all stages p50 ms", "host to host p50 ms", "speed-up, host to host", "cosine")
 ENGAGEMENT = ("policy", "stage", "backend", "calls", "expected", "misses", "details")
@@ -152,18 +158,34 @@ def cost_rows(setting: Record) -> Iterator[tuple[str, ...]]:
         yield policy["label"], f"{policy['build_s']:.1f}", NONE if peak is None else f"{peak / 1e9:.2f}"
 
 
+def setting_tables(setting: Record) -> list[Table]:
+    """Return the tables of one setting: times, engagement, parity and cost."""
+    reference = setting["policies"][0]["parity"]["reference"]
+    return [
+        _by_policy(TIMES, time_rows(setting), title(setting)),
+        _by_policy(ENGAGEMENT, engagement_rows(setting), "Engagement", texts=3, last_is_text=True),
+        Table(PARITY, parity_rows(setting), f"Parity with {reference}, same noise"),
+        Table(COST, cost_rows(setting), "Cost"),
+    ]
+
+
+def _by_policy(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str,
+    *,
+    texts: int = 2,
+    last_is_text: bool = False,
+) -> Table:
+    """Return a table that names each policy once, with a line between policies."""
+    return Table(columns, part_groups(rows), caption, texts, last_is_text, blank_repeats=True)
+
+
 def render_setting(setting: Record) -> RenderableType:
     """Return the tables of one setting for a rich console."""
-    parts: list[RenderableType] = []
-    for label in weights_labels([setting]):
-        if is_random(label):
-            parts.append(Text(f"*** {label} ***", style="bold white on red"))
-    parts.append(_table(title(setting), TIMES, time_rows(setting), texts=2))
-    parts.append(_table("Engagement", ENGAGEMENT, engagement_rows(setting), texts=3, last_is_text=True))
-    reference = setting["policies"][0]["parity"]["reference"]
-    parts.append(_table(f"Parity with {reference}, same noise", PARITY, parity_rows(setting)))
-    parts.append(_table("Cost", COST, cost_rows(setting)))
-    return Group(*parts)
+    labels = filter(is_random, weights_labels([setting]))
+    banners = [Sentence(f"*** {label} ***", style="white on red", strong=True) for label in labels]
+    return to_console([*banners, *setting_tables(setting)])
 
 
 def weights_labels(settings: Iterable[Record]) -> list[str]:
@@ -175,46 +197,39 @@ def weights_labels(settings: Iterable[Record]) -> list[str]:
 def report(record: Record) -> str:
     """Return the record as a Markdown report with the items that docs/results/README.md asks for."""
     settings = record["settings"]
-    names = list(dict.fromkeys(policy["label"] for setting in settings for policy in setting["policies"]))
-    lines = [
-        f"# {', '.join(names)}: latency side by side",
-        "",
-        f"How long does an inference take with {', '.join(names)}, and how far is it from eager float32?",
-        *(
-            f"\n**{label}**: success means nothing here."
-            for label in weights_labels(settings)
-            if is_random(label)
+    names = ", ".join(
+        dict.fromkeys(policy["label"] for setting in settings for policy in setting["policies"])
+    )
+    labels = filter(is_random, weights_labels(settings))
+    blocks: list[Block] = [
+        Heading(f"{names}: latency side by side"),
+        Sentence(f"How long does an inference take with {names}, and how far is it from eager float32?"),
+        *(Sentence(f"**{label}**: success means nothing here.") for label in labels),
+        Items([f"{name}: {text}" for name, text in _facts(record).items()]),
+        Sentence(
+            f"Milliseconds of {record['rounds']} rounds after {record['warmup']} of warm-up that are left "
+            "out; batch 1. In each round every policy infers once on the same observation, and the order "
+            "rotates. Host to host is observation to action on the host, synchronised; stages are CUDA "
+            "events within it (on a CPU the host's clock), and all stages are their sum. Speed-up is against "
+            "the first policy, by p50. `of roofline` is the least time that the GPU's bandwidth and matmul "
+            "rate allow, by `optim/bench/roofline.py`, over p50."
         ),
-        "",
-        *(f"- {name}: {text}" for name, text in _facts(record).items()),
-        "",
-        f"Milliseconds of {record['rounds']} rounds after {record['warmup']} of warm-up that are left out; "
-        "batch 1. In each round every policy infers once on the same observation, and the order rotates. "
-        "Host to host is observation to action on the host, synchronised; stages are CUDA events within it "
-        "(on a CPU the host's clock), and all stages are their sum. Speed-up is against the first policy, by "
-        "p50. `of roofline` is the least time that the GPU's bandwidth and matmul rate allow, by "
-        "`optim/bench/roofline.py`, over p50.",
-        "",
-        *markdown_table(GLANCE, (row for setting in settings for row in glance_rows(setting)), texts=2),
+        Table(GLANCE, (row for setting in settings for row in glance_rows(setting)), texts=2),
     ]
     for setting in settings:
+        times, engagement, parity, cost = setting_tables(setting)
         reference = setting["policies"][0]["parity"]["reference"]
-        lines += ["", f"## {title(setting)}", "", *markdown_table(TIMES, time_rows(setting), texts=2)]
-        lines += [
-            "",
-            "Engagement:",
-            "",
-            *markdown_table(ENGAGEMENT, engagement_rows(setting), 3, last_is_text=True),
+        caption = f"Parity with {reference} of the same weights, on the same observations and noise"
+        blocks += [
+            Heading(title(setting), level=2),
+            replace(times, caption=""),
+            engagement,
+            replace(parity, caption=caption),
+            replace(cost, caption=""),
         ]
-        lines += ["", f"Parity with {reference} of the same weights, on the same observations and noise:", ""]
-        lines += [
-            *markdown_table(PARITY, parity_rows(setting)),
-            "",
-            *markdown_table(COST, cost_rows(setting)),
-        ]
-    failures = problems(record)
-    lines += ["", *(f"**{failure}**" for failure in failures)] if failures else []
-    return "\n".join(lines) + "\n"
+    if failures := problems(record):
+        blocks.append(Sentence("\n".join(f"**{failure}**" for failure in failures)))
+    return to_markdown(blocks)
 
 
 def _times(policy: Record) -> dict[str, list[float]]:
@@ -286,29 +301,6 @@ def _details(details: Record) -> str:
         else:
             cells.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
     return ", ".join(cells) or NONE
-
-
-def _table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    texts: int = 1,
-    *,
-    last_is_text: bool = False,
-) -> Table:
-    """Return a table whose first columns are texts; a line parts the policies."""
-    table = Table(title=Text(caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(columns):
-        is_text = i < texts or (last_is_text and i == len(columns) - 1)
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    before = None
-    for row in rows:
-        if texts > 1 and before not in (None, row[0]):
-            table.add_section()
-        first = row[0] if row[0] != before or texts == 1 else ""
-        table.add_row(*(Text(cell) for cell in (first, *row[1:])))
-        before = row[0]
-    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
