@@ -1,7 +1,7 @@
 """Replay a run open loop: `python -m eval.replay RUN policy=... [overrides] [--tolerance 0.999] [--json]`.
 
-RUN must have recorded observations (`record_observations=16`). Another policy gets them, with the noise that
-they came with, and is compared with the run's own configuration in eager PyTorch, in the precision of the
+RUN must have recorded observations (`record_observations=16`). Another policy gets them, with the noise of
+their inferences, and is compared with the run's own configuration in eager PyTorch, in the precision of the
 run. Overrides are those of `python -m eval`, on top of the run's; `policy=` also replaces the run's backends.
 
 The exit status is 0 when the actions of every observation have a cosine of at least the tolerance with the
@@ -49,7 +49,6 @@ OBSERVATIONS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the parity; return 0, 1 or 2 as the module says."""
     parser = ArgumentParser(
         prog="python -m eval.replay", description="Run another policy on a run's recorded observations."
     )
@@ -80,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def render(result: Replay) -> RenderableType:
-    """Return a replay for a rich console."""
     parts: list[RenderableType] = []
     label = str(result.reference["weights_label"])
     if is_random(label):
@@ -107,7 +105,7 @@ def render(result: Replay) -> RenderableType:
 
 
 def worst_rows(result: Replay) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `WORST`."""
+    """Cells under `WORST`."""
     yield "actions", *_cells(result.actions)
     for name, parity in result.stages.items():
         yield f"{name} ({result.engagement[name]['backend']}), the reference's inputs", *_cells(parity)
@@ -117,7 +115,7 @@ def worst_rows(result: Replay) -> Iterator[tuple[str, ...]]:
 
 
 def observation_rows(result: Replay) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `OBSERVATIONS`."""
+    """Cells under `OBSERVATIONS`, the worst first."""
     for observation in sorted(result.observations, key=lambda observation: observation.actions.cosine):
         yield (
             observation.episode,

@@ -2,7 +2,7 @@
 
 B batch, H horizon, J 7 robot action dims, K Euler steps.
 
-Three views of one inference:
+One inference is compared in three ways:
 
 actions: both policies from the observation on. Cosine, relative error and largest difference of the J dims
     that the robot gets, normalised, and the largest difference in the simulator's units.
@@ -45,34 +45,26 @@ class ObservationParity:
 
     Attributes:
         actions: of the normalised actions_HJ; max_abs_action: in the simulator's units.
-        stages: each stage given the reference's inputs.
         steps: of x after each Euler step; empty when the numbers of steps differ.
-        recorded: the run's own actions against the reference's.
     """
 
     episode: str
     call: int
     actions: Parity
     max_abs_action: float
-    stages: Mapping[str, Parity]
+    stages: Mapping[str, Parity]  # each given the reference's inputs
     steps: tuple[Parity, ...]
-    recorded: Parity
+    recorded: Parity  # the run's own actions against the reference's
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A policy against a reference, over all observations.
+    """A policy against a reference, over all observations."""
 
-    Attributes:
-        tolerance: the least cosine of an observation's actions that is accepted.
-        reference, policy: their provenance.
-        engagement: of the policy's stages.
-    """
-
-    tolerance: float
-    reference: Mapping[str, Any]
+    tolerance: float  # the least cosine of an observation's actions that is accepted
+    reference: Mapping[str, Any]  # provenance; likewise `policy`
     policy: Mapping[str, Any]
-    engagement: Mapping[str, Mapping[str, Any]]
+    engagement: Mapping[str, Mapping[str, Any]]  # of the policy's stages
     observations: tuple[ObservationParity, ...]
 
     @property
@@ -124,7 +116,7 @@ class Replay:
         return self.actions.cosine >= self.tolerance and not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, the worst included, in dicts, lists and scalars, ready for JSON."""
+        """In dicts, lists and scalars, the worst included, ready for JSON."""
         of_all = {
             "actions": asdict(self.actions),
             "max_abs_action": self.max_abs_action,
@@ -139,7 +131,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Subjects:
-    """Who is compared, all on one device.
+    """The policies that are compared, all on one device.
 
     Attributes:
         reference: eager, as the run's policy was configured.
@@ -156,7 +148,7 @@ class Subjects:
 
 @torch.no_grad()
 def replay(subjects: Subjects, kept: Sequence[Sample], tolerance: float) -> Replay:
-    """Return how far the policy is from the reference on what a run recorded.
+    """Run both on what a run recorded and compare.
 
     Raises:
         ParityError: a number is not finite, or the policy's stages give other shapes than the reference's.
@@ -168,7 +160,7 @@ def replay(subjects: Subjects, kept: Sequence[Sample], tolerance: float) -> Repl
 
 
 def euler_path(denoise: Denoise, args: Args) -> list[Tensor]:
-    """Return x_BHA after each Euler step of an eager denoise stage; the last is what it returns."""
+    """Collect x_BHA after each Euler step of an eager denoise stage; the last is its result."""
     before: list[Tensor] = []
 
     def keep(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -207,7 +199,7 @@ def _replay_one(subjects: Subjects, request: Request, recorded_HJ: NDArray[np.fl
 
 
 def _infer(policy: Pi05Policy, request: Request) -> tuple[Actions, StageArgs]:
-    """Return the actions, and copies of what each stage got: engines overwrite their buffers."""
+    """Infer, and copy each stage's arguments: engines overwrite their buffers."""
     actions, args = infer_once(policy, request)
     copies = {
         stage: tuple(x if x is None else x.clone() for x in stage_args) for stage, stage_args in args.items()
@@ -216,7 +208,7 @@ def _infer(policy: Pi05Policy, request: Request) -> tuple[Actions, StageArgs]:
 
 
 def _stage_errors(policy: Pi05Policy, shaped: Pi05Policy, request: Request) -> dict[str, Parity]:
-    """Return each stage's error when it gets what the reference's stages get, in the policy's form."""
+    """Compare stage by stage, on the inputs of the reference's stages in the policy's form."""
     _, args = _infer(shaped, request)
     errors = {}
     for name in STAGES:

@@ -1,4 +1,4 @@
-"""Who is compared in a replay: a run's own policy in eager PyTorch, and another that overrides ask for."""
+"""Build the policies of a replay: the run's own in eager PyTorch, and the one that overrides name."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ from eval.records.recording import Sample
 from eval.replay.parity import Subjects
 from policies.pi05.denoise import Denoise
 
-# What of a run's overrides makes its policy; the first group is replaced together with `policy=`.
+# The overrides of a run that make its policy; `policy=` replaces RECIPE and the backends.
 RECIPE = ("policy", "policy.name", "policy.prompt_multiple", "policy.images")
 GROUPS = ("checkpoint", "policy", "optim", "denoise", "experiment")
-# What of run.json the rebuilt reference must agree with, or it is another policy.
+# Facts of run.json that the rebuilt reference must have too, or it is another policy.
 FACTS = (
     "weights_sha256",
     "norm_stats_sha256",
@@ -34,7 +34,7 @@ OF_THE_WEIGHTS = FACTS[:6]
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
-    """Return run.json of a run of a policy with a network.
+    """Read run.json of a run whose policy has a network.
 
     Raises:
         NotComparable: there is none, or it does not say how the policy was made.
@@ -51,7 +51,7 @@ def read_run_json(folder: Path) -> dict[str, Any]:
 
 
 def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sample]) -> Subjects:
-    """Return the run's reference and the policy that the overrides ask for.
+    """Build the run's reference and the policy that the overrides name.
 
     Raises:
         NotComparable: the reference would not be the run's policy, or the policy has other weights.
@@ -97,7 +97,7 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
 
 
 def on_top(recorded_overrides: Sequence[str], overrides: Sequence[str], precision: str) -> list[str]:
-    """Return a run's overrides without those that others replace, then the others."""
+    """Append overrides to a run's own, of which those they replace are dropped."""
     keys = {key_of(text) for text in overrides}
 
     def replaced(key: str) -> bool:
@@ -116,7 +116,7 @@ def on_top(recorded_overrides: Sequence[str], overrides: Sequence[str], precisio
 def require_same(
     who: str, facts_now: Mapping[str, Any], recorded: Mapping[str, Any], facts: Iterable[str]
 ) -> None:
-    """Raise NotComparable when a policy is not what a run says."""
+    """Raise NotComparable when a policy's facts are not those recorded."""
     for name in facts:
         if name in recorded and facts_now[name] != recorded[name]:
             raise NotComparable(

@@ -1,6 +1,6 @@
-"""What a runner is, and the local one: one process, task after task, episode after episode.
+"""The interface of runners.
 
-The local runner is the reference: what others record must be what it records.
+`eval.runners.local` is the reference: other runners must record what it records.
 
 Non-obvious behaviors:
     * An episode that raises is recorded with its exception and the environment is built anew; one more than
@@ -18,23 +18,18 @@ from eval.runners.recorder import RunRecorder
 
 
 class RunnerError(RuntimeError):
-    """A runner cannot start as it was asked to."""
+    """A runner cannot start as configured."""
 
 
 class Runner(Protocol):
-    """Who rolls a plan's episodes.
+    """Runs a plan's episodes."""
 
-    Attributes:
-        about: provenance of the policy; simulator: what `sim_stack.prepare` says where episodes are rolled.
-        facts: of the runner itself, for run.json.
-    """
-
-    about: Mapping[str, Any]
-    simulator: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    about: Mapping[str, Any]  # provenance of the policy
+    simulator: Mapping[str, Any]  # `eval.sim.stack.prepare`, where episodes are run
+    facts: Mapping[str, Any]  # of the runner itself, for run.json
 
     def run(self, plan: Plan, recorder: RunRecorder) -> None:
-        """Run every episode that is left and keep the recorder.
+        """Run every episode that is left and hand its records to the recorder.
 
         Raises:
             RunFailed: see `RunRecorder.add_episode` and `RunRecorder.finish`.
@@ -42,7 +37,7 @@ class Runner(Protocol):
         ...
 
     def engagement(self) -> Engagement:
-        """Return how the stages of the policy have served in this process, also after `close`."""
+        """Count how the policy's stages have served in this process, also after `close`."""
         ...
 
     def close(self) -> None:

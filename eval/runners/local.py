@@ -12,7 +12,7 @@ from policies.base import Policy
 
 
 class LocalRunner:
-    """Roll episodes in this process, with a policy that is ready.
+    """Runs episodes in this process, with a policy that is ready.
 
     Args:
         on_close: called once, when the runner is closed.
@@ -28,7 +28,6 @@ class LocalRunner:
         self.facts: Mapping[str, Any] = {"name": "local"}
 
     def run(self, plan: Plan, recorder: RunRecorder) -> None:
-        """See `Runner`."""
         episode_runner = EpisodeRunner(plan, self.policy)
         with recorder:
             try:
@@ -49,11 +48,9 @@ class LocalRunner:
         recorder.finish()
 
     def engagement(self) -> Engagement:
-        """See `Runner`."""
         return self.policy.engagement()
 
     def close(self) -> None:
-        """See `Runner`: the policy goes with the process."""
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()

@@ -1,4 +1,4 @@
-"""The runner that a configuration names, with its policy built and the simulator checked."""
+"""Open the runner that a configuration names: build its policy and check the simulator."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from policies.base import EpisodeKey
 
 
 def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey], folder: Path) -> Runner:
-    """Return the runner that the configuration names.
+    """Open the runner that the configuration names.
 
     Args:
         left: the episodes that it will be given.
@@ -24,7 +24,7 @@ def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey
 
     Raises:
         RunnerError: Ray is not installed; see `eval.runners.ray.start.launch`.
-        ConfigError, ValueError, OSError, SimulatorError: policy or simulator cannot be had here.
+        ConfigError, ValueError, OSError, SimulatorError: policy or simulator cannot be built here.
     """
     if config.runner.name == "ray":
         try:

@@ -16,7 +16,7 @@ from policies.base import EpisodeKey
 
 
 class Progress:
-    """Show the running success rate, errors, inference p50, time left and the current task.
+    """Shows the running success rate, errors, inference p50, time left and the current task.
 
     Non-obvious behaviors:
         The display is drawn only inside these calls: a refresh thread would take the interpreter lock in
@@ -27,7 +27,7 @@ class Progress:
         total_episodes: how many this run will do; time left is the mean time of those done in this process,
             times the rest.
         console: stderr by default, so that stdout stays free for results.
-        label: shown with every episode; what must be known of the weights.
+        label: a warning about the weights, shown with every episode.
         earlier: episodes of the run that other processes have done.
         clock_s: seconds that only go forward.
     """
@@ -66,7 +66,7 @@ class Progress:
             self._live = None
 
     def start_episode(self, key: EpisodeKey, instruction: str) -> None:
-        """Name the episode that begins now."""
+        """Show the episode that begins now."""
         self._current = f"{key}: {instruction}"
         self._draw()
 
@@ -89,7 +89,7 @@ class Progress:
             self._show(lambda: live.update(self._status(), refresh=True))
 
     def _show(self, display: Callable[[], None]) -> None:
-        """Display something, if there is still somebody to see it: a closed terminal is no reason to stop."""
+        """Ignore a closed terminal: it is no reason to stop."""
         with contextlib.suppress(OSError):
             display()
 

@@ -1,6 +1,6 @@
 """The one path from an episode to its records: files first, then the mirror and the display.
 
-Every runner keeps its recorder here, so records, limits and verdicts are the same for all of them.
+All runners record through it, so records, limits and verdicts are the same for all of them.
 """
 
 import logging
@@ -30,14 +30,14 @@ class RunFailed(RuntimeError):
 
 
 class RunRecorder:
-    """Keep the recorder of a run.
+    """Writes the records of a run, mirrors and displays them, and judges the run.
 
     Attributes:
-        run_info: what run.json says besides the outcome.
+        run_info: everything in run.json except the outcome.
         errors: episodes of this process that raised and are not tried again.
 
     Args:
-        engagement: says how the policy's stages have served so far in this process.
+        engagement: counts how the policy's stages have served so far in this process.
         earlier: what earlier processes of this run recorded; None for a new run.
     """
 
@@ -89,15 +89,13 @@ class RunRecorder:
         self.writer.write_run(self.run_info | outcome)
 
     def engagement(self) -> Engagement:
-        """Return how the stages have served in all processes of this run."""
+        """Sum how the stages have served in all processes of this run."""
         return join([self._engaged_before, self._engagement()])
 
     def start_episode(self, key: EpisodeKey, instruction: str) -> None:
-        """Show which episode begins."""
         self._progress.start_episode(key, instruction)
 
     def add_inference(self, record: InferenceRecord) -> None:
-        """Record one inference."""
         self._served |= dict.fromkeys(record.backends)
         self.writer.add_inference(record)
         self.tracker.log_inference(record)
@@ -117,7 +115,7 @@ class RunRecorder:
         Args:
             first_frame_sha256: of the first images that the policy saw.
             write_video: writes the video, if there is one.
-            retry: whether the episode raised and is tried again, which spares it from `max_errors`.
+            retry: the episode raised and is tried again, so it does not count towards `max_errors`.
             cause: what it raised, for the trace.
 
         Raises:
@@ -138,11 +136,11 @@ class RunRecorder:
             self._count_error(record, cause)
 
     def finish(self) -> None:
-        """Say that every episode has been run.
+        """Judge the run after its last episode.
 
         Raises:
             RunFailed: no episode finished, or a stage's backend served no call, or not every call where the
-                plan allows no misses, or nobody knows how often it did.
+                plan allows no misses, or no process could report how many it served.
         """
         if self._num_finished == 0:
             raise RunFailed(f"no episode finished: all {self.errors} raised; the last was {self._last_error}")
@@ -161,7 +159,7 @@ class RunRecorder:
             ) from cause
 
     def _video(self, path: Path, write_video: VideoWriter) -> Path | None:
-        """Return the episode's video; None when it could not be made, which is kept in `video_error`."""
+        """Write the episode's video; None when that failed, which is kept in `video_error`."""
         try:
             write_video(path)
         except Exception as error:  # noqa: BLE001  a video is no reason to lose the episodes to come

@@ -1,5 +1,4 @@
-"""LIBERO as pure episodes: one environment per task, cheap exact resets, cameras rendered only when somebody
-looks.
+"""LIBERO as pure episodes: one environment per task, cheap exact resets, cameras rendered only on demand.
 
 Conventions are openpi's (examples/libero/main.py), the protocol that published numbers follow.
 
@@ -48,21 +47,19 @@ SCENE_COLOURS = ("site_rgba", "geom_rgba")  # LIBERO switches a stove's flame af
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a camera would see at one moment, kept to be rendered later or never: about 50 kB, copied in
-    microseconds."""
+    """A moment, kept so that a camera can render it later or never: about 50 kB, copied in microseconds."""
 
     poses: Mapping[str, NDArray[np.float64]]
     colours: Mapping[str, NDArray[np.float32]]
 
 
 class LiberoEnv:
-    """One task's simulator. `sim_stack.prepare()` must have run.
+    """One task's simulator; call `eval.sim.stack.prepare()` first.
 
     Construction takes about 1 s, and 1 s more with `render` (a GL context); a reset with its ten settle
-    steps takes 0.15 s, a control step 0.015 s, a look at both cameras 0.25 s with OSMesa.
+    steps takes 0.15 s, a control step 0.015 s, rendering both cameras 0.25 s with OSMesa.
 
     Args:
-        task: from `load_tasks`.
         seeding: `paired` or `openpi` (see the module's docstring).
         render: whether images may be asked for.
     """
@@ -107,7 +104,7 @@ class LiberoEnv:
         self._context = self._open_context() if render else None
 
     def reset(self, key: EpisodeKey) -> None:
-        """Put the episode's initial state in place and let it settle.
+        """Restore the episode's initial state and let it settle.
 
         Raises:
             ValueError: the key is of another task, or its episode has no official initial state.
@@ -128,7 +125,7 @@ class LiberoEnv:
         self._start(self.task.init_states[key.episode])
 
     def reset_randomly(self, seed: int, joint_sd: float = 0.02) -> None:
-        """Start an episode that is none of the official ones: placements drawn from `seed`, then settle.
+        """Draw placements from `seed`, as no official episode has them, and let them settle.
 
         The official initial states are draws of the same placement samplers with N(0, 0.02 rad) on the arm's
         joints.
@@ -142,7 +139,7 @@ class LiberoEnv:
         self._start(self.state_vector())
 
     def step(self, action: NDArray[np.float64]) -> bool:
-        """Execute one action (7,) for 1/20 s and return whether the task's goal holds.
+        """Execute one action (7,) for 1/20 s; return whether the task's goal holds.
 
         Raises:
             ValueError: a wrong shape or a value that is not finite.
@@ -154,11 +151,11 @@ class LiberoEnv:
         return bool(success)
 
     def observe(self, cameras: Iterable[str] = (), *, privileged: bool = False) -> Observation:
-        """Return what the sensors sampled last, rendering only the cameras that are asked for.
+        """Read what the sensors sampled last; only these cameras are rendered.
 
         Args:
             cameras: keys of `CAMERAS`; images are uint8 (256, 256, 3), rotated by 180 degrees as openpi does.
-            privileged: whether to add object poses (`<object>_pos`, `<object>_quat` xyzw) and the grip site
+            privileged: add object poses (`<object>_pos`, `<object>_quat` xyzw) and the grip site
                 (`grip_site_pos` (3,), `grip_site_mat` (3, 3)), all in the world frame.
         """
         return Observation(
@@ -175,8 +172,7 @@ class LiberoEnv:
         )
 
     def render(self, snapshot: Snapshot, camera: str = "agentview_image") -> NDArray[np.uint8]:
-        """Return the picture of a moment of this environment, uint8 (256, 256, 3), without disturbing the
-        episode."""
+        """Render a moment of this environment, uint8 (256, 256, 3), without disturbing the episode."""
         if self._context is None:
             raise RuntimeError("this environment was built with render=False and has no cameras")
         model = self._sim.model
@@ -197,16 +193,14 @@ class LiberoEnv:
         return int(self._sim.model.nq)
 
     def state_vector(self) -> NDArray[np.float64]:
-        """Return time, qpos and qvel, concatenated: equal vectors are equal moments."""
+        """Time, qpos and qvel, concatenated: equal vectors are equal moments."""
         return np.concatenate([[self._sim.data.time], self._sim.data.qpos, self._sim.data.qvel])
 
     def fixture_poses(self) -> NDArray[np.float64]:
-        """Return every body's position in its parent (bodies, 3): what a reset samples and `state_vector`
-        lacks."""
+        """Bodies' positions in their parents (bodies, 3): a reset samples them, `state_vector` lacks them."""
         return self._sim.model.body_pos.copy()
 
     def close(self) -> None:
-        """Free the GL context and the simulator."""
         self._context = None
         self._control.close()
 
@@ -217,15 +211,15 @@ class LiberoEnv:
             self.step(SETTLE_ACTION)
 
     def _seeded_reset(self, seed: int) -> None:
-        """Place fixtures and objects as a fresh upstream environment does in "make; seed; reset", to the
-        bit."""
+        """Place fixtures and objects to the bit as a new upstream environment does in "make; seed; reset"."""
         np.random.seed(seed)
         self._soft_reset(loads=2)  # upstream has loaded the model twice by then: in make and in reset
 
     def _soft_reset(self, loads: int) -> None:
         """Do what upstream's reset does, without compiling the model and opening a GL context again.
 
-        `loads` is how often upstream would have loaded the model by the end of this reset.
+        Args:
+            loads: how often upstream would have loaded the model by the end of this reset.
         """
         env, model = self._env, self._sim.model
         for name, value in self._compiled.items():
@@ -242,8 +236,7 @@ class LiberoEnv:
         self._obs = env._get_observations(force_update=True)
 
     def _drifting_reset(self, key: EpisodeKey) -> None:
-        """Reach the reset that openpi's loop makes before this episode: seed once, then reset episode + 1
-        times."""
+        """Reset as openpi's loop has by this episode: seed once, then reset episode + 1 times."""
         if self._drifting_seed != key.seed:
             self._draws.clear()
             np.random.seed(key.seed)
@@ -314,7 +307,7 @@ def _compiled_memory() -> Iterator[Mapping[str, NDArray[Any]]]:
 
 
 def quat_to_axis_angle(quat: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the axis-angle (3,) in radians of a quaternion (x, y, z, w), without an antipodal flip.
+    """Convert a quaternion (x, y, z, w) to an axis-angle (3,) in radians, without an antipodal flip.
 
     As robosuite's `quat2axisangle`, which openpi uses: the angle is 2 acos(w), in [0, 2 pi].
     """

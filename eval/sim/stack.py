@@ -1,7 +1,7 @@
 """The simulator stack in one place: pinned versions, GL backend, quiet imports.
 
 Everything that changes pixels or physics is chosen here, checked by `prepare()` before the first simulator
-import, and recorded by the runner.
+import, and recorded in run.json.
 
 Non-obvious behaviors:
     * `MUJOCO_GL` and `PYOPENGL_PLATFORM` are read once, when robosuite and PyOpenGL are first imported; set
@@ -37,12 +37,11 @@ GL_INSTALL = {
 
 
 class SimulatorError(RuntimeError):
-    """The machine cannot simulate or render as the records would claim."""
+    """This machine cannot simulate or render as the records would claim."""
 
 
 def choose_gl() -> str:
-    """Return `egl` or `osmesa`: `MUJOCO_GL` where set, else EGL on a machine with an NVIDIA device, else
-    OSMesa.
+    """Choose `MUJOCO_GL` where set, else `egl` on a machine with an NVIDIA device, else `osmesa`.
 
     Raises:
         SimulatorError: `MUJOCO_GL` names another backend, or contradicts `PYOPENGL_PLATFORM`.
@@ -63,8 +62,7 @@ def choose_gl() -> str:
 
 
 def check_versions() -> dict[str, str]:
-    """Return the installed versions of `PINS`; raise SimulatorError listing every one that differs or is
-    missing."""
+    """Read the installed versions of `PINS`; SimulatorError lists all that differ or are missing."""
     installed, wrong = {}, []
     for name, pinned in PINS.items():
         try:
@@ -82,11 +80,10 @@ def check_versions() -> dict[str, str]:
 
 
 def prepare() -> dict[str, str]:
-    """Make the simulator ready to use and return what a record must say of it: versions, GL backend and
-    renderer.
+    """Make the simulator ready; return versions, GL backend and renderer for the records.
 
     Checks versions, chooses and sets the GL backend, imports the simulator, and opens a GL context for a
-    moment. A GL library is needed even by policies that look at nothing: robosuite loads one at import.
+    moment. Even policies without cameras need a GL library: robosuite loads one at import.
 
     Raises:
         SimulatorError: wrong versions, no GL that works, an NVIDIA GPU that would not be used, or a stack
@@ -130,7 +127,7 @@ def _import_simulator() -> None:
 
 
 def _probe_gl() -> tuple[str, str]:
-    """Return GL_RENDERER and GL_VERSION of a context like the simulator's."""
+    """Read GL_RENDERER and GL_VERSION of a context like the simulator's."""
     from robosuite.utils.binding_utils import GLContext
 
     context = GLContext(max_width=16, max_height=16, device_id=-1)

@@ -1,10 +1,10 @@
-"""Exact savings in robosuite's control step: what follows from positions and velocities is computed once.
+"""Save time in robosuite's control step, exactly: compute once what follows from positions and velocities.
 
 A control step has 25 substeps, and robosuite computes each moment three times: before the controller, in
-it, and in MuJoCo's own step. The three see the same positions and velocities. Kinematics, collisions,
+it, and in MuJoCo's own step. All three have the same positions and velocities. Kinematics, collisions,
 constraints and bias forces follow from these alone, so the first call computes them, and the others do the
 rest: controls, accelerations, the solver, the integration. The solver starts from the last one's result, so
-it is run every time, as upstream; the bits stay the same (tests/eval/test_substeps.py).
+it is run every time, as upstream; the bits stay the same (tests/eval/sim/test_substeps.py).
 """
 
 from types import TracebackType
@@ -15,11 +15,11 @@ import numpy as np
 
 
 class Substeps:
-    """A context in which a simulator's `forward` and `step` leave out what they have computed already.
+    """A context in which a simulator's `forward` and `step` skip what they have computed already.
 
     Non-obvious behaviors:
         Positions, velocities and mocap poses are compared bit by bit with those of the last full computation;
-        whatever else a model is made of must not change inside the context.
+        nothing else of the model may change inside the context.
 
     Args:
         sim: robosuite's `MjSim`, whose two methods are replaced while the context is open.
@@ -66,5 +66,5 @@ class Substeps:
         return b"".join(x.tobytes() for x in (data.qpos, data.qvel, data.mocap_pos, data.mocap_quat))
 
     def _is_sound(self) -> bool:
-        """Return whether `mj_step` would go on from here; otherwise it starts again, `mj_step2` does not."""
+        """Whether `mj_step` would go on from here; otherwise it starts again, `mj_step2` does not."""
         return all(np.abs(x).max(initial=0.0) <= mujoco.mjMAXVAL for x in (self._data.qpos, self._data.qvel))

@@ -1,4 +1,4 @@
-"""The tasks of LIBERO's suites."""
+"""Tasks of LIBERO's suites."""
 
 import os
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Task:
 
 
 def load_tasks(suite: str) -> list[Task]:
-    """Return the tasks of a suite in LIBERO's order, with their 50 official initial states each.
+    """Load the tasks of a suite in LIBERO's order, with their 50 official initial states each.
 
     Needs LIBERO's files but neither a simulator nor GL.
 

@@ -1,7 +1,7 @@
-"""Which jobs of a sweep this machine cannot run, as far as that is known before anything is loaded.
+"""Find the jobs of a sweep that this machine cannot run, before anything is loaded.
 
 Non-obvious behaviors:
-    A process of its own asks: what has asked CUDA may keep a context on the GPU that the jobs are timed on.
+    Another process asks: one that has asked CUDA may keep a context on the GPU that the jobs are timed on.
 """
 
 import signal
@@ -32,7 +32,7 @@ class Reason:
     """Why a job cannot run here.
 
     Attributes:
-        text: what the job itself would say, on one line.
+        text: the job's own error, on one line.
         parts, way_out: as in `Explanation`; without parts, `text` is all there is.
     """
 
@@ -42,10 +42,10 @@ class Reason:
 
 
 def find_reasons(jobs: Jobs) -> list[Reason | None]:
-    """Return for each job why it cannot run here; None where nothing speaks against it.
+    """Check each job in a process of its own; None where no reason against it is known.
 
     Raises:
-        ValueError: the process that asks ended.
+        ValueError: that process died.
     """
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
@@ -57,7 +57,7 @@ def find_reasons(jobs: Jobs) -> list[Reason | None]:
 
 
 def reason_against(overrides: Sequence[str]) -> Reason | None:
-    """Return why a run with these overrides would end before its policy is built."""
+    """Check one job: a reason if it would end before its policy is built."""
     try:
         config = configure(overrides)
         refuse_ignored(config, list(overrides))
@@ -72,8 +72,11 @@ def reason_against(overrides: Sequence[str]) -> Reason | None:
 
 
 def refusal(jobs: Jobs, reasons: Sequence[Reason | None]) -> tuple[str, str]:
-    """Return a line for each reason with lines of what cannot run for it; and one: how many jobs cannot run,
-    and what to leave out of the lists."""
+    """Word a refusal as details and a conclusion.
+
+    The details are a line for each reason, above what cannot run for it; the conclusion says how many jobs
+    cannot run and what to leave out of the lists.
+    """
     refused = [reason for reason in reasons if reason is not None]
     by_reason: dict[str, list[str]] = {}  # why to what, once for every job
     counts: Counter[str] = Counter()
@@ -95,7 +98,6 @@ def refusal(jobs: Jobs, reasons: Sequence[Reason | None]) -> tuple[str, str]:
 
 
 def _detail(jobs: int, why: str, what: Sequence[str]) -> str:
-    """Return a line of why, and one of each thing that cannot run."""
     names, indent = [name for name in dict.fromkeys(what) if name], "\n  "
     below = f":{indent}{shorten(names, indent)}" if names else ""
     return f"{pluralize(jobs, 'job')}: {why}{below}"

@@ -5,10 +5,9 @@
     python -m eval.sweep --resume outputs/sweeps/STAMP
 
 Lists of values multiply. Jobs that this machine cannot run are refused before the first begins; with
-`--only-runnable` they are named and left out. A job that fails is noted and the others go on; the exit status
-is then 1. At the end the runs are set side by side, the first one being what the others are compared with:
-printed, and as `table.md` and `table.json` in the sweep's folder. `python -m eval.report FOLDER` makes a page
-of it.
+`--only-runnable` they are named and left out. When a job fails, the others go on; the exit status is then 1.
+At the end a table compares the runs with the first: it is printed, and written as `table.md` and `table.json`
+into the sweep's folder. `python -m eval.report FOLDER` makes a page of it.
 
 Non-obvious behaviors:
     * A fresh process for each job: in one process later jobs would find warm caches (`python -m eval -m`).
@@ -43,7 +42,7 @@ from policies.text import pluralize
 TABLE_FILES = ("table.md", "table.json")
 
 FindReasons = Callable[[Jobs], Sequence[Reason | None]]
-"""Says of each job why this machine cannot run it, None where it can."""
+"""Finds for each job why this machine cannot run it; None where it can."""
 
 
 class SweepError(ValueError):
@@ -51,7 +50,7 @@ class SweepError(ValueError):
 
 
 def new_sweep(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
-    """Return the jobs of a new sweep.
+    """Record the jobs of a new sweep, none begun.
 
     Raises:
         SweepError: the folder holds a sweep.
@@ -62,7 +61,7 @@ def new_sweep(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
 
 
 def read_sweep(folder: Path) -> list[JobRecord]:
-    """Return the jobs of a sweep that has begun.
+    """Read the jobs of a sweep that has begun.
 
     Raises:
         SweepError: the folder holds none.
@@ -77,10 +76,10 @@ def read_sweep(folder: Path) -> list[JobRecord]:
 def find_refused(
     folder: Path, records: Sequence[JobRecord], find_reasons: FindReasons, *, only_runnable: bool
 ) -> dict[str, str]:
-    """Return the jobs that have not finished and cannot run here: folder to reason.
+    """Find the jobs that have not finished and cannot run here: folder to reason.
 
     Raises:
-        SweepError: there are some, and not `only_runnable`; or there are no others; why was said before.
+        SweepError: there are some, and not `only_runnable`, or there are no others; the details are printed.
     """
     left = [record for record in records if not has_finished(folder, record)]
     jobs = [record.overrides for record in left]
@@ -114,8 +113,7 @@ def main(
     run_job: RunJob = run_process,
     find_reasons: FindReasons = find_reasons,
 ) -> int:
-    """Run the command line; return 0 when every job that was not left out finished, 1 when not, 130 when
-    interrupted."""
+    """Exit with 0 when every job that was not left out finished, else 1; 130 when interrupted."""
     options = _read_options(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
     interrupted = False
@@ -147,7 +145,7 @@ def main(
 
 
 def _open(options: argparse.Namespace) -> tuple[Path, list[JobRecord]]:
-    """Return the folder and the jobs of the sweep that the options begin or resume."""
+    """The folder and jobs of the sweep that the options begin or resume."""
     if options.resume is not None:
         return options.resume, read_sweep(options.resume)
     jobs = read_jobs(options.overrides, one_at_a_time=options.one_at_a_time)

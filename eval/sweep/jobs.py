@@ -1,4 +1,4 @@
-"""What a sweep is asked for: a command line whose lists of values multiply, one job for each combination.
+"""Read a sweep's command line, whose lists of values multiply: one job for each combination.
 
 `policy=a,b denoise.steps=10,3` is four jobs, the last list varying fastest. An experiment brings lists of its
 own in `hydra.sweeper.params`; the command line replaces those of the same key.
@@ -26,26 +26,19 @@ CHOSEN_HERE = ("resume", "shard")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        folder: its name in the sweep's folder: number, policy, denoise steps.
-        overrides: what composes it.
-        swept: those of them that tell it from the other jobs.
-    """
-
-    folder: str
+    folder: str  # in the sweep's folder: number, policy, denoise steps
     overrides: tuple[str, ...]
-    swept: tuple[str, ...]
+    swept: tuple[str, ...]  # the overrides that tell it from the other jobs
 
     @property
     def label(self) -> str:
-        """Return what tells the job from the others."""
         return " ".join(self.swept) or "the only job"
 
 
 def read_jobs(arguments: Sequence[str], *, one_at_a_time: bool = False) -> list[Job]:
-    """Return the jobs of a command line, every one composed and checked.
+    """Compose and check every job of a command line.
 
     Args:
         one_at_a_time: instead of every combination, the first value of each list; then each other value by
@@ -74,7 +67,7 @@ def read_jobs(arguments: Sequence[str], *, one_at_a_time: bool = False) -> list[
 
 
 def experiments() -> list[str]:
-    """Return what chooses each experiment that brings lists."""
+    """List the overrides that choose an experiment with lists."""
     return [
         f"+experiment={name}"
         for name in options("experiment")
@@ -83,15 +76,17 @@ def experiments() -> list[str]:
 
 
 def quoted(key: str, value: str) -> str:
-    """Return what sets a key to a text on a command line, quoted: unquoted, Hydra reads `a,b` as two values
-    and `2026_11` as a number. `${` is escaped, with the backslashes before it: what follows would be looked
-    up."""
+    """Write an override that sets a key to a text.
+
+    Unquoted, Hydra reads `a,b` as two values and `2026_11` as a number. `${` is escaped, with the backslashes
+    before it, or Hydra would look up what follows.
+    """
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def _params(fixed: Sequence[str]) -> list[str]:
-    """Return the lists that the experiment of a command line brings."""
+    """The lists that the experiment of a command line brings."""
     experiments = [text for text in fixed if text.lstrip("+").partition("=")[0] == "experiment"]
     cfg = compose("config", experiments, return_hydra_config=True)
     params: Mapping[str, Any] = cfg.hydra.sweeper.params or {}

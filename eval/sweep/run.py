@@ -1,4 +1,4 @@
-"""Jobs of a sweep, one after another, each in a fresh process."""
+"""Run the jobs of a sweep, one after another, each in a fresh process."""
 
 import json
 import os
@@ -24,10 +24,10 @@ RunJob = Callable[[list[str], Path], int]
 
 
 def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: Mapping[str, str]) -> None:
-    """Run what has not finished, in order, and note in `records` and on the disk how each ended.
+    """Run unfinished jobs in order; update `records`, and `sweep.json`, after each.
 
     Args:
-        refused: jobs to be left out: folder to reason.
+        refused: jobs to leave out: folder to reason.
     """
     for i, record in enumerate(records):
         place = f"[{i + 1}/{len(records)}] {record.label}"
@@ -54,13 +54,13 @@ def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: M
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a run has run all of its episodes."""
+    """Whether run.json says that all episodes have been run."""
     path = folder / RUN_FILE
     return path.is_file() and json.loads(path.read_bytes()).get("finished") is True
 
 
 def run_process(arguments: list[str], log: Path) -> int:
-    """Run a job in a process of its own, in a session of its own: it is interrupted once, by this process.
+    """Run a job in a fresh process, in a session of its own: it is interrupted once, by this process.
 
     Raises:
         KeyboardInterrupt: once the job has written what it had.
@@ -86,7 +86,7 @@ def run_process(arguments: list[str], log: Path) -> int:
 
 
 def _environ() -> dict[str, str]:
-    """Return the environment of a job, which finds a checkout that is not installed too."""
+    """A job's environment; it finds a checkout that is not installed too."""
     paths = [str(ROOT)] if IS_CHECKOUT else []
     if before := os.environ.get("PYTHONPATH"):
         paths.append(before)
@@ -107,10 +107,10 @@ def _arguments(folder: Path, record: JobRecord) -> list[str]:
 
 
 def _why(log: Path, said_before: int, status: int) -> str:
-    """Return what a job said last of why it ended.
+    """Word why a job ended, by the last error that it printed.
 
     Args:
-        said_before: bytes of the log that are of earlier attempts.
+        said_before: bytes of the log that earlier attempts wrote.
     """
     text = log.read_bytes()[said_before:].decode(errors="replace")
     said = [line for line in text.splitlines() if line.startswith("error: ")]

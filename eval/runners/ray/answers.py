@@ -1,4 +1,4 @@
-"""Answers of Ray's actors, and the errors of processes that died."""
+"""Wait for answers of Ray's actors, and reword the errors of processes that died."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monito
 
 
 def first_answers(answers: Sequence[Answer]) -> list[Any]:
-    """Return the first answers of processes, or raise what one of them raised.
+    """Wait for the first answers of processes; raise what one of them raised.
 
     Raises:
         RunnerError: a process died.
@@ -32,10 +32,11 @@ def first_answers(answers: Sequence[Answer]) -> list[Any]:
 
 @dataclass(frozen=True)
 class FirstObservation:
-    """What the first worker's cameras see at the start of an episode, when it has looked.
+    """Waits for what the first worker's cameras see at the start of an episode.
 
     Attributes:
-        answers: of `EpisodeWorker.build`, in a list: handed over bare, Ray would wait for it.
+        answers: of `EpisodeWorker.build`, in a list: a bare one would be waited for by Ray itself, before it
+            calls `PolicyServer.build`.
         timeout_s: how long to wait, `runner.episode_timeout_s`.
     """
 
@@ -43,11 +44,7 @@ class FirstObservation:
     timeout_s: float
 
     def __call__(self) -> Observation:
-        """Wait for it.
-
-        Raises:
-            RunnerError: it takes too long, and see `first_answers`.
-        """
+        """RunnerError where it takes too long; see also `first_answers`."""
         ready, _ = ray.wait(list(self.answers), timeout=self.timeout_s)
         if not ready:
             raise RunnerError(
@@ -60,7 +57,7 @@ class FirstObservation:
 
 
 def exit_detail(error: RayError) -> str:
-    """Return what Ray knows of why a process died, on one line."""
+    """Why a process died, as far as Ray knows, on one line."""
     if isinstance(error, OutOfMemoryError):
         return str(error).partition("\n")[0]  # a page on the machine's memory follows
     text = " ".join(str(error).split())

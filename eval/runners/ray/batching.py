@@ -1,4 +1,4 @@
-"""Which requests a policy serves together: of one shape, in numbers that its engines were built for."""
+"""Batch requests for a policy: of one shape, in numbers that its engines were built for."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def powers_of_two(most: int) -> tuple[int, ...]:
-    """Return 1, 2, 4 ... up to `most`: few sizes, of which any number of requests is made up."""
+    """1, 2, 4 ... up to `most`: few sizes, which add up to any number of requests."""
     return tuple(2**i for i in range(most.bit_length()))
 
 
@@ -23,7 +23,7 @@ class Batching:
         sizes: ascending, from 1; None allows every size.
         shape: requests that differ in it are not served together: padding one to the other's length would
             change its numbers, and an engine has one length.
-        one_at_a_time: why no batch is served although batches were asked for; None where that is not so.
+        one_at_a_time: why requests are served one at a time although batches were configured, else None.
 
     Raises:
         ValueError: there is a reason to serve one at a time, and `sizes` allow more.
@@ -38,7 +38,7 @@ class Batching:
             raise ValueError(f"sizes must be (1,) where {self.one_at_a_time!r}, got {self.sizes}")
 
     def most(self, asked: int) -> int:
-        """Return how many of `asked` requests are worth waiting for: one, where no more are served."""
+        """How many of `asked` requests are worth waiting for: one, where no more are served."""
         return 1 if self.sizes == (1,) else asked
 
     def split(self, items: Sequence[T], request: Callable[[T], Request]) -> Iterator[list[T]]:

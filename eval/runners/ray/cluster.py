@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine, or joined at an address."""
+"""Start Ray on this machine, or join a cluster at an address."""
 
 import contextlib
 import logging
@@ -74,7 +74,7 @@ def _reach(address: str) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray would end the process without a summary."""
+    """Restore SIGTERM's handler: Ray's would end the process without a summary."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

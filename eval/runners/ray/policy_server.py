@@ -15,7 +15,7 @@ from eval.runners.ray.batching import Batching
 from policies.base import ActionChunk, Observation, Policy, Request
 
 MakePolicy = Callable[[Callable[[], Observation]], tuple[Policy, Batching]]
-"""Builds a policy, given a way to see what the cameras see at the start of an episode."""
+"""Builds a policy, given a function that observes the start of an episode."""
 
 
 EXIT_DELAY_S = 0.5  # answers leave first
@@ -23,7 +23,7 @@ EXIT_DELAY_S = 0.5  # answers leave first
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """What a worker and the records must know of a policy.
+    """What workers and records need to know of a policy.
 
     Attributes:
         batch_sizes, one_at_a_time: see `eval.runners.ray.batching.Batching`.
@@ -46,7 +46,7 @@ class _Waiting:
 
 
 class PolicyServer:
-    """A policy in a process of its own, asked by many workers at once.
+    """A policy in a process of its own, which many workers ask at once.
 
     Non-obvious behaviors:
         * The policy is built and asked in one thread: CUDA's current device and torch's number of threads
@@ -58,7 +58,7 @@ class PolicyServer:
     Args:
         max_batch: requests that are served together at most; fewer where the policy's `Batching` says so.
         max_wait_ms: how long the first request of a batch waits for others.
-        threads: of torch, as in the process that started the run: they enter the last bits on the CPU.
+        threads: torch's, as in the process that started the run: they affect the last bits on the CPU.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PolicyServer:
         self._computing_since_s: float | None = None
 
     async def build(self, make_policy: MakePolicy, look: Callable[[], Observation]) -> PolicyFacts:
-        """Build the policy and return what is to be known of it; raise what building it raised."""
+        """Build the policy and describe it; raise what building it raised."""
         loop = asyncio.get_running_loop()
         try:
             self._policy, self._batching = await loop.run_in_executor(
@@ -105,12 +105,12 @@ class PolicyServer:
         )
 
     async def report(self) -> tuple[str, Engagement]:
-        """Return the name of this process and how the policy's stages have served in it."""
+        """Name this process, and count how the policy's stages have served in it."""
         await self._built.wait()
         return self._id, {} if self._failure else self._policy.engagement()
 
     async def infer(self, request: Request, under_load: bool) -> ServedChunk:
-        """Return the chunk of one request.
+        """Queue one request and wait for its chunk.
 
         Raises:
             PolicyLost: the policy is lost.
@@ -125,7 +125,7 @@ class PolicyServer:
         return await waiting.answer
 
     async def computing_s(self) -> float:
-        """Return for how long the policy has been computing the batch that it computes."""
+        """Seconds since the current batch began to compute; 0 when there is none."""
         return 0.0 if self._computing_since_s is None else time.monotonic() - self._computing_since_s
 
     async def _serve(self) -> None:
@@ -134,7 +134,7 @@ class PolicyServer:
                 await self._answer(batch)
 
     async def _gather(self) -> list[_Waiting]:
-        """Return those who wait: as many as are served together, or who came until the first had waited."""
+        """Take a batch from the queue: a full one, or what came while its first request could wait."""
         gathered = [await self._queue.get()]
         deadline = time.monotonic() + self._max_wait_s
         while len(gathered) < self._max_batch:
@@ -184,7 +184,7 @@ def _make(make_policy: MakePolicy, look: Callable[[], Observation], threads: int
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Return whether no later call on this GPU can succeed in this process: CUDA's errors stay."""
+    """Whether no later call on this GPU can succeed in this process: CUDA's errors stay."""
     import torch
 
     if isinstance(error, torch.cuda.OutOfMemoryError):

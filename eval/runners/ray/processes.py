@@ -1,4 +1,4 @@
-"""The processes of `runner=ray` as the runner holds them: policies, workers, and what starts both."""
+"""The runner's view of its processes: policies, workers, and a launcher of both."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ class PolicyProcess:
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker, what it is doing, and the policy process that it was told to ask.
+    """A worker, its episode, and the policy process that it asks.
 
     Attributes:
         started: the answer of its process when that is ready to simulate.
@@ -56,15 +56,14 @@ class WorkerProcess:
     overdue: bool = False
 
     def begin(self, key: EpisodeKey, policy: PolicyProcess) -> None:
-        """Note that it rolls an episode from now on."""
         self.key, self.policy, self.since_s, self.overdue = key, policy, time.monotonic(), False
 
 
 class Launcher:
-    """Start processes, at the beginning and in place of lost ones.
+    """Starts processes, at the beginning and in place of lost ones.
 
     Attributes:
-        first_observation: what policies are built with; set before the first is built.
+        first_observation: policies are built with it; set before the first is built.
 
     Args:
         make_policy: builds the policy, in a process of its own.
@@ -84,7 +83,7 @@ class Launcher:
         self._gpu_share = gpu_share
 
     def start_policy_server(self) -> Any:
-        """Return the handle of a policy process, whose policy is not built yet."""
+        """Start a policy process, whose policy is not built yet."""
         actor = ray.remote(num_cpus=1, num_gpus=self._gpu_share)(PolicyServer)
         return actor.remote(
             max_batch=self._options.max_batch,
@@ -94,11 +93,11 @@ class Launcher:
         )
 
     def build_policy(self, handle: Any) -> PolicyProcess:
-        """Let a policy process build its policy."""
+        """Let a policy process build its policy; do not wait for it."""
         return PolicyProcess(handle, handle.build.remote(self._make_policy, self.first_observation))
 
     def start_worker(self, number: int) -> WorkerProcess:
-        """Return a worker whose process is starting."""
+        """Start a worker's process; do not wait for it."""
         environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
         handle: Any = ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
         return WorkerProcess(number, handle, handle.simulator.remote())

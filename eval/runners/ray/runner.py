@@ -1,7 +1,7 @@
 """The Ray runner: many episodes at once, each in a process of its own, served by policies that batch.
 
-What it records is what the local runner records, as long as a request is served alone (`runner.max_batch=1`):
-in a batch the last bits of an action depend on the others in it.
+It records what the local runner records, as long as a request is served alone (`runner.max_batch=1`): in a
+batch the last bits of an action depend on the others in it.
 
 Non-obvious behaviors:
     * An episode's inferences are recorded with it, when it has ended.
@@ -12,12 +12,12 @@ Non-obvious behaviors:
       the time in which a process starts or a policy is built.
     * After an episode that took too long, its policy gets no other while it computes the same batch. When
       that has taken half of an episode's limit, the policy is replaced.
-    * Ray restarts nothing: it would restart for ever what dies at each start. A policy process that dies is
-      replaced by the runner, once, and each of its episodes has lost an attempt.
-    * A policy whose backend serves no batches is asked one request at a time whatever `runner.max_batch` is;
-      a warning and run.json (`runner.one_at_a_time`) name the backend.
-    * Before all others, when every process is ready, `runner.quiet_episodes` episodes run alone: theirs are
-      the latencies of one robot.
+    * Ray restarts nothing: it would restart for ever what dies at each start. The runner replaces a policy
+      process that dies, once, and each of its episodes has lost an attempt.
+    * A policy whose backend serves no batches gets one request at a time whatever `runner.max_batch` is; a
+      warning and run.json (`runner.one_at_a_time`) name the backend.
+    * First, when every process is ready, `runner.quiet_episodes` episodes run alone: theirs are the latencies
+      of one robot.
 """
 
 import logging
@@ -45,14 +45,14 @@ from eval.runners.recorder import RunRecorder
 from policies.base import EpisodeKey
 from policies.files import write_atomic
 
-ANSWER_S = 10.0  # a policy that is asked how long it has been computing
-POLL_S = 1.0  # how often overdue workers are looked for
+ANSWER_S = 10.0  # time limit for a policy's answer to `computing_s`
+POLL_S = 1.0  # between two searches for overdue workers
 
 log = logging.getLogger(__name__)
 
 
 class WorkerDied(RuntimeError):
-    """The process that rolled an episode ended."""
+    """The process that ran an episode ended."""
 
 
 class EpisodeTimeout(RuntimeError):
@@ -60,10 +60,10 @@ class EpisodeTimeout(RuntimeError):
 
 
 class RayRunner:
-    """Roll episodes in Ray actors, on this machine or on a cluster.
+    """Runs episodes in Ray actors, on this machine or on a cluster.
 
     Args:
-        launcher: started the processes, and starts others in place of lost ones.
+        launcher: starts processes in place of lost ones.
         policies, workers: are ready.
         task_of: the tasks of workers that have an environment already.
         facts: of the policy.
@@ -101,7 +101,6 @@ class RayRunner:
         self._attempts: Counter[EpisodeKey] = Counter()
 
     def run(self, plan: Plan, recorder: RunRecorder) -> None:
-        """See `eval.runners.base.Runner`."""
         self._plan = plan
         self._plan_ref = ray.put(plan)
         self._schedule = Schedule((keys for _, keys in plan.todo()), self._task_of)
@@ -116,7 +115,7 @@ class RayRunner:
         recorder.finish()
 
     def engagement(self) -> Engagement:
-        """See `eval.runners.base.Runner`; every process counts with its last report."""
+        """Sum the last report of every process."""
         return join(self._engaged.values())
 
     def close(self) -> None:
@@ -124,7 +123,7 @@ class RayRunner:
         ray.shutdown()
 
     def _wait(self) -> list[Answer]:
-        """Return the answers of episodes that ended; wait for them, or for a process that starts, a while."""
+        """Wait a while for episodes to end or processes to start; return the answers of ended episodes."""
         starts = [worker.started for worker in self._workers]
         builds = [policy.built for policy in self._policies if policy is not None]
         expected = [*self._running, *_missing([*starts, *builds])]
@@ -134,7 +133,7 @@ class RayRunner:
         return [answer for answer in ray.wait(expected, timeout=POLL_S)[0] if answer in self._running]
 
     def _assign(self, recorder: RunRecorder, *, quiet: bool) -> None:
-        """Give idle workers something to do; to the first alone where it is to be quiet."""
+        """Give idle workers an episode; only the first worker where it is to be quiet."""
         workers = self._workers[:1] if quiet else self._workers
         for worker in workers:
             if self._schedule and worker.key is None:
@@ -155,7 +154,7 @@ class RayRunner:
         self._running[answer] = worker
 
     def _settle(self, answer: Any, recorder: RunRecorder) -> None:
-        """Record what became of an episode."""
+        """Record how an episode ended, and replace processes that were lost with it."""
         worker = self._running.pop(answer)
         key, worker.key = worker.key, None
         assert key is not None, "a running worker has an episode"
@@ -185,7 +184,7 @@ class RayRunner:
         self._end_lost(worker.policy)
 
     def _policy_of(self, worker: WorkerProcess) -> PolicyProcess:
-        """Return the policy process that a worker asks, a new one where that was lost."""
+        """The policy process that a worker asks; a lost one is replaced."""
         index = worker.number % len(self._policies)
         policy = self._policies[index]
         if policy is None:
@@ -194,11 +193,11 @@ class RayRunner:
         return policy
 
     def _lose(self, policy: PolicyProcess) -> None:
-        """Let a policy process be replaced before it is asked again, unless it was replaced already."""
+        """Mark a policy process, unless replaced already, to be replaced before it is asked again."""
         self._policies = [None if own is policy else own for own in self._policies]
 
     def _end_lost(self, policy: PolicyProcess) -> None:
-        """End a policy process that was lost, as soon as no episode waits for its answers.
+        """End a lost policy process, as soon as no episode waits for its answers.
 
         It may be alive and keep its GPU. Killed earlier, it would leave errors that name the kill.
         """
@@ -219,7 +218,7 @@ class RayRunner:
         )
 
     def _fail(self, key: EpisodeKey, worker: WorkerProcess, error: Exception, recorder: RunRecorder) -> None:
-        """Record an episode that something outside of it ended, and let it be tried again."""
+        """Record an episode that something outside of it ended, and schedule it again."""
         self._schedule.forget(worker.number)
         self._attempts[key] += 1
         retry = self._attempts[key] <= self.options.retries
@@ -231,7 +230,7 @@ class RayRunner:
         recorder.add_episode(record, retry=retry, cause=error)
 
     def _may_hang(self, policy: PolicyProcess) -> bool:
-        """Return whether a policy still computes what an episode that took too long had asked for.
+        """Whether a policy still computes what an overdue episode had asked for.
 
         One that has computed it for too long, or says nothing any more, is lost.
         """
@@ -250,7 +249,7 @@ class RayRunner:
         return True
 
     def _kill_overdue(self) -> None:
-        """Kill workers that hang; their answers say that they died."""
+        """Kill workers that hang; their answers then report that they died."""
         now_s = time.monotonic()
         for worker in self._running.values():
             if not worker.overdue and now_s - worker.since_s > self.options.episode_timeout_s:
@@ -261,7 +260,7 @@ class RayRunner:
 
 
 def _missing(answers: Sequence[Answer]) -> list[Answer]:
-    """Return the answers that have not come."""
+    """The answers that have not come."""
     return ray.wait(list(answers), num_returns=len(answers), timeout=0)[1] if answers else []
 
 

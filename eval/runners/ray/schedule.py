@@ -1,4 +1,4 @@
-"""Which episode a worker takes next: it keeps its task, and goes on to the one with the most work left."""
+"""Choose a worker's next episode: it keeps its task, then takes the task with the most work left."""
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from policies.base import EpisodeKey
 
 
 class Schedule:
-    """Episodes that wait, by task.
+    """Waiting episodes, by task.
 
     A worker that has built a task's environment stays with the task. Without one, or when nothing of its task
     is left, it takes the task with the most seconds left for each worker on it, so that the longest begin
-    first and many workers end together. A task's episodes are as long as those of it that are known, or as
-    all known ones.
+    first and many workers end together. The estimate for a task is the mean of its known episodes, or of all
+    known ones.
 
     Args:
         task_of: the tasks of workers that have an environment already.
@@ -32,7 +32,7 @@ class Schedule:
         return sum(len(keys) for keys in self._waiting.values())
 
     def next(self, worker: Hashable) -> EpisodeKey | None:
-        """Return the episode that a worker rolls next; None when none waits."""
+        """Take the next episode for a worker; None when none waits."""
         open_tasks = [task for task, keys in self._waiting.items() if keys]
         if not open_tasks:
             return None
@@ -42,15 +42,15 @@ class Schedule:
         return self._waiting[self._task_of[worker]].popleft()
 
     def put_back(self, key: EpisodeKey) -> None:
-        """Let an episode wait again, before others of its task."""
+        """Schedule an episode again, before others of its task."""
         self._waiting[key.task_id].appendleft(key)
 
     def learn(self, key: EpisodeKey, seconds: float) -> None:
-        """Take note of how long an episode took."""
+        """Record an episode's duration."""
         self._seconds.setdefault(key.task_id, []).append(seconds)
 
     def forget(self, worker: Hashable) -> None:
-        """Take note that a worker has lost its environment."""
+        """Forget a worker's task: it has lost its environment."""
         self._task_of.pop(worker, None)
 
     def _load(self, task: int) -> float:

@@ -1,4 +1,4 @@
-"""The policy of `runner=ray`: built in its own process, for the batches that it will meet."""
+"""Build the policy of `runner=ray`, in its own process, for the batches that it will serve."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,11 +15,11 @@ from policies.pi05.policy import Pi05Policy
 def build_served_policy(
     config: Config, task_ids: Sequence[int], look: Callable[[], Observation]
 ) -> tuple[Policy, Batching]:
-    """Return the policy and how it may be asked.
+    """Build the policy and decide how its requests may be batched.
 
     Backends that are built for shapes are built for 1, 2, 4 ... requests up to `runner.max_batch`; eager
-    stages take any number. With a backend that serves no batches, everything is built and asked for one
-    request.
+    stages take any number. If a backend serves no batches, everything is built for one request and gets one
+    at a time.
 
     Args:
         look: observes the start of `eval.episodes.capture.first_episode`; called where a backend needs it.

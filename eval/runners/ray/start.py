@@ -1,4 +1,4 @@
-"""The start of `runner=ray`: policies are built while workers build their first environments."""
+"""Start `runner=ray`: policies are built while workers build their first environments."""
 
 import itertools
 import logging
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prebuild:
-    """What workers do while policies are built.
+    """Environments that workers build while policies are built.
 
     Attributes:
-        build_envs: how the tasks' environments are built, by task; workers share the tasks out.
-        observe_at: an episode of the first of them, whose start the first worker observes: policies whose
-            backends are built for shapes build them with that observation.
+        build_envs: builds each task's environment; workers divide the tasks among them.
+        observe_at: an episode of the first task, whose start the first worker observes; backends that are
+            built for shapes are built with that observation.
     """
 
     build_envs: Mapping[int, BuildEnv]
@@ -41,7 +41,7 @@ class Prebuild:
 
 
 def start_ray(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> RayRunner:
-    """Return the runner for a configuration; errors are those of `launch`.
+    """Start the runner for a configuration; errors are those of `launch`.
 
     Args:
         left: the episodes that `run` will be given.
@@ -69,19 +69,18 @@ def launch(
     most_episodes: int,
     wants_gpu: bool,
 ) -> RayRunner:
-    """Return a runner whose policies and workers are ready.
+    """Start policies and workers, and wait until they are ready.
 
     Args:
         make_policy: builds the policy, in a process of its own.
         setup: prepares a worker's process.
-        prebuild: what workers do while policies are built.
         most_episodes: how many `run` may be given; there are no more workers than that, nor than
             `runner.workers`.
         wants_gpu: whether the policy runs on a GPU where there is one.
 
     Raises:
         RunnerError: Ray cannot be started or reached, the cluster is too small, or a process died.
-        Changed: the workers do not all simulate with the same.
+        Changed: the workers' simulators differ.
         Exception: what building a policy or preparing a worker raised.
     """
     connect(options)
@@ -128,7 +127,7 @@ def _prebuild(
 ) -> list[Answer]:
     """Let workers build environments; return their answers.
 
-    What became of them is seen at their first episode.
+    An error shows at the worker's first episode, which builds again.
     """
     return [
         worker.handle.build.remote(
@@ -153,7 +152,7 @@ def _late(workers: Sequence[WorkerProcess], built: Sequence[Answer], limit_s: fl
 
 
 def _same(simulators: Sequence[Simulator]) -> Mapping[str, Any]:
-    """Return what all workers simulate with; raise Changed where one does not."""
+    """The simulator that all workers have; raise Changed where one differs."""
     first = simulators[0].about
     for other in simulators[1:]:
         other.refuse_unlike(first)

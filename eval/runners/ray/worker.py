@@ -1,6 +1,6 @@
-"""The processes of `runner=ray`: a policy that serves many episodes, and a worker that rolls one at a time.
+"""The worker of `runner=ray`: it runs one episode at a time and asks a policy in another process.
 
-Both are plain classes here; `eval.runners.ray.runner` makes actors of them.
+The classes are plain; `eval.runners.ray.processes` makes actors of them.
 """
 
 import os
@@ -28,17 +28,17 @@ from eval.sim.env import CAMERAS, LiberoEnv
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 
 Setup = Callable[[], Mapping[str, Any]]
-"""Makes a process ready to simulate and says with what (`sim_stack.prepare`)."""
+"""Makes a process ready to simulate and describes the simulator (`eval.sim.stack.prepare`)."""
 BuildEnv = Callable[[], LiberoEnv]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker says of an episode that ended.
+    """An ended episode, as its worker reports it.
 
     Attributes:
         video: a file's content, where one is wanted; video_error: why there is none.
-        served_by, engagement: of which process, and how the policy's stages have served there so far.
+        served_by, engagement: the policy's process, and how its stages have served there so far.
     """
 
     record: EpisodeRecord
@@ -51,7 +51,7 @@ class Result:
 
 
 class RemotePolicy:
-    """A policy as `eval.episodes.rollout.roll` sees it, asked in its own process.
+    """A policy for `eval.episodes.rollout.run_episode` that asks another process.
 
     Attributes:
         host: that process; another one where it died.
@@ -67,7 +67,7 @@ class RemotePolicy:
         self.under_load = False
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Return one chunk per request.
+        """Ask for each chunk.
 
         Raises:
             PolicyLost: the policy's process died.
@@ -99,18 +99,18 @@ class RemotePolicy:
 
 @dataclass(frozen=True)
 class Simulator:
-    """What a worker on a machine called `host` simulates with: `about`, as `Setup` said."""
+    """The simulator of a worker on the machine `host`; `about` is what `Setup` returned."""
 
     host: str
     about: Mapping[str, Any]
 
     def refuse_unlike(self, first: Mapping[str, Any]) -> None:
-        """Raise Changed where the first worker simulates with something else."""
+        """Raise Changed where the first worker's simulator differs."""
         refuse_changed(f"a worker on {self.host}", {"simulator": first}, {"simulator": self.about})
 
 
 class EpisodeWorker:
-    """A process that rolls episodes one at a time, with an environment of its own.
+    """A process that runs episodes one at a time, with an environment of its own.
 
     Args:
         environ: variables that choose the GL backend.
@@ -129,13 +129,13 @@ class EpisodeWorker:
             self._failure = error
 
     def simulator(self) -> Simulator:
-        """Return what `setup` said, or raise what it raised."""
+        """Describe the simulator, or raise what `setup` raised."""
         if self._failure is not None:
             raise self._failure
         return self._simulator
 
     def build(self, build_env: BuildEnv, look_at: EpisodeKey | None = None) -> Observation | None:
-        """Build the environment of the first episode, which tries it again where this raised.
+        """Build the environment of the first episode; if this raises, that episode tries again.
 
         Returns:
             what its cameras see at the start of `look_at`, where that is given.
@@ -157,10 +157,10 @@ class EpisodeWorker:
         under_load: bool,
         simulator: Mapping[str, Any],
     ) -> Result:
-        """Roll one episode.
+        """Run one episode.
 
         Args:
-            simulator: what the first worker simulates with.
+            simulator: the first worker's.
 
         Raises:
             PolicyLost: the policy's process died; the episode has no result.
@@ -185,7 +185,7 @@ class EpisodeWorker:
         )
 
     def _video(self, episode_runner: EpisodeRunner, result: EpisodeResult) -> tuple[bytes | None, str | None]:
-        """Return the video as a file's content: the records may be on another machine."""
+        """The video as a file's content: the records may be on another machine."""
         if not result.rollout.snapshots or not episode_runner.plan.video.keeps(result.record):
             return None, None
         with tempfile.TemporaryDirectory() as folder:
