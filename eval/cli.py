@@ -45,20 +45,14 @@ STARTING = (ValueError, OSError, SimulatorError, TrackingError, RunnerError)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a process begins: a new run, or one that earlier processes began.
-
-    Attributes:
-        overrides: of this command line; `earlier`: those that the run began with.
-        before: run.json as it was; None for a new run.
-        finished: the records of a run in which nothing is left to do.
-    """
+    """Where a process begins: a new run, or one that earlier processes began."""
 
     cfg: DictConfig
-    overrides: list[str]
+    overrides: list[str]  # of this command line
     folder: Path
-    earlier: list[str] = field(default_factory=list)
-    before: Mapping[str, Any] | None = None
-    finished: Run | None = None
+    earlier: list[str] = field(default_factory=list)  # those that the run began with
+    before: Mapping[str, Any] | None = None  # run.json as it was; None for a new run
+    finished: Run | None = None  # records of a run with nothing left to do
 
 
 def find_start(cfg: DictConfig) -> Start:
@@ -144,11 +138,7 @@ def run(cfg: DictConfig) -> None:
 def make_plan(
     config: Config, tasks: Sequence[Task], episodes: Episodes, runner: Runner, earlier: ResumedRun | None
 ) -> Plan:
-    """Plan a run, or what is left of it.
-
-    Raises:
-        Changed: the records are of another policy, other weights or another simulator.
-    """
+    """Plan a run, or what is left of it; Changed where policy, weights or simulator are not as recorded."""
     label = runner.about.get("weights_label")
     plan = Plan(
         tasks=tasks,

@@ -58,15 +58,12 @@ class Request:
 class ActionChunk:
     """The result of one inference; both mappings are empty where a policy has no stages.
 
-    Attributes:
-        actions_HJ: float64 (horizon, 7), in the simulator's units, ready for `env.step`.
-        stage_ms: stage to milliseconds.
-        backends: stage to what served this call: its backend, or another where that missed it.
+    A stage is served by its backend, or by another where that missed the call.
     """
 
-    actions_HJ: NDArray[np.float64]
-    stage_ms: Mapping[str, float] = field(default_factory=dict)
-    backends: Mapping[str, str] = field(default_factory=dict)
+    actions_HJ: NDArray[np.float64]  # (horizon, 7), in the simulator's units, ready for `env.step`
+    stage_ms: Mapping[str, float] = field(default_factory=dict)  # milliseconds
+    backends: Mapping[str, str] = field(default_factory=dict)  # stage to what served it
 
 
 class Policy(Protocol):

@@ -9,11 +9,7 @@ from policies.base import ACTION_DIM, ActionChunk
 
 
 class ActionQueue:
-    """Hands out the first `replan_steps` actions of each chunk, one per control step.
-
-    Raises:
-        ValueError: a chunk shorter than `replan_steps`, or actions that are not (horizon, 7) finite numbers.
-    """
+    """Hands out the first `replan_steps` actions of each chunk, one per control step."""
 
     def __init__(self, replan_steps: int) -> None:
         if replan_steps < 1:
@@ -25,7 +21,11 @@ class ActionQueue:
         return len(self._actions)
 
     def refill(self, chunk: ActionChunk) -> None:
-        """Replace what is left by the head of a new chunk."""
+        """Replace what is left by the head of a new chunk.
+
+        Raises ValueError for a chunk shorter than `replan_steps`, or actions that are not (horizon, 7) finite
+        numbers.
+        """
         actions = chunk.actions_HJ
         if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) < self.replan_steps:
             raise ValueError(

@@ -45,11 +45,7 @@ def recipe(policy: str) -> dict[str, str]:
 
 
 def policy_label(policy: str, config: Mapping[str, Any]) -> str:
-    """Name a policy, with the stages whose backend is not that of its own YAML.
-
-    Args:
-        config: a whole configuration in plain values, or what a record has of one.
-    """
+    """Name a policy, with the stages whose backend is not that of its YAML; `config` has plain values."""
     optim = config.get("optim") or {}
     other = [
         f"{stage} {name}"

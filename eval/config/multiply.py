@@ -9,11 +9,7 @@ from eval.config.schema import ConfigError
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Parse a command line.
-
-    Raises:
-        HydraException: an argument that Hydra does not understand.
-    """
+    """Parse a command line; HydraException where Hydra does not understand an argument."""
     return list(OverridesParser.create().parse_overrides(list(arguments)))
 
 
@@ -24,10 +20,9 @@ def key_of(override: Override | str) -> str:
 
 
 def choices(override: Override) -> list[str]:
-    """Split an override into one for each value of its list; an override with one value stays as it is.
+    """List an override for each value of its list; an override with one value stays as it is.
 
-    Raises:
-        ConfigError: a range or a glob, whose values nobody listed.
+    Raises ConfigError for a range or a glob, whose values nobody listed.
     """
     if not override.is_sweep_override():
         return [str(override.input_line)]

@@ -10,22 +10,14 @@ from eval.sim.tasks import Task, load_tasks
 
 
 def check(cfg: DictConfig) -> Config:
-    """Convert to dataclasses, which check themselves.
-
-    Raises:
-        ConfigError: a value out of range, or a key without a value.
-    """
+    """Convert to dataclasses; ConfigError for a value out of range, or a key without a value."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
 
 
 def choose_tasks(config: Config) -> list[Task]:
-    """Load the tasks that suite and protocol choose.
-
-    Raises:
-        ConfigError: a task or an episode that the suite does not have.
-    """
+    """Load what suite and protocol choose; ConfigError for a task or episode that the suite lacks."""
     tasks = load_tasks(config.suite.name)
     number = config.protocol.num_tasks
     if number is not None and number > len(tasks):
@@ -64,11 +56,7 @@ def refuse_ignored(config: Config, overrides: list[str]) -> None:
 
 
 def choose_episodes(config: Config, tasks: Sequence[Task]) -> Episodes:
-    """Plan the episodes that protocol and shard choose.
-
-    Raises:
-        ConfigError: the shard has none.
-    """
+    """Plan the episodes that protocol and shard choose; ConfigError where the shard has none."""
     episodes = Episodes(
         suite=config.suite.name,
         tasks=tuple(task.task_id for task in tasks),

@@ -10,19 +10,12 @@ from optim.base import Reason
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a policy, or a key that was set beside it, cannot run on this machine.
+    """Why a policy, or a key that was set beside it, cannot run on this machine."""
 
-    Attributes:
-        message: all of it in one line.
-        names_policy: whether the message begins with the policy: its own recipe cannot run.
-        parts: pairs of why, and what cannot run: a key, or the policy with its stages.
-        way_out: what to choose instead; empty where the reasons say it.
-    """
-
-    message: str
-    names_policy: bool
-    parts: tuple[tuple[str, str], ...]
-    way_out: str
+    message: str  # all of it in one line
+    names_policy: bool  # whether the message begins with the policy: its own recipe cannot run
+    parts: tuple[tuple[str, str], ...]  # why, and what cannot run: a key, or the policy with its stages
+    way_out: str  # what to choose instead; empty where the reasons say it
 
 
 def explain(config: Config, reasons: Mapping[str, Reason]) -> Explanation:

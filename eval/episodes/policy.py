@@ -56,11 +56,7 @@ def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = 
 
 
 def choose_backends(config: Config) -> dict[str, Backend]:
-    """Make the backend of each stage and check them against the machine.
-
-    Raises:
-        ConfigError, CannotRun: see `build_policy`.
-    """
+    """Make the backends and check them against the machine; errors are those of `build_policy`."""
     backends = {stage: make_backend(stage, getattr(config.optim, stage)) for stage in STAGES}
     device = choose_device(config.policy.device)
     reasons: dict[str, Reason] = {}
@@ -141,11 +137,7 @@ def optimise(
 
 
 def choose_device(name: str) -> torch.device:
-    """`find_device` for `policy.device`.
-
-    Raises:
-        ConfigError: not a device, or one that this machine lacks.
-    """
+    """`find_device` for `policy.device`; ConfigError for a device that does not exist here."""
     try:
         return find_device(name, "policy.device")
     except ValueError as error:
@@ -160,11 +152,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def make_backend(stage: str, options: Any) -> Backend:
-    """Instantiate a stage's backend; nothing is built yet.
-
-    Raises:
-        ConfigError: the options name no backend, or it refuses them.
-    """
+    """Instantiate a stage's backend, building nothing; ConfigError where it refuses its options."""
     if not isinstance(options, Mapping) or "_target_" not in options:
         raise ConfigError(
             f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"

@@ -75,9 +75,8 @@ def run_episode(
     """Run one episode, writing into `rollout` as it goes, so that an exception loses nothing.
 
     Args:
-        on_inference: called after each inference with its record.
-        warmup_inferences: how many of this episode's first inferences are marked as warm-up; a
-            `ServedChunk` carries its own mark.
+        warmup_inferences: so many of this episode's first inferences are marked as warm-up; a `ServedChunk`
+            carries its own mark.
         snapshot_every: keep a snapshot of every n-th control step; 0 keeps none.
     """
     env.reset(key)

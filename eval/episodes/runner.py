@@ -53,11 +53,7 @@ class EpisodeRunner:
     def run(
         self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]
     ) -> EpisodeResult:
-        """Run one episode; an exception of simulator or policy is its result.
-
-        Raises:
-            RecordingError, PolicyLost: the episode has no result.
-        """
+        """Run one episode; an exception is its result, except RecordingError and PolicyLost."""
         rollout = Rollout()
         error: Exception | None = None
         start = time.perf_counter()

@@ -14,11 +14,7 @@ Engagement = dict[str, dict[str, Any]]
 
 
 def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
-    """Sum the counts; details are those of the last part.
-
-    Raises:
-        ValueError: a stage has another backend in another part.
-    """
+    """Sum the counts; details are the last part's. ValueError where a stage changes its backend."""
     joined: Engagement = {}
     for part in parts:
         for stage, served in part.items():
@@ -36,10 +32,7 @@ def join(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> Engagement:
 def at_least(
     engagement: Mapping[str, Mapping[str, Any]], inferences: Iterable[InferenceRecord]
 ) -> Engagement:
-    """Raise the numbers of calls to what the inferences prove.
-
-    A process that was killed could not write its last calls into run.json.
-    """
+    """Count at least the calls that inferences prove: a killed process did not report its last ones."""
     proven: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
     for record in inferences:
         for stage, backend in record.backends.items():

@@ -10,11 +10,7 @@ from policies.base import EpisodeKey
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`, counted from 1: `1/4` to `4/4` are the whole.
-
-    Raises:
-        ValueError: no such part.
-    """
+    """Part `index` of `count`, from 1: `1/4` to `4/4` are the whole; ValueError for any other part."""
 
     index: int
     count: int

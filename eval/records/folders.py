@@ -22,8 +22,7 @@ class NoRecords(FileNotFoundError):
 class DamagedRecords(ValueError):
     """A file of records is damaged; `reason` is the message without the folder.
 
-    Args:
-        problem: what follows the file's name, with its separator: `:3: corrupt`.
+    `problem` follows the file's name and begins with its separator: `:3: corrupt`.
     """
 
     def __init__(self, file: Path, problem: str) -> None:

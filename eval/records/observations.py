@@ -14,11 +14,7 @@ T = TypeVar("T")
 
 
 def spread(items: Sequence[T], count: int, phase: float = 0.0) -> list[T]:
-    """Pick `count` of the items at equal distances.
-
-    Args:
-        phase: 0 begins with the first item, just below 1 ends with the last.
-    """
+    """Pick `count` items at equal distances; phase 0 takes the first item, almost 1 the last."""
     return [items[int((i + phase) * len(items) / count)] for i in range(count)]
 
 
@@ -30,8 +26,7 @@ WAY_OUT = "collect some with `python -m optim.calibrate calibrate.keep=FILE.npz`
 def save_requests(path: Path, requests: Sequence[Request]) -> None:
     """Write requests to `path`, under exactly this name; `privileged` is not kept.
 
-    Raises:
-        ValueError: there are none, or they differ in cameras or in image sizes.
+    Raises ValueError where there are none, or they differ in cameras or in image sizes.
     """
     shapes = {
         tuple(sorted((name, image.shape) for name, image in request.observation.images.items()))
@@ -58,9 +53,7 @@ def save_requests(path: Path, requests: Sequence[Request]) -> None:
 def load_requests(path: Path) -> list[Request]:
     """Read what `save_requests` wrote, equal to the bit.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
+    Raises FileNotFoundError for no file, ValueError for a file of another kind.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no observations {path} (looked at {path.resolve()}); {WAY_OUT}")

@@ -41,8 +41,7 @@ INSTALLED = {"commit": None, "dirty": None, "error": "installed as a package, no
 def collect(gpu_index: int = 0) -> dict[str, Any]:
     """Describe where a run comes from, in JSON's own types; null where this machine lacks something.
 
-    Args:
-        gpu_index: the GPU that the policy uses, among those that torch sees.
+    `gpu_index` is the policy's GPU, among those that torch sees.
     """
     import torch  # a second, which commands that only read records do not need
 

@@ -94,9 +94,7 @@ def save_recording(path: Path, samples: Sequence[Sample]) -> None:
 def load_recording(path: Path) -> list[Sample]:
     """Read what `save_recording` wrote, equal to the bit.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else, or no actions.
+    Raises FileNotFoundError for no file, ValueError for a file of another kind or without actions.
     """
     if not path.is_file():
         raise FileNotFoundError(

@@ -45,8 +45,7 @@ class Changed(ValueError):
 def recorded(folder: Path) -> dict[str, Any]:
     """Read run.json of a run that can be continued or joined with others.
 
-    Raises:
-        FileNotFoundError, ValueError: there is no such run, or nothing to compare with.
+    Raises FileNotFoundError or ValueError where there is no such run, or nothing to compare with.
     """
     require_records(folder)
     path = folder / RUN_FILE
@@ -69,11 +68,7 @@ def refuse_joined(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
-    """Read the records of a run that has finished all of its episodes; None for one to go on with.
-
-    Args:
-        run: its run.json.
-    """
+    """Read a run's records if it has finished all of its episodes; None for one to go on with."""
     if run.get("finished") is not True:
         return None
     try:
@@ -104,7 +99,7 @@ def refuse_changed(
 
     Args:
         what: has changed; for the message.
-        now: may lack what is not known yet; that is not compared.
+        now: parts that it lacks are not compared.
         which: keys of the configuration that may differ.
     """
     changes = []

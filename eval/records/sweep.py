@@ -27,11 +27,7 @@ class JobRecord:
 
 
 def read_job_records(file: Path) -> list[JobRecord]:
-    """Read the jobs of a sweep's `sweep.json`.
-
-    Raises:
-        DamagedRecords: with the damage.
-    """
+    """Read the jobs in `sweep.json`; DamagedRecords names the damage."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config  # for sweeps alone
 
     strict: Any = with_config(ConfigDict(extra="forbid", strict=True))(JobRecord)

@@ -13,11 +13,7 @@ from policies.files import replacing
 
 
 class VideoMode(StrEnum):
-    """Which episodes leave a video.
-
-    Non-obvious behaviors:
-        `failures` means every episode that did not succeed, so errors too; the file name tells them apart.
-    """
+    """Which episodes leave a video: `failures` includes errors, which file names tell apart."""
 
     FAILURES = "failures"
     ALL = "all"
@@ -34,13 +30,10 @@ def video_name(record: EpisodeRecord) -> str:
 
 
 def write_video(frames: Sequence[NDArray[np.uint8]], path: Path, fps: int) -> None:
-    """Write frames, uint8 (height, width, 3) of one even size, as H.264 in yuv420p, `fps` frames a second.
+    """Write frames, uint8 (height, width, 3) of one even size, as H.264 in yuv420p.
 
-    The file appears under its name only when it is complete; an older one is replaced.
-
-    Raises:
-        ValueError: for no frames, another type, or another shape.
-        OSError: when ffmpeg fails.
+    The file appears under its name only when it is complete; an older one is replaced. Raises ValueError for
+    frames that do not fit, OSError when ffmpeg fails.
     """
     if not frames:
         raise ValueError(f"{path}: a video needs at least one frame, got none")

@@ -75,9 +75,7 @@ class RunWriter:
     def add_inference(self, record: InferenceRecord) -> None:
         """Append one inference.
 
-        Raises:
-            ValueError: its call is not the next one of its episode, or a number is not finite.
-            TypeError: a value has no JSON form.
+        Raises ValueError where its call is not the next one of its episode; for the rest see `to_plain`.
         """
         expected = self._counts[record.key]
         if record.call != expected:
@@ -88,10 +86,8 @@ class RunWriter:
     def add_episode(self, record: EpisodeRecord) -> None:
         """Append one episode; it and its inferences are on the disk when this returns.
 
-        Raises:
-            ValueError: the episode has finished before, `record.inferences` is not the number added, or a
-                number is not finite.
-            TypeError: a value has no JSON form.
+        Raises ValueError where it has finished before, or `inferences` is not the number added; for the rest
+        see `to_plain`.
         """
         if record.key in self._finished:
             raise ValueError(f"{record.key} has finished and is recorded; only an error may be tried again")
@@ -110,8 +106,7 @@ class RunWriter:
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace `run.json` in one step: a reader sees the old content or the new, never a part.
 
-        Raises:
-            ValueError, TypeError: naming the field, when a value has no strict JSON form; the old file stays.
+        After an error of `to_plain` the old file stays.
         """
         text = to_json(run, RUN_FILE)
         try:

@@ -41,19 +41,14 @@ OF_THE_POLICY_DTYPE = {
 
 @dataclass(frozen=True)
 class ObservationParity:
-    """One recorded observation.
-
-    Attributes:
-        actions: of the normalised actions_HJ; max_abs_action: in the simulator's units.
-        steps: of x after each Euler step; empty when the numbers of steps differ.
-    """
+    """One recorded observation."""
 
     episode: str
     call: int
-    actions: Parity
-    max_abs_action: float
+    actions: Parity  # of the normalised actions_HJ
+    max_abs_action: float  # in the simulator's units
     stages: Mapping[str, Parity]  # each given the reference's inputs
-    steps: tuple[Parity, ...]
+    steps: tuple[Parity, ...]  # of x after each Euler step; empty when the numbers of steps differ
     recorded: Parity  # the run's own actions against the reference's
 
 
@@ -131,19 +126,13 @@ class Replay:
 
 @dataclass(frozen=True)
 class Subjects:
-    """The policies that are compared, all on one device.
+    """The policies that are compared, all on one device."""
 
-    Attributes:
-        reference: eager, as the run's policy was configured.
-        shaped: the reference's stages with the policy's form and prompt padding.
-        reference_denoise, policy_denoise: eager, in their precision and with their number of steps.
-    """
-
-    reference: Pi05Policy
-    shaped: Pi05Policy
+    reference: Pi05Policy  # eager, as the run's policy was configured
+    shaped: Pi05Policy  # the reference's stages with the policy's form and prompt padding
     policy: Pi05Policy
-    reference_denoise: Denoise
-    policy_denoise: Denoise
+    reference_denoise: Denoise  # eager, in its policy's precision and number of steps
+    policy_denoise: Denoise  # likewise
 
 
 @torch.no_grad()

@@ -34,11 +34,7 @@ OF_THE_WEIGHTS = FACTS[:6]
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
-    """Read run.json of a run whose policy has a network.
-
-    Raises:
-        NotComparable: there is none, or it does not say how the policy was made.
-    """
+    """Read run.json; NotComparable unless it says how a policy with a network was made."""
     path = folder / RUN_FILE
     if not path.is_file():
         raise NotComparable(f"{folder} is no run: {RUN_FILE} is missing")

@@ -29,11 +29,7 @@ class Runner(Protocol):
     facts: Mapping[str, Any]  # of the runner itself, for run.json
 
     def run(self, plan: Plan, recorder: RunRecorder) -> None:
-        """Run every episode that is left and hand its records to the recorder.
-
-        Raises:
-            RunFailed: see `RunRecorder.add_episode` and `RunRecorder.finish`.
-        """
+        """Run every episode that is left; RunFailed as in `RunRecorder.add_episode` and `finish`."""
         ...
 
     def engagement(self) -> Engagement:

@@ -12,11 +12,7 @@ from policies.base import Policy
 
 
 class LocalRunner:
-    """Runs episodes in this process, with a policy that is ready.
-
-    Args:
-        on_close: called once, when the runner is closed.
-    """
+    """Runs episodes in this process, with a policy that is ready; `close` calls `on_close` once."""
 
     def __init__(
         self, policy: Policy, simulator: Mapping[str, Any], on_close: Callable[[], None] | None = None

@@ -32,11 +32,8 @@ class RunFailed(RuntimeError):
 class RunRecorder:
     """Writes the records of a run, mirrors and displays them, and judges the run.
 
-    Attributes:
-        run_info: everything in run.json except the outcome.
-        errors: episodes of this process that raised and are not tried again.
-
     Args:
+        run_info: everything in run.json except the outcome.
         engagement: counts how the policy's stages have served so far in this process.
         earlier: what earlier processes of this run recorded; None for a new run.
     """
@@ -54,7 +51,7 @@ class RunRecorder:
         self.writer = writer
         self.tracker = tracker
         self.run_info = dict(run_info)
-        self.errors = 0
+        self.errors = 0  # episodes of this process that raised and are not tried again
         self.finished = False
         self.video_error: str | None = earlier.run.get("video_error") if earlier else None
         self._engagement = engagement

@@ -54,14 +54,11 @@ class Snapshot:
 
 
 class LiberoEnv:
-    """One task's simulator; call `eval.sim.stack.prepare()` first.
+    """One task's simulator; call `eval.sim.stack.prepare()` first. The module explains `seeding`.
 
-    Construction takes about 1 s, and 1 s more with `render` (a GL context); a reset with its ten settle
-    steps takes 0.15 s, a control step 0.015 s, rendering both cameras 0.25 s with OSMesa.
-
-    Args:
-        seeding: `paired` or `openpi` (see the module's docstring).
-        render: whether images may be asked for.
+    Construction takes about 1 s, and 1 s more with `render` (a GL context), without which there are no
+    images; a reset with its ten settle steps takes 0.15 s, a control step 0.015 s, rendering both cameras
+    0.25 s with OSMesa.
     """
 
     def __init__(self, task: Task, *, seeding: str = "paired", render: bool = True) -> None:
@@ -106,8 +103,7 @@ class LiberoEnv:
     def reset(self, key: EpisodeKey) -> None:
         """Restore the episode's initial state and let it settle.
 
-        Raises:
-            ValueError: the key is of another task, or its episode has no official initial state.
+        Raises ValueError for a key of another task, or an episode without an official initial state.
         """
         if (key.suite, key.task_id) != (self.task.suite, self.task.task_id):
             raise ValueError(
@@ -128,10 +124,7 @@ class LiberoEnv:
         """Draw placements from `seed`, as no official episode has them, and let them settle.
 
         The official initial states are draws of the same placement samplers with N(0, 0.02 rad) on the arm's
-        joints.
-
-        Args:
-            joint_sd: standard deviation of the noise on the arm's joints, in radians.
+        joints; `joint_sd` is in radians too.
         """
         self._seeded_reset(seed)
         joints = self._env.robots[0]._ref_joint_pos_indexes
@@ -141,8 +134,7 @@ class LiberoEnv:
     def step(self, action: NDArray[np.float64]) -> bool:
         """Execute one action (7,) for 1/20 s; return whether the task's goal holds.
 
-        Raises:
-            ValueError: a wrong shape or a value that is not finite.
+        Raises ValueError for a wrong shape or a value that is not finite.
         """
         if np.shape(action) != (ACTION_DIM,) or not np.all(np.isfinite(action)):
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {np.asarray(action)!r}")
@@ -218,8 +210,7 @@ class LiberoEnv:
     def _soft_reset(self, loads: int) -> None:
         """Do what upstream's reset does, without compiling the model and opening a GL context again.
 
-        Args:
-            loads: how often upstream would have loaded the model by the end of this reset.
+        `loads` is how often upstream would have loaded the model by the end of this reset.
         """
         env, model = self._env, self._sim.model
         for name, value in self._compiled.items():

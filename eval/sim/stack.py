@@ -43,8 +43,7 @@ class SimulatorError(RuntimeError):
 def choose_gl() -> str:
     """Choose `MUJOCO_GL` where set, else `egl` on a machine with an NVIDIA device, else `osmesa`.
 
-    Raises:
-        SimulatorError: `MUJOCO_GL` names another backend, or contradicts `PYOPENGL_PLATFORM`.
+    Raises SimulatorError where `MUJOCO_GL` names another backend, or contradicts `PYOPENGL_PLATFORM`.
     """
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if asked and asked not in GL_BACKENDS:

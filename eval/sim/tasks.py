@@ -25,10 +25,7 @@ class Task:
 def load_tasks(suite: str) -> list[Task]:
     """Load the tasks of a suite in LIBERO's order, with their 50 official initial states each.
 
-    Needs LIBERO's files but neither a simulator nor GL.
-
-    Raises:
-        ValueError: an unknown suite.
+    Needs LIBERO's files but neither a simulator nor GL. Raises ValueError for an unknown suite.
     """
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")

@@ -29,24 +29,15 @@ Jobs = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a job cannot run here.
+    """Why a job cannot run here; without parts, `text` is all there is."""
 
-    Attributes:
-        text: the job's own error, on one line.
-        parts, way_out: as in `Explanation`; without parts, `text` is all there is.
-    """
-
-    text: str
-    parts: tuple[tuple[str, str], ...] = ()
+    text: str  # the job's own error, on one line
+    parts: tuple[tuple[str, str], ...] = ()  # as in `Explanation`
     way_out: str = ""
 
 
 def find_reasons(jobs: Jobs) -> list[Reason | None]:
-    """Check each job in a process of its own; None where no reason against it is known.
-
-    Raises:
-        ValueError: that process died.
-    """
+    """Check each job, None where no reason is known; ValueError where the process that checks died."""
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:

@@ -50,23 +50,14 @@ class SweepError(ValueError):
 
 
 def new_sweep(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
-    """Record the jobs of a new sweep, none begun.
-
-    Raises:
-        SweepError: the folder holds a sweep.
-    """
+    """Record the jobs of a new sweep, none begun; SweepError where the folder holds a sweep."""
     if (folder / SWEEP_FILE).exists():
         raise SweepError(f"{folder} already holds a sweep; go on with it by --resume, or choose a new folder")
     return [JobRecord(job.folder, job.label, job.overrides) for job in jobs]
 
 
 def read_sweep(folder: Path) -> list[JobRecord]:
-    """Read the jobs of a sweep that has begun.
-
-    Raises:
-        SweepError: the folder holds none.
-        ValueError: its list of jobs is damaged.
-    """
+    """Read the jobs of a sweep; SweepError where the folder holds none, ValueError where they are damaged."""
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise SweepError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
@@ -78,8 +69,7 @@ def find_refused(
 ) -> dict[str, str]:
     """Find the jobs that have not finished and cannot run here: folder to reason.
 
-    Raises:
-        SweepError: there are some, and not `only_runnable`, or there are no others; the details are printed.
+    Raises SweepError, after printing the details, where there are some and not `only_runnable`, or no others.
     """
     left = [record for record in records if not has_finished(folder, record)]
     jobs = [record.overrides for record in left]
@@ -95,11 +85,7 @@ def find_refused(
 
 
 def write_tables(folder: Path, margin: float) -> None:
-    """Print the runs side by side and write them into the sweep's folder.
-
-    Raises:
-        ValueError: no job recorded an episode.
-    """
+    """Print the runs side by side and write the tables; ValueError where no job recorded an episode."""
     table = overview(read_sources(folder), margin)
     write_atomic(folder / TABLE_FILES[0], markdown(table, f"Sweep {folder.name}"))
     write_atomic(folder / TABLE_FILES[1], to_json(table.to_dict(), "sweep", indent=1))

@@ -26,8 +26,7 @@ RunJob = Callable[[list[str], Path], int]
 def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: Mapping[str, str]) -> None:
     """Run unfinished jobs in order; update `records`, and `sweep.json`, after each.
 
-    Args:
-        refused: jobs to leave out: folder to reason.
+    `refused` holds the reasons for jobs to leave out, by folder.
     """
     for i, record in enumerate(records):
         place = f"[{i + 1}/{len(records)}] {record.label}"
@@ -62,8 +61,7 @@ def is_finished(folder: Path) -> bool:
 def run_process(arguments: list[str], log: Path) -> int:
     """Run a job in a fresh process, in a session of its own: it is interrupted once, by this process.
 
-    Raises:
-        KeyboardInterrupt: once the job has written what it had.
+    Raises KeyboardInterrupt once the job has written what it had.
     """
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -107,11 +105,7 @@ def _arguments(folder: Path, record: JobRecord) -> list[str]:
 
 
 def _why(log: Path, said_before: int, status: int) -> str:
-    """Word why a job ended, by the last error that it printed.
-
-    Args:
-        said_before: bytes of the log that earlier attempts wrote.
-    """
+    """Word why a job ended, by the last error in its log after the bytes of earlier attempts."""
     text = log.read_bytes()[said_before:].decode(errors="replace")
     said = [line for line in text.splitlines() if line.startswith("error: ")]
     return f"exit status {status}" + (

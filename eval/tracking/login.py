@@ -6,14 +6,9 @@ from eval.tracking.base import TrackingError
 
 
 def require_login(purpose: str = "uploading", *, way_out: str = "") -> None:
-    """Raise unless there is a login.
+    """Raise TrackingError where there is no login, or W&B refuses it.
 
-    Args:
-        purpose: what needs it, for the message.
-        way_out: what could be done without one.
-
-    Raises:
-        TrackingError: there is none, or W&B refuses it.
+    `purpose` is what needs it and `way_out` what could be done without it, for the message.
     """
     import wandb  # not installed where nothing is tracked
 

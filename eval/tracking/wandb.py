@@ -79,20 +79,12 @@ class WandbTracker:
         self._episodes: list[EpisodeRecord] = []
 
     def check(self) -> None:
-        """Look for a login when mode is online.
-
-        Raises:
-            TrackingError: there is no valid login; it never asks for one.
-        """
+        """Raise TrackingError where mode is online and there is no valid login; it never asks for one."""
         if self.mode == "online":
             require_login("tracking mode online", way_out="use tracking mode offline")
 
     def start(self, run: TrackedRun) -> None:
-        """Open the run below `run.folder`/wandb.
-
-        Raises:
-            TrackingError: mode is online and W&B does not open the run.
-        """
+        """Open the run below `run.folder`/wandb; TrackingError where mode is online and W&B refuses."""
         self._folder = run.folder
         run.folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -135,9 +135,7 @@ def save_checkpoint(
 ) -> None:
     """Write a native checkpoint; files of an older one in `folder` are replaced, the weights last.
 
-    Args:
-        stages: in any precision; each parameter keeps its own.
-        tokenizer: SentencePiece file to copy.
+    Each parameter keeps its precision; the tokenizer's file is copied.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dims.to_native(), indent=1))

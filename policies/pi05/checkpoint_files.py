@@ -21,9 +21,7 @@ HUB_TIMEOUT_S = 10.0  # for metadata; the download itself takes what it takes
 def find_folder(path: str, layout: str, revision: str | None) -> Path:
     """Find the checkpoint's folder; a hub id (lerobot only) is taken from the cache, else downloaded.
 
-    Raises:
-        FileNotFoundError: neither a folder nor a hub id that can be downloaded.
-        ValueError: `path` is a file.
+    Raises FileNotFoundError where there is no such folder or hub id, ValueError where `path` is a file.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -39,12 +37,7 @@ def find_folder(path: str, layout: str, revision: str | None) -> Path:
 
 
 def find_weights(folder: Path) -> Path:
-    """Find model.safetensors.
-
-    Raises:
-        ValueError: the folder has only pickles.
-        FileNotFoundError: there is no such file.
-    """
+    """Find model.safetensors; ValueError where the folder has only pickles, else FileNotFoundError."""
     weights = folder / "model.safetensors"
     if weights.is_file():
         return weights
@@ -61,11 +54,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not there, or not a JSON object.
-    """
+    """Read config.json; FileNotFoundError, or ValueError where it is not a JSON object."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -83,9 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStats:
     """Read the statistics of `checkpoint.norm_stats`, or the only ones in the folder.
 
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: there are several.
+    Raises FileNotFoundError where there are none, ValueError where there are several.
     """
     pattern, read = _STATS[layout]
     if explicit is not None:
@@ -110,11 +97,7 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
 
 
 def find_tokenizer(folder: Path, explicit: str | None) -> Path:
-    """Find the SentencePiece model of `checkpoint.tokenizer`, or tokenizer.model in the folder.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
+    """Find the SentencePiece model, `explicit` or tokenizer.model in the folder; else FileNotFoundError."""
     path = folder / "tokenizer.model" if explicit is None else Path(explicit).expanduser()
     if path.is_file():
         return path

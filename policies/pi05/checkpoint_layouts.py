@@ -97,12 +97,8 @@ def load_stages(
 ) -> dict[str, nn.Module]:
     """Load the stages from a safetensors file to `device`, one tensor in flight at a time.
 
-    Args:
-        key_prefix: what the layout puts before every key.
-
-    Raises:
-        ValueError: no safetensors file, or tensors missing, unexpected or of another shape: all of them in
-            one message.
+    The layout puts `key_prefix` before every key. Raises ValueError for another kind of file; or it lists all
+    tensors that are missing, unexpected or of another shape.
     """
     stages = meta_stages(dims, denoise_steps)
     wanted = named_tensors(stages)

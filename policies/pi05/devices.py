@@ -6,11 +6,7 @@ import torch
 def find_device(name: str, key: str) -> torch.device:
     """Resolve a device's name; `auto` is CUDA where there is a GPU, else the CPU.
 
-    Args:
-        key: the option's name, for messages.
-
-    Raises:
-        ValueError: not a device, or one that this machine lacks.
+    Raises ValueError, which names the option `key`, for no device or one that this machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

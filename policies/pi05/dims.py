@@ -50,13 +50,9 @@ GEMMA_VARIANTS: dict[str, GemmaDims] = {
 
 @dataclass(frozen=True)
 class Pi05Dims:
-    """All sizes of one network.
+    """All sizes of one network; ValueError where they do not fit each other.
 
-    Attributes:
-        masked_cameras: slots that have no camera in LIBERO: masked in the full form, absent in the lean form.
-
-    Raises:
-        ValueError: sizes that do not fit each other.
+    `masked_cameras` have no camera in LIBERO: they are masked in the full form, absent in the lean form.
     """
 
     vocab_size: int
@@ -120,8 +116,7 @@ class Pi05Dims:
     def from_native(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
         """Read our own config.json, `source` in errors; keys that are not sizes are ignored.
 
-        Raises:
-            ValueError: a key is missing, of another type, or does not fit the others; so for every format.
+        All formats raise ValueError where a key is missing, of another type, or does not fit the others.
         """
         return _checked(
             source,

@@ -23,15 +23,10 @@ Stats = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class NormStats:
-    """Statistics of one data set.
+    """Statistics of one data set: `mean`, `std`, `q01`, `q99`, some of which may be absent, in float64."""
 
-    Attributes:
-        state: statistic (`mean`, `std`, `q01`, `q99`; some may be absent) to float64 (8,) or longer.
-        actions: likewise, (7,) or longer.
-    """
-
-    state: Stats
-    actions: Stats
+    state: Stats  # by statistic, (8,) or longer
+    actions: Stats  # likewise, (7,) or longer
     eps: float  # added to the divisor
     source: str  # where they were read
     sha256: str  # of that file
@@ -41,8 +36,7 @@ class NormStats:
 class Normalizer:
     """One feature, scaled by quantiles to about [-1, 1] or by mean and deviation; never clipped.
 
-    Raises:
-        ValueError: `mode` is unknown, or its statistics are absent or too short.
+    Raises ValueError where `mode` is unknown, or its statistics are absent or too short.
     """
 
     stats: Stats
@@ -97,11 +91,7 @@ def unit_stats() -> NormStats:
 
 
 def read_json_stats(path: Path) -> NormStats:
-    """Read openpi's norm_stats.json, which is also the native format.
-
-    Raises:
-        ValueError: not JSON, or not these statistics as lists of numbers.
-    """
+    """Read openpi's norm_stats.json, which is also the native format; ValueError for anything else."""
     content = path.read_bytes()
     try:
         groups = json.loads(content)["norm_stats"]
@@ -117,8 +107,7 @@ def read_json_stats(path: Path) -> NormStats:
 def read_lerobot_stats(path: Path) -> NormStats:
     """Read lerobot's normaliser state: tensors named `{feature}.{statistic}`.
 
-    Raises:
-        ValueError: no safetensors file, or one without state or actions.
+    Raises ValueError for no safetensors file, or one without state or actions.
     """
     try:
         tensors = load_file(path)
@@ -139,11 +128,7 @@ def read_lerobot_stats(path: Path) -> NormStats:
 
 
 def write_json_stats(path: Path, stats: NormStats) -> None:
-    """Write the native norm_stats.json.
-
-    Raises:
-        ValueError: the statistics came with another eps than the format implies.
-    """
+    """Write the native norm_stats.json, which implies openpi's eps: ValueError for another."""
     if stats.eps != OPENPI_EPS:
         raise ValueError(
             f"norm_stats.json implies eps={OPENPI_EPS}, got eps={stats.eps} from {stats.source}; "

@@ -37,11 +37,7 @@ class ServedStage(Protocol):
 
 @dataclass(eq=False)
 class Pi05Policy:
-    """Implements `policies.base.Policy`.
-
-    Raises:
-        ValueError: `form` is unknown, or `stages` are not the three.
-    """
+    """Implements `policies.base.Policy`; ValueError for an unknown `form`, or stages other than the three."""
 
     name: str  # label in records
     stages: Mapping[str, ServedStage]
@@ -94,9 +90,7 @@ class Pi05Policy:
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """See `policies.base.Policy`.
 
-        Raises:
-            KeyError: an observation lacks a camera.
-            FloatingPointError: the network computed a number that is not finite.
+        Raises KeyError where an observation lacks a camera, FloatingPointError where an action is not finite.
         """
         timer = StageTimer(self.device)
         actions_BHA, _ = self._run(requests, timer)
@@ -108,9 +102,7 @@ class Pi05Policy:
     def example_inputs(
         self, batches: Sequence[Sequence[Request]]
     ) -> dict[str, list[tuple[Tensor | None, ...]]]:
-        """Run batches of requests and keep the arguments of each stage, one call per batch.
-
-        They are the examples of an `optim.base.StageContext`.
+        """Run batches and keep each stage's arguments, one call per batch, for an `optim.base.StageContext`.
 
         Non-obvious behaviors:
             An engine that reuses its output buffers would overwrite an earlier example, so call this on eager
@@ -165,8 +157,7 @@ def run_stages(
 ) -> tuple[Tensor, StageArgs]:
     """Run the three; return actions_BHA, normalised and on the device, and the arguments of each stage.
 
-    Args:
-        noise: gives noise_BHA; called after vision and prefix have been launched, while a GPU is busy.
+    `noise` draws noise_BHA after vision and prefix have been launched, while a GPU is busy.
     """
     args: StageArgs = {"vision": (inputs.images_BNCHW,)}
     with timer("vision"):

@@ -18,11 +18,7 @@ class Postprocess:
     actions: Normalizer
 
     def __call__(self, actions_BHA: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Convert to float64 actions_BHJ.
-
-        Raises:
-            FloatingPointError: a number is NaN or infinite, padded dims included.
-        """
+        """Convert to float64 actions_BHJ; FloatingPointError for NaN or infinity, also in padded dims."""
         finite = np.isfinite(actions_BHA)
         if not finite.all():
             rows = np.flatnonzero(~finite.all(axis=(1, 2))).tolist()

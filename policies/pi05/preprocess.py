@@ -30,19 +30,12 @@ CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_e
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """The stages' inputs.
+    """The stages' inputs."""
 
-    Attributes:
-        images_BNCHW: float32 in [-1, 1].
-        image_mask_BN: False for a slot without a camera; None in the lean form, where every slot has one.
-        tokens_BT: int64.
-        token_mask_BT: False for padding; None if no prompt is padded.
-    """
-
-    images_BNCHW: Tensor
-    image_mask_BN: Tensor | None
-    tokens_BT: Tensor
-    token_mask_BT: Tensor | None
+    images_BNCHW: Tensor  # float32 in [-1, 1]
+    image_mask_BN: Tensor | None  # False for a slot without a camera; None in the lean form
+    tokens_BT: Tensor  # int64
+    token_mask_BT: Tensor | None  # False for padding; None if no prompt is padded
 
 
 def prepare_images(frames_BNHWC: Tensor, size: int) -> Tensor:
@@ -119,10 +112,8 @@ class Preprocess:
     def __call__(self, observations: Sequence[Observation], form: str) -> ModelInputs:
         """Prepare one batch.
 
-        Raises:
-            KeyError: an observation lacks a camera.
-            ValueError: an image is not uint8 (height, width, 3), images differ in size, or a prompt is too
-                long.
+        Raises KeyError where an observation lacks a camera; ValueError where an image is not uint8
+        (height, width, 3), images differ in size, or a prompt is too long.
         """
         rows = [self.frames(observation) for observation in observations]
         shapes = {image.shape for row in rows for image in row}
@@ -173,14 +164,9 @@ def assemble(
     form: str,
     prompt_multiple: int = 1,
 ) -> ModelInputs:
-    """Build the inputs from images of the live cameras, in slot order, and unpadded prompts.
+    """Build the inputs from `prepare_images` of the live cameras, in slot order, and unpadded prompts.
 
-    Args:
-        images_BNCHW: from `prepare_images`.
-        prompt_multiple: see `Preprocess`.
-
-    Raises:
-        ValueError: `form` is unknown.
+    `Preprocess` explains `prompt_multiple`. Raises ValueError where `form` is unknown.
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")

@@ -30,8 +30,7 @@ def state_prompt(instruction: str, state: NDArray[np.float64]) -> str:
 class PromptTokenizer:
     """A SentencePiece model and the two prompt formats.
 
-    Raises:
-        ValueError: the file is no SentencePiece model, or has no beginning-of-sentence piece.
+    Raises ValueError for a file that is no such model, or has no beginning-of-sentence piece.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,15 +53,10 @@ class PromptTokenizer:
         self.vocab_size: int = self._model.vocab_size()
 
     def encode(self, instruction: str, state: NDArray[np.float64] | None, max_tokens: int) -> list[int]:
-        """Encode one prompt, unpadded.
+        """Encode one prompt, unpadded, with the normalised state where it is not None.
 
-        Args:
-            state: normalised state to put into the prompt, or None for the format without state.
-            max_tokens: `dims.max_token_len`.
-
-        Raises:
-            ValueError: the prompt is longer; openpi would cut it, and with it the words that start the
-                action.
+        Raises ValueError where it is longer than `max_tokens`; openpi would cut it, and with it the words
+        that start the action.
         """
         if state is None:
             ids = [self._model.bos_id(), *self._encode(clean_instruction(instruction)), *self._encode("\n")]

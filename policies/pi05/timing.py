@@ -10,8 +10,7 @@ import torch
 class StageTimer:
     """Times named stages on one device: `with timer("vision"):`.
 
-    Non-obvious behaviors:
-        On a GPU nothing waits until `read_ms`, which waits once, for the last stage.
+    On a GPU nothing waits until `read_ms`, which waits once, for the last stage.
     """
 
     def __init__(self, device: torch.device) -> None:

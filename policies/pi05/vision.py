@@ -103,8 +103,7 @@ class Vision(nn.Module):
     def forward(self, images_BNCHW: Tensor) -> Tensor:
         """Encode to image_tokens_BQD, cameras in the order of the input.
 
-        Args:
-            images_BNCHW: float32 in [-1, 1], square, `dims.image_size` wide.
+        Images are float32 in [-1, 1], square, `dims.image_size` wide.
         """
         x = self.embeddings(images_BNCHW.flatten(0, 1)).to(self.projector.weight.dtype)
         for layer in self.layers:

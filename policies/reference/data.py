@@ -25,30 +25,20 @@ BRIGHTNESS, CONTRAST = 0.1, 0.15  # standard deviations, of the range -1 to 1
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One training batch."""
 
-    Attributes:
-        images_BNCHW: float32 in [-1, 1], augmented.
-        tokens_BT, token_mask_BT: prompts, all padded to one length.
-        actions_BKJ: float32, in the simulator's units.
-        labelled_BK: whether the oracle itself took the action, undisturbed.
-        truths_BX: float32 (B, 9), metres; see `policies.reference.demos.truth`.
-    """
-
-    images_BNCHW: Tensor
-    tokens_BT: Tensor
+    images_BNCHW: Tensor  # float32 in [-1, 1], augmented
+    tokens_BT: Tensor  # prompts, all padded to one length
     token_mask_BT: Tensor
-    actions_BKJ: Tensor
-    labelled_BK: Tensor
-    truths_BX: Tensor
+    actions_BKJ: Tensor  # float32, in the simulator's units
+    labelled_BK: Tensor  # whether the oracle itself took the action, undisturbed
+    truths_BX: Tensor  # float32 (B, 9), metres; see `policies.reference.demos.truth`
 
 
 class DemoPool:
     """All successful demonstrations of a folder, their images on `device`.
 
-    Args:
-        capacity: moments to make room for; each takes 0.3 MB.
-        instructions: by task id.
+    `capacity` is in moments, 0.3 MB each; `instructions` are indexed by task id.
     """
 
     def __init__(

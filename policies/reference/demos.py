@@ -47,37 +47,25 @@ AFTERWARDS = 10  # expert steps after success: labels for the moments just befor
 
 @dataclass(frozen=True)
 class Disturbance:
-    """For `steps` control steps, something other than the oracle acts.
-
-    Attributes:
-        push: constant action (7,), gripper NaN to leave it to the oracle; None where a policy acts.
-    """
+    """For `steps` control steps, something other than the oracle acts."""
 
     steps: int
-    push: NDArray[np.float64] | None
+    push: NDArray[np.float64] | None  # constant (7,), NaN leaves the gripper to the oracle; None: a policy acts
 
 
 @dataclass(frozen=True)
 class Demo:
-    """One recorded episode.
-
-    Attributes:
-        images_FNHWC: uint8, the cameras in the network's order.
-        truths_FX: float64 (F, 9): bowl and plate relative to the grip site, and the grip site, in metres.
-        steps_F: control step of each moment.
-        num_labels_F: how many of the following actions the oracle itself took, undisturbed.
-        actions_TJ: what the oracle answered at every step, executed or not.
-    """
+    """One recorded episode."""
 
     task_id: int
     seed: int
     success: bool
-    images_FNHWC: NDArray[np.uint8]
+    images_FNHWC: NDArray[np.uint8]  # the cameras in the network's order
     states_FS: NDArray[np.float64]  # (F, 8)
-    truths_FX: NDArray[np.float64]
-    steps_F: NDArray[np.int64]
-    num_labels_F: NDArray[np.int64]
-    actions_TJ: NDArray[np.float64]
+    truths_FX: NDArray[np.float64]  # (F, 9), see `truth`
+    steps_F: NDArray[np.int64]  # control step of each moment
+    num_labels_F: NDArray[np.int64]  # following actions that the oracle itself took, undisturbed
+    actions_TJ: NDArray[np.float64]  # what the oracle answered at every step, executed or not
 
 
 def save_demo(path: Path, demo: Demo) -> None:
@@ -125,8 +113,7 @@ def load_demo(path: Path) -> Demo:
 def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[int, Disturbance]]:
     """Draw (expert steps before it, disturbance) pairs for one episode; every fifth episode has none.
 
-    Args:
-        learner: a policy in training acts in up to `LEARNER_VISITS` of them, for longer.
+    A learner acts in up to `LEARNER_VISITS` of them, for longer.
     """
     if rng.random() < 0.2:
         return []
@@ -150,11 +137,7 @@ def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[
 
 
 def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
-    """Run and record one episode from placements of its own.
-
-    Raises:
-        ValueError: the placements are those of an official initial state.
-    """
+    """Run and record one episode from placements of its own; ValueError where they are official ones."""
     rng = np.random.default_rng(stable_seed("demo", seed))
     env.reset_randomly(stable_seed("demo placement", seed))
     check_not_official(env)
@@ -229,7 +212,7 @@ def network_images(observation: Observation) -> NDArray[np.uint8]:
 
 
 def truth(observation: Observation) -> NDArray[np.float64]:
-    """The target of an auxiliary loss: where bowl, plate and grip site are (9,), in metres."""
+    """An auxiliary loss's target (9,), in metres: bowl and plate from the grip site, and the grip site."""
     poses = observation.privileged
     grip = poses["grip_site_pos"]
     return np.concatenate([poses[f"{BOWL}_pos"] - grip, poses[f"{PLATE}_pos"] - grip, grip])

@@ -81,19 +81,13 @@ class Learner(nn.Module):
         images_BNCHW: Tensor,
         tokens_BT: Tensor,
         token_mask_BT: Tensor,
-        actions_BKA: Tensor,
+        actions_BKA: Tensor,  # normalised and padded
         labelled_BK: Tensor,
         truths_BX: Tensor,
-        noise_RBKA: Tensor,
-        times_RB: Tensor,
+        noise_RBKA: Tensor,  # N(0, 1)
+        times_RB: Tensor,  # in (0, 1]
     ) -> Tensor:
-        """Compute (flow loss, truth loss).
-
-        Args:
-            actions_BKA: normalised and padded.
-            noise_RBKA: N(0, 1).
-            times_RB: in (0, 1].
-        """
+        """Compute (flow loss, truth loss)."""
         image_tokens = self.stages["vision"](images_BNCHW)
         keys, values, mask_BP = self.stages["prefix"](image_tokens, None, tokens_BT, token_mask_BT)
         seen = self.truth_head(keys[-1], values[-1], mask_BP)

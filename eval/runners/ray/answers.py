@@ -17,11 +17,7 @@ DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monito
 
 
 def first_answers(answers: Sequence[Answer]) -> list[Any]:
-    """Wait for the first answers of processes; raise what one of them raised.
-
-    Raises:
-        RunnerError: a process died.
-    """
+    """Wait for first answers; raise what a process raised, and RunnerError where one died."""
     try:
         return list(ray.get(answers))
     except RayTaskError as error:

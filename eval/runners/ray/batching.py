@@ -17,21 +17,13 @@ def powers_of_two(most: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests may be served together.
+    """How requests may be served together; ValueError where `one_at_a_time` and `sizes` contradict."""
 
-    Attributes:
-        sizes: ascending, from 1; None allows every size.
-        shape: requests that differ in it are not served together: padding one to the other's length would
-            change its numbers, and an engine has one length.
-        one_at_a_time: why requests are served one at a time although batches were configured, else None.
-
-    Raises:
-        ValueError: there is a reason to serve one at a time, and `sizes` allow more.
-    """
-
-    sizes: tuple[int, ...] | None = None
+    sizes: tuple[int, ...] | None = None  # ascending, from 1; None allows every size
+    # Requests that differ in it are not served together: padding one to the other's length would change its
+    # numbers, and an engine has one length.
     shape: Callable[[Request], Hashable] = lambda request: None
-    one_at_a_time: str | None = None
+    one_at_a_time: str | None = None  # why there are no batches although they were configured
 
     def __post_init__(self) -> None:
         if self.one_at_a_time is not None and self.sizes != (1,):
@@ -42,11 +34,7 @@ class Batching:
         return 1 if self.sizes == (1,) else asked
 
     def split(self, items: Sequence[T], request: Callable[[T], Request]) -> Iterator[list[T]]:
-        """Yield the items in batches, in the order of their shapes' first items.
-
-        Args:
-            request: of an item.
-        """
+        """Yield items in batches, in the order of their shapes' first items; `request` reads an item's."""
         shapes: defaultdict[Any, list[T]] = defaultdict(list)
         for item in items:
             shapes[self.shape(request(item))].append(item)

@@ -22,8 +22,7 @@ REACH_S = 10.0
 def connect(options: RunnerConfig) -> None:
     """Start Ray on this machine, or join the cluster at `runner.address`.
 
-    Raises:
-        RunnerError: Ray cannot be started or reached, or the cluster has too few CPUs.
+    Raises RunnerError where Ray cannot be started or reached, or the cluster has too few CPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     if options.address is None:  # through the object store it waits for more processes

@@ -23,11 +23,7 @@ EXIT_DELAY_S = 0.5  # answers leave first
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """What workers and records need to know of a policy.
-
-    Attributes:
-        batch_sizes, one_at_a_time: see `eval.runners.ray.batching.Batching`.
-    """
+    """What workers and records need to know of a policy; the last two fields are those of `Batching`."""
 
     name: str
     cameras: tuple[str, ...]
@@ -110,11 +106,7 @@ class PolicyServer:
         return self._id, {} if self._failure else self._policy.engagement()
 
     async def infer(self, request: Request, under_load: bool) -> ServedChunk:
-        """Queue one request and wait for its chunk.
-
-        Raises:
-            PolicyLost: the policy is lost.
-        """
+        """Queue one request and wait for its chunk; PolicyLost where the policy is lost."""
         await self._built.wait()
         if self._failure is not None:
             raise PolicyLost(f"the policy could not be built again: {self._failure}")

@@ -25,35 +25,22 @@ GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL
 
 @dataclass(eq=False)
 class PolicyProcess:
-    """A policy process.
-
-    Attributes:
-        built: the answer of its build.
-        suspected_s: when an episode that asked it took too long; None when it has computed something since.
-    """
-
     handle: Any
-    built: Answer
-    suspected_s: float | None = None
+    built: Answer  # of `PolicyServer.build`
+    suspected_s: float | None = None  # when an episode that asked it took too long; None: it works
 
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker, its episode, and the policy process that it asks.
-
-    Attributes:
-        started: the answer of its process when that is ready to simulate.
-        key, since_s: its episode and when that began; None while it is idle.
-        overdue: whether it was killed because its episode took too long.
-    """
+    """A worker, its episode, and the policy process that it asks."""
 
     number: int
     handle: Any
-    started: Answer
+    started: Answer  # when its process is ready to simulate
     policy: PolicyProcess | None = None
-    key: EpisodeKey | None = None
-    since_s: float = 0.0
-    overdue: bool = False
+    key: EpisodeKey | None = None  # its episode; None while it is idle
+    since_s: float = 0.0  # when its episode began
+    overdue: bool = False  # killed because its episode took too long
 
     def begin(self, key: EpisodeKey, policy: PolicyProcess) -> None:
         self.key, self.policy, self.since_s, self.overdue = key, policy, time.monotonic(), False

@@ -41,11 +41,7 @@ class Prebuild:
 
 
 def start_ray(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> RayRunner:
-    """Start the runner for a configuration; errors are those of `launch`.
-
-    Args:
-        left: the episodes that `run` will be given.
-    """
+    """Start the runner for the episodes `left` of a configuration; errors are those of `launch`."""
     ids = {key.task_id for key in left}
     tasks = [task for task in tasks if task.task_id in ids] or tasks[:1]
     envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}

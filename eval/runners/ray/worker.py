@@ -51,11 +51,7 @@ class Result:
 
 
 class RemotePolicy:
-    """A policy for `eval.episodes.rollout.run_episode` that asks another process.
-
-    Attributes:
-        host: that process; another one where it died.
-    """
+    """A policy for `run_episode` that asks another process, `host`; PolicyLost where that died."""
 
     def __init__(self, host: Any, facts: PolicyFacts) -> None:
         self.host = host
@@ -67,11 +63,6 @@ class RemotePolicy:
         self.under_load = False
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
-        """Ask for each chunk.
-
-        Raises:
-            PolicyLost: the policy's process died.
-        """
         return self._ask([self.host.infer.remote(request, self.under_load) for request in requests])
 
     def report(self) -> tuple[str, Engagement]:
@@ -110,11 +101,7 @@ class Simulator:
 
 
 class EpisodeWorker:
-    """A process that runs episodes one at a time, with an environment of its own.
-
-    Args:
-        environ: variables that choose the GL backend.
-    """
+    """A process that runs episodes one at a time, in an environment of its own; `environ` chooses GL."""
 
     def __init__(self, environ: Mapping[str, str], setup: Setup) -> None:
         os.environ.update(environ)
@@ -137,8 +124,7 @@ class EpisodeWorker:
     def build(self, build_env: BuildEnv, look_at: EpisodeKey | None = None) -> Observation | None:
         """Build the environment of the first episode; if this raises, that episode tries again.
 
-        Returns:
-            what its cameras see at the start of `look_at`, where that is given.
+        Returns what its cameras see at the start of `look_at`, where that is given.
         """
         self.simulator()
         env, seen = build_env(), None
