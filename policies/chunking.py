@@ -1,4 +1,4 @@
-"""ActionQueue: a chunk in, `replan_steps` actions out, then the policy is asked again."""
+"""ActionQueue: a chunk in, `replan_steps` actions out, then the next chunk is due."""
 
 from collections import deque
 

@@ -33,7 +33,7 @@ def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey
             raise RunnerError(f'runner=ray needs Ray ({missing}): pip install -e ".[ray]"') from missing
         return start_ray(config, tasks, left)
     if config.policy.kind != "oracle":
-        choose_backends(config)  # what cannot run here says so before a simulator starts
+        choose_backends(config)  # refuses what cannot run here before a simulator starts
     simulator = prepare()
     policy = build_policy(config, lambda policy: example_requests(tasks, policy, config.seed))
     if not config.record_observations:

@@ -50,7 +50,7 @@ class Disturbance:
     """For `steps` control steps, something other than the oracle acts."""
 
     steps: int
-    push: NDArray[np.float64] | None  # constant (7,), NaN leaves the gripper to the oracle; None: a policy acts
+    push: NDArray[np.float64] | None  # constant (7,), gripper NaN: the oracle's; None: a policy acts
 
 
 @dataclass(frozen=True)

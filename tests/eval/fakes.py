@@ -39,7 +39,7 @@ def make_policy(look: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Ba
 
 
 def no_look() -> Observation:
-    """A look for policies that need none."""
+    """Observes nothing, for policies that need no first observation."""
     raise AssertionError("nobody asked for a look")
 
 
