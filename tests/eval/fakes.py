@@ -39,7 +39,7 @@ def make_policy(look: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Ba
 
 
 def no_look() -> Observation:
-    """Observes nothing, for policies that need no first observation."""
+    """A first observation for policies that must not need one."""
     raise AssertionError("nobody asked for a look")
 
 

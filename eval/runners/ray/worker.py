@@ -112,7 +112,7 @@ class EpisodeWorker:
         self._failure: Exception | None = None
         try:
             self._simulator = Simulator(socket.gethostname(), setup())
-        except Exception as error:  # noqa: BLE001  `simulator` raises it, as `PolicyServer.infer` does
+        except Exception as error:  # noqa: BLE001  `simulator` raises it
             self._failure = error
 
     def simulator(self) -> Simulator:
