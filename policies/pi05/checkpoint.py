@@ -126,7 +126,15 @@ def load_checkpoint(
             f"checkpoint.sha256 of {weights} must be {config.sha256}, got {weights_sha256}; "
             "these are other weights: correct checkpoint.path, or checkpoint.sha256 if they are meant"
         )
-    stages = load_stages(weights, LAYOUT_PREFIX[config.layout], dims, config.denoise_steps, device, dtype)
+    stages = load_stages(
+        weights,
+        LAYOUT_PREFIX[config.layout],
+        dims,
+        config.denoise_steps,
+        device,
+        dtype,
+        untied=config.layout == "lerobot",
+    )
     return Checkpoint(config, dims, stages, tokenizer, norm_stats, weights_sha256, str(folder), device, dtype)
 
 

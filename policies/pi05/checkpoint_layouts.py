@@ -93,20 +93,29 @@ def unused_shapes(dims: Pi05Dims) -> dict[str, tuple[int, ...]]:
 
 
 def load_stages(
-    path: Path, key_prefix: str, dims: Pi05Dims, denoise_steps: int, device: torch.device, dtype: torch.dtype
+    path: Path,
+    key_prefix: str,
+    dims: Pi05Dims,
+    denoise_steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    untied: bool = False,
 ) -> dict[str, nn.Module]:
     """Load the stages from a safetensors file to `device`, one tensor in flight at a time.
 
-    The layout puts `key_prefix` before every key. Raises ValueError for another kind of file; or it lists all
-    tensors that are missing, unexpected or of another shape.
+    The layout puts `key_prefix` before every key. Where `untied`, embed_tokens is the embedding wherever it is
+    stored: lerobot >= 0.5 trains it apart from lm_head and reads it alone; elsewhere the two must be equal.
+    Raises ValueError for another kind of file; or it lists all tensors that are missing, unexpected or of
+    another shape.
     """
     stages = meta_stages(dims, denoise_steps)
     wanted = named_tensors(stages)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            source = _match(shapes, key_prefix, wanted, dims, path)
-            if key_prefix + EMBEDDING_KEY in shapes and key_prefix + TIED_EMBEDDING_KEY in shapes:
+            source = _match(shapes, key_prefix, wanted, dims, path, untied)
+            if not untied and {key_prefix + EMBEDDING_KEY, key_prefix + TIED_EMBEDDING_KEY} <= shapes.keys():
                 head = file.get_tensor(key_prefix + EMBEDDING_KEY)
                 _check_tied(head, file.get_tensor(key_prefix + TIED_EMBEDDING_KEY), path)
             loaded: dict[str, dict[str, Tensor]] = {stage: {} for stage in stages}
@@ -143,12 +152,13 @@ def _match(
     wanted: Mapping[str, tuple[str, str, Tensor]],
     dims: Pi05Dims,
     path: Path,
+    untied: bool,
 ) -> dict[str, str]:
     """Map each wanted key to its key in the file."""
     allowed = {key: tuple(tensor.shape) for key, (_, _, tensor) in wanted.items()} | unused_shapes(dims)
     allowed[TIED_EMBEDDING_KEY] = allowed[EMBEDDING_KEY]
     source = {key: key_prefix + key for key in wanted}
-    if source[EMBEDDING_KEY] not in shapes and key_prefix + TIED_EMBEDDING_KEY in shapes:
+    if (untied or source[EMBEDDING_KEY] not in shapes) and key_prefix + TIED_EMBEDDING_KEY in shapes:
         source[EMBEDDING_KEY] = key_prefix + TIED_EMBEDDING_KEY
     missing = [key for key in source.values() if key not in shapes]
     unexpected, misshaped = [], []

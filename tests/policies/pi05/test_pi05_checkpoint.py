@@ -111,6 +111,17 @@ def test_embedding_may_be_stored_under_either_name_or_both(native: Folder, confi
         load_checkpoint(asked)
 
 
+def test_lerobot_reads_embed_tokens_where_lm_head_has_other_values(
+    lerobot: Folder, config: MakeConfig
+) -> None:
+    head, embedding = "model." + HEAD, "model." + LANGUAGE + "embed_tokens.weight"
+    lerobot.rewrite(lambda t: t.update({embedding: t[head] + 1}))
+    checkpoint = load_checkpoint(config(layout="lerobot", path=str(lerobot.path), norm_mode="mean_std"))
+    assert torch.equal(
+        checkpoint.stages["prefix"].state_dict()["embedding.weight"], lerobot.tensors()[embedding]
+    )
+
+
 def test_tensors_that_inference_never_reads_may_be_absent(native: Folder, config: MakeConfig) -> None:
     native.rewrite(lambda t: t.__delitem__("paligemma_with_expert.gemma_expert.lm_head.weight"))
     native.rewrite(lambda t: t.__delitem__(LANGUAGE + "layers.2.mlp.up_proj.weight"))
