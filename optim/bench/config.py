@@ -7,7 +7,7 @@ side; what differs between settings is everything but the policy.
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from eval.config import schema
 from eval.config.groups import CONF
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
-from eval.config.schema import Config, ConfigError
+from eval.config.schema import ConfigError
+from optim.commands import StagesRun
 
 SHORT = {
     "views": "bench.views",
@@ -60,17 +61,11 @@ class BenchConfig:
 
 
 @dataclass
-class BenchRun(Config):
+class BenchRun(StagesRun):
     """A run's configuration, of which protocol, runner and tracking do not matter here."""
 
+    wants: ClassVar[str] = "stages to time"
     bench: BenchConfig = field(default_factory=BenchConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.policy.kind != "pi05":
-            raise ConfigError(
-                f"policy must be one with stages to time, got {self.policy.name!r}; choose policy=baseline"
-            )
 
 
 @dataclass(frozen=True)
