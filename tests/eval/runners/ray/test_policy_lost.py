@@ -107,6 +107,7 @@ def test_a_late_answer_of_a_policy_that_died_does_not_end_the_new_one(
 
     builds = Builds(tmp_path, Dies, Says)
     monkeypatch.setattr(fake_run, "make_policy", builds)
+    monkeypatch.setattr(fake_run, "build_env", Steps)
     plan = replace(plan, make_env=Steps)
     recorded = run(tmp_path / "ray", plan, "ray", workers=2, retries=1, quiet_episodes=0)
     assert results(recorded) == expected
