@@ -17,7 +17,7 @@ from eval.app import CommandError, command
 from eval.config.errors import one_line
 from eval.config.groups import policy_label
 from eval.config.schema import Config, ConfigError
-from eval.config.tasks import check, choose_episodes, choose_tasks, refuse_ignored
+from eval.config.tasks import check, choose_episodes, choose_tasks, refuse_ignored, warn_of_suite
 from eval.episodes.plan import Plan
 from eval.episodes.resume import ResumedRun, reopen
 from eval.records import provenance
@@ -120,6 +120,8 @@ def run(cfg: DictConfig) -> None:
             raise CommandError(str(error)) from error
         label = policy_label(plan.policy, run_info["config"])
         print_info(announcement(plan, label, runner.about, start.folder))
+        if warning := warn_of_suite(config):
+            print_info(f"warning: {warning}")
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
         recorder = RunRecorder(
             plan, writer, tracker, run_info, runner.engagement, earlier.run if earlier else None
@@ -181,7 +183,7 @@ def describe(
         "simulator": dict(runner.simulator),
         "first_frame_sha256": None,
         "provenance": origin,
-        "notes": [],
+        "notes": [warning] if (warning := warn_of_suite(config)) else [],
         "resumed": [],
     }
 

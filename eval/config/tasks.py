@@ -55,6 +55,17 @@ def refuse_ignored(config: Config, overrides: list[str]) -> None:
         raise ConfigError(f"runner={config.runner.name} does not read {', '.join(of_ray)}; add runner=ray")
 
 
+def warn_of_suite(config: Config) -> str | None:
+    """Say that the checkpoint was trained for other suites, where that is known; None where nothing is."""
+    suites = config.checkpoint.suites
+    if config.policy.kind == "oracle" or suites is None or config.suite.name in suites:
+        return None
+    return (
+        f"checkpoint={config.checkpoint.name} was trained for {', '.join(suites)}, "
+        f"not for {config.suite.name}; a low success there is no fault of the policy's backends"
+    )
+
+
 def choose_episodes(config: Config, tasks: Sequence[Task]) -> Episodes:
     """Plan the episodes that protocol and shard choose; ConfigError where the shard has none."""
     episodes = Episodes(

@@ -20,7 +20,7 @@ from policies.files import ROOT
 from policies.text import shorten
 
 # May differ between the processes of a run: episodes do not depend on them.
-FREE = ("runner", "tracking", "video", "resume", "record_observations")
+FREE = ("runner", "tracking", "video", "resume", "record_observations", "checkpoint.suites")
 # May differ between runs that are joined.
 WHICH_EPISODES = (
     "shard",

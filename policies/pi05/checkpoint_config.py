@@ -26,6 +26,7 @@ class CheckpointConfig:
             discretises; null if and only if there is no state in it.
         horizon: actions per chunk; must agree with the checkpoint's config.json.
         sha256: expected of model.safetensors; null accepts any.
+        suites: LIBERO's suites that the weights were trained for; null where nobody says.
 
     Raises:
         ValueError: a value out of range, or two that contradict each other.
@@ -45,6 +46,7 @@ class CheckpointConfig:
     replan_steps: int  # actions executed before the next inference
     denoise_steps: int  # Euler steps
     sha256: str | None = None
+    suites: list[str] | None = None
     seed: int = 0  # of random weights
 
     def __post_init__(self) -> None:

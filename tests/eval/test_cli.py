@@ -137,6 +137,19 @@ def test_a_sweep_has_a_folder_for_each_job(tmp_path: Path, home: Path) -> None:
     assert all(run.run["finished"] for run in runs)
 
 
+@pytest.mark.sim
+def test_a_run_on_a_suite_that_the_checkpoint_does_not_know_carries_a_warning(
+    tmp_path: Path, home: Path
+) -> None:
+    arguments = ["suite=libero_goal", "protocol=smoke", "suite.max_steps=1", "tracking=none"]
+    done = evaluate(*arguments, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    warning = "checkpoint=reference was trained for libero_spatial, not for libero_goal"
+    assert f"warning: {warning}" in done.stderr
+    assert [note.partition(";")[0] for note in read_run(tmp_path / "run").run["notes"]] == [warning]
+    assert f"warning: {warning}" in " ".join(done.stdout.split())
+
+
 def test_a_refused_run_leaves_nothing_behind(command_line: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         command_line("suite.max_steps=0", f"hydra.run.dir={tmp_path}/refused")
