@@ -104,7 +104,7 @@ def load_stages(
 ) -> dict[str, nn.Module]:
     """Load the stages from a safetensors file to `device`, one tensor in flight at a time.
 
-    The layout puts `key_prefix` before every key. Where `untied`, embed_tokens is the embedding wherever it is
+    The layout puts `key_prefix` before every key. Where `untied`, embed_tokens is the embedding if it is
     stored: lerobot >= 0.5 trains it apart from lm_head and reads it alone; elsewhere the two must be equal.
     Raises ValueError for another kind of file; or it lists all tensors that are missing, unexpected or of
     another shape.
