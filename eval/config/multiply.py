@@ -1,9 +1,10 @@
-"""Command lines whose lists of values multiply: `policy=a,b denoise.steps=10,3` is four combinations."""
+"""Overrides: parse them, quote texts, and multiply lists: `policy=a,b denoise.steps=10,3` is four runs."""
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from eval.config.schema import ConfigError
 
@@ -31,6 +32,16 @@ def choices(override: Override) -> list[str]:
             f"{key_of(override)} must be one value or a list of values, got {override.input_line!r}"
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def quoted(key: str, value: str) -> str:
+    """Write an override that sets a key to a text.
+
+    Unquoted, Hydra reads `a,b` as two values and `2026_11` as a number. `${` is escaped, with the backslashes
+    before it, or Hydra would look up what follows.
+    """
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def refuse_hydra(override: Override, command: str, instead: str) -> None:

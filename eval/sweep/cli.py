@@ -29,13 +29,13 @@ from eval.analysis.comparison import MARGIN
 from eval.analysis.overview import overview
 from eval.analysis.sources import margin_points, read_sources
 from eval.app import FULL_ERROR
+from eval.jobs.check import Jobs, Reason, find_reasons, refusal
+from eval.jobs.run import RunJob, has_finished, run_jobs, run_process
 from eval.records.schema import to_json
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records, write_job_records
 from eval.render.console import print_error, print_info, report_console
 from eval.render.overview import markdown, render
-from eval.sweep.check import Jobs, Reason, find_reasons, refusal
 from eval.sweep.jobs import Job, experiments, read_jobs
-from eval.sweep.run import RunJob, has_finished, run_jobs, run_process
 from policies.files import write_atomic
 from policies.text import pluralize
 

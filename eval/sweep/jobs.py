@@ -5,7 +5,6 @@ own in `hydra.sweeper.params`; the command line replaces those of the same key.
 """
 
 import itertools
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from eval.config import schema
@@ -73,16 +72,6 @@ def experiments() -> list[str]:
         for name in options("experiment")
         if OmegaConf.select(OmegaConf.load(Path(CONF, "experiment", f"{name}.yaml")), "hydra.sweeper.params")
     ]
-
-
-def quoted(key: str, value: str) -> str:
-    """Write an override that sets a key to a text.
-
-    Unquoted, Hydra reads `a,b` as two values and `2026_11` as a number. `${` is escaped, with the backslashes
-    before it, or Hydra would look up what follows.
-    """
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def _params(fixed: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from eval.jobs.check import Reason
 from eval.records.sweep import SWEEP_FILE
-from eval.sweep.check import Reason
 from eval.sweep.cli import RunJob, main
 from tests.eval.written_runs import write_run
 

@@ -1,4 +1,4 @@
-"""Find the jobs of a sweep that this machine cannot run, before anything is loaded.
+"""Find the jobs that this machine cannot run, before anything is loaded.
 
 Non-obvious behaviors:
     Another process asks: one that has asked CUDA may keep a context on the GPU that the jobs are timed on.

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep, one after another, each in a fresh process."""
+"""Run jobs, one after another, each `python -m eval` in a fresh process."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from eval.config.multiply import quoted
 from eval.records.folders import EPISODES_FILE, RUN_FILE
 from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info
-from eval.sweep.jobs import quoted
 from policies.files import IS_CHECKOUT, ROOT
 
 LOG_FILE = "job.log"  # beside the records: what the job printed
