@@ -20,8 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.config import groups as choices
-from eval.config import schema
+from eval.config import groups, schema
 from eval.records.writer import RecordingError
 from eval.render.console import print_error, print_info
 from eval.runners.recorder import RunFailed
@@ -36,7 +35,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(os.EX_USAGE, f"{self.prog}: error: {message}\n")
 
 
-CONF = str(choices.CONF)  # absolute: Hydra would look for a relative path beside the caller's file
+CONF = str(groups.CONF)  # absolute: Hydra would look for a relative path beside the caller's file
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 

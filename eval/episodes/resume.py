@@ -9,7 +9,7 @@ from typing import Any, Self
 from eval.episodes.plan import Plan
 from eval.records.reader import Run, read_run
 from eval.records.repair import repair
-from eval.records.resume import Changed, _done, origin_changes, refuse_changed
+from eval.records.resume import Changed, finished_episodes, origin_changes, refuse_changed
 from eval.records.writer import RunWriter
 from policies.base import EpisodeKey
 
@@ -33,7 +33,7 @@ class ResumedRun:
     @property
     def done(self) -> frozenset[EpisodeKey]:
         """Episodes that need no other attempt."""
-        return _done(self.run)
+        return finished_episodes(self.run)
 
     def rest_of(self, plan: Plan, policy: Mapping[str, Any], simulator: Mapping[str, Any]) -> Plan:
         """Take what has finished out of a plan; errors are tried again.

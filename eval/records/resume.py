@@ -76,10 +76,10 @@ def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
     except ValueError:
         return None  # damaged since: `reopen` repairs it or says what is wrong
     planned = {key for part in run["episodes"] for key in Episodes.from_dict(part).keys()}  # noqa: SIM118  no mapping
-    return records if planned <= _done(records) else None
+    return records if planned <= finished_episodes(records) else None
 
 
-def _done(run: Run) -> frozenset[EpisodeKey]:
+def finished_episodes(run: Run) -> frozenset[EpisodeKey]:
     """Episodes that need no other attempt."""
     return frozenset(episode.key for episode in run.episodes if episode.success is not None)
 

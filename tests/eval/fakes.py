@@ -34,11 +34,11 @@ def use_fakes() -> dict[str, Any]:
     return SIMULATOR
 
 
-def make_policy(look: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Batching]:
+def make_policy(observe_first: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Batching]:
     return ArithmeticPolicy(), Batching()
 
 
-def no_look() -> Observation:
+def no_observation() -> Observation:
     """A first observation for policies that must not need one."""
     raise AssertionError("nobody asked for a look")
 

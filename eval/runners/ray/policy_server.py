@@ -77,12 +77,12 @@ class PolicyServer:
         self._failure: Exception | None = None
         self._computing_since_s: float | None = None
 
-    async def build(self, make_policy: MakePolicy, look: Callable[[], Observation]) -> PolicyFacts:
+    async def build(self, make_policy: MakePolicy, observe_first: Callable[[], Observation]) -> PolicyFacts:
         """Build the policy and describe it; raise what building it raised."""
         loop = asyncio.get_running_loop()
         try:
             self._policy, self._batching = await loop.run_in_executor(
-                self._thread, _make, make_policy, look, self._threads
+                self._thread, _make, make_policy, observe_first, self._threads
             )
         except Exception as error:
             self._failure = error
@@ -168,11 +168,13 @@ class PolicyServer:
         return chunks, (time.perf_counter() - start) * 1e3
 
 
-def _make(make_policy: MakePolicy, look: Callable[[], Observation], threads: int) -> tuple[Policy, Batching]:
+def _make(
+    make_policy: MakePolicy, observe_first: Callable[[], Observation], threads: int
+) -> tuple[Policy, Batching]:
     import torch
 
     torch.set_num_threads(threads)
-    return make_policy(look)
+    return make_policy(observe_first)
 
 
 def is_device_lost(error: Exception) -> bool:

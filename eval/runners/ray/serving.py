@@ -13,7 +13,7 @@ from policies.pi05.policy import Pi05Policy
 
 
 def build_served_policy(
-    config: Config, task_ids: Sequence[int], look: Callable[[], Observation]
+    config: Config, task_ids: Sequence[int], observe_first: Callable[[], Observation]
 ) -> tuple[Policy, Batching]:
     """Build the policy and decide how its requests may be batched.
 
@@ -22,7 +22,7 @@ def build_served_policy(
     at a time.
 
     Args:
-        look: observes the start of `eval.episodes.capture.first_episode`; called where a backend needs it.
+        observe_first: observes the start of `eval.episodes.capture.first_episode`; called where a backend needs it.
 
     Raises:
         ConfigError, ValueError, OSError: see `eval.episodes.policy.build_policy`.
@@ -33,7 +33,7 @@ def build_served_policy(
 
     def capture(policy: Pi05Policy) -> Sequence[Request]:
         tasks = load_tasks(config.suite.name)
-        return requests_of_every_length(look(), [tasks[i] for i in task_ids], policy, config.seed)
+        return requests_of_every_length(observe_first(), [tasks[i] for i in task_ids], policy, config.seed)
 
     policy = build_policy(config, capture, batch_sizes=sizes)
     if not isinstance(policy, Pi05Policy):

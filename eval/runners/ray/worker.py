@@ -121,15 +121,15 @@ class EpisodeWorker:
             raise self._failure
         return self._simulator
 
-    def build(self, build_env: BuildEnv, look_at: EpisodeKey | None = None) -> Observation | None:
+    def build(self, build_env: BuildEnv, observe_at: EpisodeKey | None = None) -> Observation | None:
         """Build the environment of the first episode; if this raises, that episode tries again.
 
-        Returns what its cameras see at the start of `look_at`, where that is given.
+        Returns what its cameras see at the start of `observe_at`, where that is given.
         """
         self.simulator()
         env, seen = build_env(), None
-        if look_at is not None:
-            env.reset(look_at)
+        if observe_at is not None:
+            env.reset(observe_at)
             seen = env.observe(tuple(CAMERAS), privileged=False)
         self._first_env = env
         return seen

@@ -39,7 +39,7 @@ class Builds:
     first: Callable[[], ArithmeticPolicy]
     later: Callable[[], ArithmeticPolicy] = ArithmeticPolicy
 
-    def __call__(self, look: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+    def __call__(self, observe_first: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
         make = self.later if self.count else self.first
         (self.folder / f"policy-{os.getpid()}").touch()
         return make(), Batching()

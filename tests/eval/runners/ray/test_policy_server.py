@@ -15,7 +15,7 @@ from eval.runners.ray.policy_server import PolicyServer, is_device_lost
 from policies.base import ActionChunk, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import run
-from tests.eval.fakes import ArithmeticPolicy, no_look
+from tests.eval.fakes import ArithmeticPolicy, no_observation
 from tests.eval.runners.ray.faulty import (
     request,
 )
@@ -49,7 +49,7 @@ def serve(
             threads=torch.get_num_threads(),
         )
         answers = [host.infer(request, True) for request in requests]  # which wait until it is built
-        await host.build(lambda _: (policy, batching or Batching()), no_look)
+        await host.build(lambda _: (policy, batching or Batching()), no_observation)
         return await asyncio.gather(*answers, return_exceptions=True)
 
     return asyncio.run(ask())
@@ -102,13 +102,13 @@ def test_running_out_of_memory_is_not_a_lost_gpu() -> None:
 
 
 def test_a_policy_that_could_not_be_built_again_cuts_episodes_off() -> None:
-    def broken(look: Any) -> Any:
+    def broken(observe_first: Any) -> Any:
         raise OSError("no such device")
 
     async def ask() -> None:
         host = PolicyServer(max_batch=1, max_wait_ms=0, warmup_inferences=0, threads=1)
         with pytest.raises(OSError, match="no such device"):
-            await host.build(broken, no_look)
+            await host.build(broken, no_observation)
         with pytest.raises(PolicyLost, match="could not be built again: no such device"):
             await host.infer(request(0), False)
 

@@ -26,7 +26,7 @@ from eval.sim.tasks import Task
 from optim.base import Backend, CountedStage, StageContext, StageMismatch
 from optim.core.engines import serve
 from policies.base import EpisodeKey, Observation, Policy, Request
-from tests.eval.fakes import no_look
+from tests.eval.fakes import no_observation
 
 SHORT, LONG = "pick up the black bowl", "pick up the black bowl next to the ramekin and place it on the plate"
 SERVED = ("runner=ray", "policy.device=cpu", "policy.precision=float32")
@@ -61,7 +61,7 @@ def requests_of(cameras: Sequence[str], instructions: Sequence[str]) -> list[Req
 @pytest.mark.parametrize(("form", "batches"), [("lean", [[0, 2, 4], [1, 3]]), ("full", [[0, 1, 2, 3, 4]])])
 def test_batched_actions_are_those_of_requests_served_alone(form: str, batches: list[list[int]]) -> None:
     arguments = [*SERVED, "runner.max_batch=8", f"policy.form={form}"]
-    policy, batching = build_served_policy(check(compose("config", arguments)), [0], no_look)
+    policy, batching = build_served_policy(check(compose("config", arguments)), [0], no_observation)
     requests = requests_of(policy.cameras, [LONG, SHORT, LONG, SHORT, LONG])
     assert batching.sizes is None  # eager stages take any number
     assert batching.one_at_a_time is None
@@ -141,7 +141,7 @@ def answers(policy: Policy, batching: Batching, requests: Sequence[Request]) -> 
             warmup_inferences=0,
             threads=torch.get_num_threads(),
         )
-        facts = await host.build(lambda _: (policy, batching), no_look)
+        facts = await host.build(lambda _: (policy, batching), no_observation)
         assert (facts.batch_sizes, facts.one_at_a_time) == (batching.sizes, batching.one_at_a_time)
         return await asyncio.gather(*(host.infer(request, True) for request in requests))
 

@@ -33,7 +33,7 @@ from tests.eval.runners.ray.faulty import kill_this_process, raise_at_once, wait
 
 
 def test_a_policy_that_cannot_be_built_says_why() -> None:
-    def broken(look: Any) -> Any:
+    def broken(observe_first: Any) -> Any:
         raise ValueError("checkpoint.path: no folder")
 
     with pytest.raises(ValueError, match=r"^checkpoint\.path: no folder$"):
@@ -75,9 +75,9 @@ def test_a_worker_builds_its_first_environment_while_the_policy_is_built_and_rol
         (tmp_path / "built").touch()
         return ArithmeticEnv(task)
 
-    def make_policy_late(look: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+    def make_policy_late(observe_first: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
         wait_for(tmp_path / "built")
-        return make_policy(look)
+        return make_policy(observe_first)
 
     monkeypatch.setattr(fake_run, "build_env", build_env)
     monkeypatch.setattr(fake_run, "make_policy", make_policy_late)
@@ -86,9 +86,11 @@ def test_a_worker_builds_its_first_environment_while_the_policy_is_built_and_rol
 
 
 def test_policies_see_the_start_of_the_first_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_policy_of_a_look(look: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
-        (tmp_path / f"{os.getpid()}").write_text(json.dumps([look().state[0], sorted(look().images)]))
-        return make_policy(look)
+    def make_policy_of_a_look(observe_first: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+        (tmp_path / f"{os.getpid()}").write_text(
+            json.dumps([observe_first().state[0], sorted(observe_first().images)])
+        )
+        return make_policy(observe_first)
 
     env = ArithmeticEnv(tasks(3)[2])
     env.reset(EpisodeKey("libero_spatial", 2, 0, 7))
@@ -109,7 +111,7 @@ def test_a_look_that_fails_says_why_no_policy_was_built(
     monkeypatch: pytest.MonkeyPatch, breaks: Callable[..., Any], error: type[Exception], message: str
 ) -> None:
     monkeypatch.setattr(fake_run, "build_env", breaks)
-    monkeypatch.setattr(fake_run, "make_policy", lambda look: look())
+    monkeypatch.setattr(fake_run, "make_policy", lambda observe_first: observe_first())
     with pytest.raises(error, match=message):
         start("ray", order=tasks(1), workers=1)
 
@@ -226,7 +228,7 @@ def test_a_worker_that_hangs_before_its_first_episode_is_replaced_and_costs_none
 
 def test_a_policy_does_not_wait_for_ever_for_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_run, "build_env", sleep_once(tmp_path))
-    monkeypatch.setattr(fake_run, "make_policy", lambda look: look())
+    monkeypatch.setattr(fake_run, "make_policy", lambda observe_first: observe_first())
     over = r"^runner\.episode_timeout_s=2 is over, and the first worker's environment is not built; raise it"
     with pytest.raises(RunnerError, match=over):
         start("ray", order=tasks(1), workers=1, episode_timeout_s=2.0)
