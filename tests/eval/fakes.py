@@ -40,7 +40,7 @@ def make_policy(observe_first: Callable[[], Observation]) -> tuple["ArithmeticPo
 
 def no_observation() -> Observation:
     """A first observation for policies that must not need one."""
-    raise AssertionError("nobody asked for a look")
+    raise AssertionError("nobody asked for an observation")
 
 
 def happens(fault: str, key: EpisodeKey) -> bool:

@@ -22,7 +22,7 @@ def build_served_policy(
     at a time.
 
     Args:
-        observe_first: observes the start of `eval.episodes.capture.first_episode`; called where a backend needs it.
+        observe_first: observes the start of `first_episode`; called where a backend needs it.
 
     Raises:
         ConfigError, ValueError, OSError: see `eval.episodes.policy.build_policy`.
