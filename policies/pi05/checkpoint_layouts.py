@@ -15,23 +15,23 @@ from policies.pi05.prefix import Prefix
 from policies.pi05.vision import Vision
 from policies.text import shorten
 
-_PALIGEMMA = "paligemma_with_expert.paligemma."
-_TOWER = f"{_PALIGEMMA}model.vision_tower.vision_model."
-_LANGUAGE = f"{_PALIGEMMA}model.language_model."
-_EXPERT = "paligemma_with_expert.gemma_expert."
-EMBEDDING_KEY = f"{_PALIGEMMA}lm_head.weight"
-TIED_EMBEDDING_KEY = f"{_LANGUAGE}embed_tokens.weight"  # the same tensor; either may be stored, or both
+PALIGEMMA = "paligemma_with_expert.paligemma."
+TOWER = f"{PALIGEMMA}model.vision_tower.vision_model."
+LANGUAGE = f"{PALIGEMMA}model.language_model."
+EXPERT = "paligemma_with_expert.gemma_expert."
+EMBEDDING_KEY = f"{PALIGEMMA}lm_head.weight"
+TIED_EMBEDDING_KEY = f"{LANGUAGE}embed_tokens.weight"  # the same tensor; either may be stored, or both
 
 # per stage: head of a parameter's name in the module -> head of its key in openpi's model.safetensors
 _HEADS: dict[str, dict[str, str]] = {
     "vision": {
-        "embeddings.": f"{_TOWER}embeddings.",
-        "layers.": f"{_TOWER}encoder.layers.",
-        "post_layernorm.": f"{_TOWER}post_layernorm.",
-        "projector.": f"{_PALIGEMMA}model.multi_modal_projector.linear.",
+        "embeddings.": f"{TOWER}embeddings.",
+        "layers.": f"{TOWER}encoder.layers.",
+        "post_layernorm.": f"{TOWER}post_layernorm.",
+        "projector.": f"{PALIGEMMA}model.multi_modal_projector.linear.",
     },
-    "prefix": {"embedding.weight": EMBEDDING_KEY, "layers.": f"{_LANGUAGE}layers."},
-    "denoise": {"layers.": f"{_EXPERT}model.layers.", "norm.": f"{_EXPERT}model.norm."},
+    "prefix": {"embedding.weight": EMBEDDING_KEY, "layers.": f"{LANGUAGE}layers."},
+    "denoise": {"layers.": f"{EXPERT}model.layers.", "norm.": f"{EXPERT}model.norm."},
 }
 
 
@@ -78,17 +78,17 @@ def unused_shapes(dims: Pi05Dims) -> dict[str, tuple[int, ...]]:
 
     They are the expert's language head, and all that follows keys and values in the last prefix layer.
     """
-    last, prefix = f"{_LANGUAGE}layers.{dims.prefix.depth - 1}.", dims.prefix
+    last, prefix = f"{LANGUAGE}layers.{dims.prefix.depth - 1}.", dims.prefix
     attention = prefix.num_heads * prefix.head_dim
     return {
-        f"{_EXPERT}lm_head.weight": (dims.vocab_size, dims.expert.width),
+        f"{EXPERT}lm_head.weight": (dims.vocab_size, dims.expert.width),
         f"{last}self_attn.q_proj.weight": (attention, prefix.width),
         f"{last}self_attn.o_proj.weight": (prefix.width, attention),
         f"{last}mlp.gate_proj.weight": (prefix.mlp_dim, prefix.width),
         f"{last}mlp.up_proj.weight": (prefix.mlp_dim, prefix.width),
         f"{last}mlp.down_proj.weight": (prefix.width, prefix.mlp_dim),
         f"{last}post_attention_layernorm.weight": (prefix.width,),
-        f"{_LANGUAGE}norm.weight": (prefix.width,),
+        f"{LANGUAGE}norm.weight": (prefix.width,),
     }
 
 
@@ -170,7 +170,7 @@ def _match(
             misshaped.append(f"{key}: expected {list(allowed[bare])}, got {list(shape)}")
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if any(problems.values()):
-        lists = "".join(_listing(title, names) for title, names in problems.items() if names)
+        lists = "".join(listing(title, names) for title, names in problems.items() if names)
         raise ValueError(
             f"{path} does not hold this network:{lists}\n"
             "check the layout (`checkpoint.layout`), and that config.json belongs to these weights; "
@@ -179,7 +179,8 @@ def _match(
     return source
 
 
-def _listing(title: str, names: Iterable[str]) -> str:
+def listing(title: str, names: Iterable[str]) -> str:
+    """Word one list of an error: a count and a title, then a line for each name."""
     names = sorted(names)
     indent = "\n    "
     return f"\n  {len(names)} {title}:{indent}{shorten(names, indent)}"
