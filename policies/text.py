@@ -15,3 +15,10 @@ def shorten(names: Iterable[object], separator: str = ", ") -> str:
     every = [str(name) for name in names]
     rest = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
     return separator.join(every[:SHOWN]) + rest
+
+
+def listing(title: str, names: Iterable[str]) -> str:
+    """Word one list of an error: a count and a title, then a line for each of the first names in order."""
+    names = sorted(names)
+    indent = "\n    "
+    return f"\n  {len(names)} {title}:{indent}{shorten(names, indent)}"

@@ -11,10 +11,23 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 
 from policies.pi05.checkpoint_config import PICKLES
 from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
+from policies.pi05.other_folders import ADAPTER_FILES, refuse_adapter, way_out, way_out_without_config
+from policies.pi05.weight_files import INDEX, WEIGHTS, weight_paths
 from policies.text import shorten
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["config.json", "model.safetensors", "policy_preprocessor*", "tokenizer.model"]
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # SentencePiece's, Hugging Face's
+HUB_FILES = [  # all that is read here, or tells what the folder is; "*" goes into folders too
+    "config.json",
+    WEIGHTS,
+    INDEX,
+    "model-*.safetensors",
+    *ADAPTER_FILES,
+    "policy_preprocessor*",
+    "policy_postprocessor*",
+    "tokenizer*",
+]
 HUB_TIMEOUT_S = 10.0  # for metadata; the download itself takes what it takes
 
 
@@ -37,20 +50,25 @@ def find_folder(path: str, layout: str, revision: str | None) -> Path:
 
 
 def find_weights(folder: Path) -> Path:
-    """Find model.safetensors; ValueError where the folder has only pickles, else FileNotFoundError."""
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        return weights
+    """Find model.safetensors, or the index of its shards.
+
+    Raises ValueError for a folder with both, with only pickles, or with an adapter; else FileNotFoundError,
+    which says whose folder it is and what to do.
+    """
+    refuse_adapter(folder)
+    weights, index = folder / WEIGHTS, folder / INDEX
+    if weights.is_file() and index.is_file():
+        raise ValueError(f"{folder} has {WEIGHTS} and {INDEX}, of two saves; remove the one that is stale")
+    for path in (weights, index):
+        if path.is_file():
+            return path
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise ValueError(
             f"{folder} has no model.safetensors, only pickles: {shorten(pickles)}; "
             "unpickling runs code from the file, so convert them to safetensors where you trust them"
         )
-    hint = "save it as one model.safetensors"
-    if (folder / "params").is_dir():
-        hint = "it looks like a JAX checkpoint: run openpi's examples/convert_jax_model_to_pytorch.py first"
     held = shorten(sorted(path.name for path in folder.iterdir())) or "nothing in it"
-    raise FileNotFoundError(f"no {weights}; the folder has {held}; {hint}")
+    raise FileNotFoundError(f"no {weights}; the folder has {held}; {way_out(folder)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -58,7 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no {path}, which holds the network's sizes; copy it from where the weights came from"
+            f"no {path}, which holds the network's sizes; {way_out_without_config(folder)}"
         )
     try:
         config = json.loads(path.read_text())
@@ -97,15 +115,32 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
 
 
 def find_tokenizer(folder: Path, explicit: str | None) -> Path:
-    """Find the SentencePiece model, `explicit` or tokenizer.model in the folder; else FileNotFoundError."""
-    path = folder / "tokenizer.model" if explicit is None else Path(explicit).expanduser()
-    if path.is_file():
-        return path
-    raise FileNotFoundError(
-        f"no tokenizer: looked at {path.resolve()}; put PaliGemma's SentencePiece model there or set "
-        "checkpoint.tokenizer to it (tokenizer.model of google/paligemma-3b-pt-224, or openpi's "
-        "~/.cache/openpi/big_vision/paligemma_tokenizer.model)"
-    )
+    """Find the tokenizer: `explicit`, else the one in the folder; SentencePiece's of two beside each other.
+
+    Raises FileNotFoundError if there is none, ValueError if two folders have one.
+    """
+    if explicit is not None:
+        path = Path(explicit).expanduser()
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise ValueError(
+                f"checkpoint.tokenizer must be a file, got the folder {explicit!r}; "
+                f"name one of {', '.join(TOKENIZERS)} in it"
+            )
+        raise FileNotFoundError(f"no tokenizer: looked at {path.resolve()}; {_NO_TOKENIZER}")
+    places = [folder, folder / "tokenizer"]  # the second is newer lerobot's
+    held = [[path for name in TOKENIZERS if (path := place / name).is_file()] for place in places]
+    first = [paths[0] for paths in held if paths]
+    if len(first) > 1:
+        raise ValueError(
+            f"{folder} has two tokenizers: {shorten(first)}; set checkpoint.tokenizer to the one that the "
+            "weights were trained with"
+        )
+    if not first:
+        names = (str((place / name).relative_to(folder)) for place in places for name in TOKENIZERS)
+        raise FileNotFoundError(f"no tokenizer: looked in {folder} for {shorten(names)}; {_NO_TOKENIZER}")
+    return first[0]
 
 
 def _hub_folder(hub_id: str, revision: str | None) -> Path:
@@ -113,7 +148,7 @@ def _hub_folder(hub_id: str, revision: str | None) -> Path:
         folder = Path(
             snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
         )
-        if (folder / "model.safetensors").is_file():
+        if _is_whole(folder):
             return folder
     except LocalEntryNotFoundError:
         pass  # not in the cache: download it
@@ -129,6 +164,23 @@ def _hub_folder(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache has what every checkpoint of lerobot has; some are downloaded in part."""
+    if not all((folder / name).is_file() for name in ("config.json", *PROCESSORS)):
+        return False
+    if (folder / INDEX).is_file():
+        try:
+            weight_paths(folder / INDEX)
+        except FileNotFoundError:
+            return False
+        return True
+    return (folder / WEIGHTS).is_file()
+
+
+_NO_TOKENIZER = (
+    "put PaliGemma's there or set checkpoint.tokenizer to it (tokenizer.model or tokenizer.json of "
+    "google/paligemma-3b-pt-224, or openpi's ~/.cache/openpi/big_vision/paligemma_tokenizer.model)"
+)
 _STATS: dict[str, tuple[str, Callable[[Path], NormStats]]] = {
     "native": ("norm_stats.json", read_json_stats),
     "openpi": ("assets/**/norm_stats.json", read_json_stats),

@@ -24,9 +24,9 @@ from eval.records.schema import EpisodeRecord
 from eval.records.writer import RunWriter
 from eval.runners.local import LocalRunner
 from policies.files import ROOT
-from policies.pi05.checkpoint import file_sha256
 from policies.pi05.dims import STAGES
 from policies.pi05.norm_stats import unit_stats, write_json_stats
+from policies.pi05.weight_files import file_sha256
 from tests.eval.fake_run import results
 from tests.eval.wandb_file import history
 

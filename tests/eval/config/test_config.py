@@ -16,8 +16,8 @@ from eval.app import CONF
 from eval.config.schema import Config, ConfigError, register
 from eval.config.tasks import check
 from eval.sim.tasks import SUITES
-from policies.pi05.checkpoint import file_sha256
 from policies.pi05.dims import STAGES
+from policies.pi05.weight_files import file_sha256
 
 
 def options(conf: Path) -> list[tuple[str, str]]:
