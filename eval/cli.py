@@ -17,7 +17,14 @@ from eval.app import CommandError, command
 from eval.config.errors import one_line
 from eval.config.groups import policy_label
 from eval.config.schema import Config, ConfigError
-from eval.config.tasks import check, choose_episodes, choose_tasks, refuse_ignored, warn_of_suite
+from eval.config.tasks import (
+    check,
+    check_folder,
+    choose_episodes,
+    choose_tasks,
+    refuse_ignored,
+    warn_of_suite,
+)
 from eval.episodes.plan import Plan
 from eval.episodes.resume import ResumedRun, reopen
 from eval.records import provenance
@@ -28,6 +35,7 @@ from eval.records.resume import nothing_left, recorded, refuse_changed, refuse_j
 from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
 from eval.render.console import print_error, print_info, report_console
+from eval.render.settings import spell_settings
 from eval.render.summary import render
 from eval.runners.base import Runner, RunnerError
 from eval.runners.recorder import RunFailed, RunRecorder
@@ -101,6 +109,7 @@ def run(cfg: DictConfig) -> None:
                 return
             config = check(start.cfg)
             refuse_ignored(config, start.overrides)
+            check_folder(config)
             if start.before is None:
                 refuse_used(start.folder)
             # The network's modules take seconds to import; what is refused above needs none of them.
@@ -120,6 +129,8 @@ def run(cfg: DictConfig) -> None:
             raise CommandError(str(error)) from error
         label = policy_label(plan.policy, run_info["config"])
         print_info(announcement(plan, label, runner.about, start.folder))
+        if settings := runner.about.get("settings"):
+            print_info(f"checkpoint settings: {spell_settings(settings)}")
         if warning := warn_of_suite(config):
             print_info(f"warning: {warning}")
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))

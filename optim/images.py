@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optim.base import StageMismatch
 from optim.cuda_graph import Captured, capture
-from policies.pi05.preprocess import Frames, load_images, prepare_images
+from policies.pi05.preprocess import Frames, PrepareImages, load_images
 
 
 class GraphedImages:
@@ -22,6 +22,7 @@ class GraphedImages:
         examples: frames of every shape that will come.
         size: of the network's images.
         device: the GPU.
+        prepare: the checkpoint's own resize and scaling.
 
     Raises:
         RuntimeError: the graph gives other images than the eager path.
@@ -31,12 +32,14 @@ class GraphedImages:
         inference has ended: the next call overwrites both.
     """
 
-    def __init__(self, examples: Iterable[Frames], size: int, device: torch.device) -> None:
+    def __init__(
+        self, examples: Iterable[Frames], size: int, device: torch.device, prepare: PrepareImages
+    ) -> None:
         self._buffers: dict[tuple[int, ...], tuple[NDArray[np.uint8], Captured]] = {}
         for frames in examples:
             if _shape(frames) not in self._buffers:
-                self._buffers[_shape(frames)] = _capture(_shape(frames), size, device)
-            if not torch.equal(self(frames, size, device), load_images(frames, size, device)):
+                self._buffers[_shape(frames)] = _capture(_shape(frames), size, device, prepare)
+            if not torch.equal(self(frames, size, device), load_images(frames, size, device, prepare)):
                 raise RuntimeError(
                     "policy.images=cuda_graph gives other images than eager; use policy.images=eager"
                 )
@@ -64,10 +67,12 @@ def _shape(frames: Frames) -> tuple[int, ...]:
     return len(frames), len(frames[0]), *frames[0][0].shape
 
 
-def _capture(shape: tuple[int, ...], size: int, device: torch.device) -> tuple[NDArray[np.uint8], Captured]:
+def _capture(
+    shape: tuple[int, ...], size: int, device: torch.device, prepare: PrepareImages
+) -> tuple[NDArray[np.uint8], Captured]:
     host = torch.zeros(shape, dtype=torch.uint8).pin_memory()
 
     def load() -> Tensor:
-        return prepare_images(host.to(device, non_blocking=True), size)
+        return prepare(host.to(device, non_blocking=True), size)
 
     return host.numpy(), capture(load, ())

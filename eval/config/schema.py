@@ -115,7 +115,7 @@ class OptimConfig:
 class DenoiseConfig:
     """conf/denoise: the sampler."""
 
-    steps: int = MISSING
+    steps: int | None = MISSING  # None takes what the checkpoint's folder says
 
     def __post_init__(self) -> None:
         _at_least("denoise.steps", self.steps, 1)

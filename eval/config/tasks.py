@@ -1,12 +1,15 @@
 """Turn a composed configuration into checked dataclasses, tasks and episodes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config.schema import RAY_ONLY, Config, ConfigError
 from eval.records.episodes import Episodes, Shard
 from eval.sim.tasks import Task, load_tasks
+from policies.pi05.settings import resolve
 
 
 def check(cfg: DictConfig) -> Config:
@@ -53,6 +56,20 @@ def refuse_ignored(config: Config, overrides: list[str]) -> None:
     of_ray = [text for text in overrides if text.lstrip("+~").partition("=")[0] in names]
     if config.runner.name != "ray" and of_ray:
         raise ConfigError(f"runner={config.runner.name} does not read {', '.join(of_ray)}; add runner=ray")
+
+
+def check_folder(config: Config) -> None:
+    """Read what a lerobot folder on this machine says; ValueError or OSError as in `resolve`."""
+    checkpoint = config.checkpoint
+    if config.policy.kind == "oracle" or checkpoint.layout != "lerobot":
+        return
+    folder = Path(str(checkpoint.path)).expanduser()
+    if folder.is_dir():
+        from policies.pi05.checkpoint_files import (
+            read_config,
+        )  # imports the hub's client, which takes a while
+
+        resolve(replace(checkpoint, denoise_steps=config.denoise.steps), folder, read_config(folder))
 
 
 def warn_of_suite(config: Config) -> str | None:

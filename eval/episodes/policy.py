@@ -131,7 +131,8 @@ def optimise(
         raise ConfigError(str(error)) from error
     if graphed:
         frames = [[policy.preprocess.frames(request.observation) for request in batch] for batch in batches]
-        images = GraphedImages(frames, policy.dims.image_size, policy.device)
+        prepare = policy.preprocess.prepare_images
+        images = GraphedImages(frames, policy.dims.image_size, policy.device, prepare)
         policy.preprocess = replace(policy.preprocess, load_images=images)
     return policy
 

@@ -112,6 +112,7 @@ def refuse_changed(
                 if _in_checkout(old.get(key)) != _in_checkout(new.get(key))
                 and _counts(part, key, which)
                 and not (part == "config" and key not in new and _is_gone(key, old[key]))
+                and not (part == "policy" and _is_unrecorded(key, before["policy"]))
             ]
     if changes:
         raise Changed(f"{what} has another configuration, policy or simulator: {shorten(changes, '; ')}")
@@ -121,6 +122,11 @@ def _is_gone(key: str, value: Any) -> bool:
     """Whether an old record's option says what its backend does today without it."""
     where, _, option = key.rpartition(".")
     return where.startswith("optim.") and option in GONE and GONE[option] == value
+
+
+def _is_unrecorded(key: str, policy: Mapping[str, Any]) -> bool:
+    """Whether a run is older than the record of its checkpoint's settings, which says no more than before."""
+    return key.startswith("settings.") and "settings" not in policy
 
 
 def _in_checkout(value: Any) -> Any:

@@ -29,6 +29,7 @@ FACTS = (
     "form",
     "dtype",
     "denoise_steps",
+    "settings",
 )
 OF_THE_WEIGHTS = FACTS[:6]
 
@@ -114,8 +115,8 @@ def require_same(
 ) -> None:
     """Raise NotComparable when a policy's facts are not those recorded."""
     for name in facts:
-        if name in recorded and facts_now[name] != recorded[name]:
+        if name in recorded and facts_now.get(name) != recorded[name]:
             raise NotComparable(
-                f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {facts_now[name]}; "
+                f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {facts_now.get(name)}; "
                 "use the run's checkpoint and the version of conf/ that it was made with"
             )

@@ -105,4 +105,5 @@ def _job(number: int, fixed: Sequence[str], swept: Sequence[str]) -> Job:
     except ConfigError as error:
         raise ConfigError(f"job {shlex.join(swept)}: {error}") from error
     assert isinstance(config, Config)
-    return Job(f"{number}_{config.policy.name}_steps{config.denoise.steps}", overrides, tuple(swept))
+    steps = "as_saved" if config.denoise.steps is None else config.denoise.steps
+    return Job(f"{number}_{config.policy.name}_steps{steps}", overrides, tuple(swept))

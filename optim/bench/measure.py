@@ -63,9 +63,8 @@ def bench_setting(
     """
     first = setting.rows[0].config
     free(choose_device(first.policy.device))
-    print_info(
-        f"denoise steps {first.denoise.steps}, {first.policy.form} form: running eager float32, for parity"
-    )
+    steps = "as saved" if first.denoise.steps is None else first.denoise.steps
+    print_info(f"denoise steps {steps}, {first.policy.form} form: running eager float32, for parity")
     reference = _reference(first, requests)
     candidates = _build(setting.rows, backends, requests, reference)
     print_info(f"timing in {options.warmup} + {options.rounds} rounds")

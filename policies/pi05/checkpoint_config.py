@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass
 
-from policies.pi05.dims import RANDOM_SIZES
+from policies.pi05.dims import PUBLISHED, RANDOM_SIZES
 from policies.pi05.norm_stats import NORM_MODES, STATE_DIM
 
 LAYOUT_PREFIX = {"native": "", "openpi": "", "lerobot": "model."}  # of the names of tensors in a file
 LAYOUTS = (*LAYOUT_PREFIX, "random")
+AS_SAVED = {  # keys that may be null, for what the folder says
+    "lerobot": ("norm_mode", "state_prompt_dims", "horizon", "replan_steps", "denoise_steps"),
+    "openpi": ("horizon",),
+}
+# openpi's pi05_libero, converted: trained without state in the prompt, which no file says (lerobot#2533)
+CONVERTED_BY_LEROBOT = "lerobot/pi05_libero_base"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -14,16 +20,20 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 class CheckpointConfig:
     """The schema of conf/checkpoint/*.yaml. What training fixed has no default.
 
+    Null in a key of `AS_SAVED` takes what the folder says.
+
     Attributes:
         layout: native, openpi, lerobot or random.
         path: folder, or hub id (lerobot); null for random.
         revision: of the hub id; null is its main branch, or what the cache has.
+        sizes: small or full for random weights; pi05 for a folder of openpi's PyTorch trainer, which has no
+            config.json; else null.
         tokenizer: SentencePiece file; null is tokenizer.model in the folder (random: the reference
             tokenizer).
         norm_stats: file; null is the one in the folder (random: statistics that change nothing).
         state_in_prompt: whether the prompt carries the state.
-        state_prompt_dims: numbers of state in the prompt: 8 for openpi, 32 for lerobot, which pads before it
-            discretises; null if and only if there is no state in it.
+        state_prompt_dims: numbers of state in the prompt: 8 for openpi and lerobot >= 0.5.0, 32 for
+            lerobot <= 0.4.4, which pads before it discretises; null where there is no state in it.
         horizon: actions per chunk; must agree with the checkpoint's config.json.
         sha256: expected of model.safetensors; null accepts any.
         suites: LIBERO's suites that the weights were trained for; null where nobody says.
@@ -36,22 +46,26 @@ class CheckpointConfig:
     layout: str
     path: str | None = None
     revision: str | None = None
-    sizes: str | None = None  # small or full; random only
+    sizes: str | None = None
     tokenizer: str | None = None
     norm_stats: str | None = None
-    norm_mode: str  # quantile or mean_std
+    norm_mode: str | None  # quantile or mean_std
     state_in_prompt: bool
     state_prompt_dims: int | None = None
-    horizon: int
-    replan_steps: int  # actions executed before the next inference
-    denoise_steps: int  # Euler steps
+    horizon: int | None
+    replan_steps: int | None  # actions executed before the next inference
+    denoise_steps: int | None  # Euler steps
     sha256: str | None = None
     suites: list[str] | None = None
     seed: int = 0  # of random weights
 
     def __post_init__(self) -> None:
         _check(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
-        _check(self.norm_mode in NORM_MODES, "norm_mode", f"one of {tuple(NORM_MODES)}", self.norm_mode)
+        for key in ("norm_mode", "horizon", "replan_steps", "denoise_steps"):
+            known = getattr(self, key) is not None or key in AS_SAVED.get(self.layout, ())
+            _check(known, key, f"given with layout={self.layout}", None)
+        modes = (None, *NORM_MODES)
+        _check(self.norm_mode in modes, "norm_mode", f"one of {tuple(NORM_MODES)}", self.norm_mode)
         if self.layout == "random":
             _check(self.path is None, "path", "null with layout=random", self.path)
             _check(self.sha256 is None, "sha256", "null with layout=random", self.sha256)
@@ -65,8 +79,13 @@ class CheckpointConfig:
             what = "FOLDER_OR_HUB_ID" if self.layout == "lerobot" else "FOLDER"
             way_out = f"; give checkpoint.path={what}"
             _check(bool(self.path), "path", f"a folder with layout={self.layout}", self.path, way_out)
+            allowed = (None, *PUBLISHED) if self.layout == "openpi" else (None,)
+            wanted = " or ".join("null" if size is None else size for size in allowed)
             _check(
-                self.sizes is None, "sizes", "null unless layout=random (config.json has them)", self.sizes
+                self.sizes in allowed,
+                "sizes",
+                f"{wanted} with layout={self.layout} (config.json has them)",
+                self.sizes,
             )
         _check(
             self.revision is None or self.layout == "lerobot",
@@ -76,18 +95,25 @@ class CheckpointConfig:
         )
         if self.path is not None:
             refuse_pickle(self.path)
-        _check(self.horizon >= 1, "horizon", ">= 1", self.horizon)
-        _check(
-            1 <= self.replan_steps <= self.horizon,
-            "replan_steps",
-            f"1 to horizon={self.horizon}",
-            self.replan_steps,
-        )
-        _check(self.denoise_steps >= 1, "denoise_steps", ">= 1", self.denoise_steps)
+            if self.path == CONVERTED_BY_LEROBOT:
+                _check(
+                    not self.state_in_prompt,
+                    "state_in_prompt",
+                    f"false with {CONVERTED_BY_LEROBOT}: it is openpi's pi05_libero, trained without",
+                    self.state_in_prompt,
+                    "; choose checkpoint=lerobot_pi05_libero_base",
+                )
+        for key in ("horizon", "replan_steps", "denoise_steps"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, key, ">= 1", value)
+        if self.horizon is not None and self.replan_steps is not None:
+            check_replan(self.replan_steps, self.horizon)
         if self.state_in_prompt:
-            enough = self.state_prompt_dims is not None and self.state_prompt_dims >= STATE_DIM
-            wanted = f">= {STATE_DIM} with state_in_prompt=true (8 for openpi, 32 for lerobot)"
-            _check(enough, "state_prompt_dims", wanted, self.state_prompt_dims)
+            dims = self.state_prompt_dims
+            known = dims is not None or "state_prompt_dims" in AS_SAVED.get(self.layout, ())
+            enough = known and (dims is None or dims >= STATE_DIM)
+            wanted = f">= {STATE_DIM} with state_in_prompt=true (8 for openpi)"
+            _check(enough, "state_prompt_dims", wanted, dims)
         else:
             _check(
                 self.state_prompt_dims is None,
@@ -99,6 +125,11 @@ class CheckpointConfig:
             is_hash = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")
             _check(is_hash, "sha256", "64 lower-case hexadecimal digits or null", self.sha256)
         _check(self.seed >= 0, "seed", ">= 0", self.seed)
+
+
+def check_replan(replan_steps: int, horizon: int) -> None:
+    """Raise ValueError where a chunk has fewer actions than are executed of it."""
+    _check(1 <= replan_steps <= horizon, "replan_steps", f"1 to horizon={horizon}", replan_steps)
 
 
 def refuse_pickle(path: str) -> None:

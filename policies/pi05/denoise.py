@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.pi05.dims import GemmaDims, Pi05Dims
+from policies.pi05.dims import MAX_PERIOD, MIN_PERIOD, GemmaDims, Pi05Dims
 from policies.pi05.layers import Attention, GatedMlp, attend, mask_bias, rms_normalise, rope_tables
-
-MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding (openpi models_pytorch/pi0_pytorch.py)
 
 
 def euler_timesteps(steps: int) -> tuple[float, ...]:
@@ -29,10 +27,11 @@ def euler_timesteps(steps: int) -> tuple[float, ...]:
     return tuple(float(t) for t in times)
 
 
-def time_embedding(times_K: Tensor, width: int) -> Tensor:
+def time_embedding(times_K: Tensor, width: int, periods: tuple[float, float]) -> Tensor:
     """Embed t as sin and cos at `width / 2` log-spaced periods: float32 (K, width), computed in float64."""
+    shortest, longest = periods
     fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=times_K.device)
-    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
+    period = shortest * (longest / shortest) ** fraction
     angles = times_K.double()[:, None] * (2 * math.pi / period)
     return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
 
@@ -112,6 +111,7 @@ class Denoise(nn.Module):
         width = dims.expert.width
         self.head_dim = dims.expert.head_dim
         self.timesteps = euler_timesteps(steps)
+        self.periods = (MIN_PERIOD, MAX_PERIOD)
         self.action_in_proj = nn.Linear(dims.action_dim, width)
         self.action_out_proj = nn.Linear(width, dims.action_dim)
         self.time_mlp_in = nn.Linear(width, width)
@@ -123,6 +123,12 @@ class Denoise(nn.Module):
         """Copy the stage for `steps` Euler steps; the weights are shared."""
         other = copy.copy(self)
         other.timesteps = euler_timesteps(steps)
+        return other
+
+    def with_periods(self, shortest: float, longest: float) -> "Denoise":
+        """Copy the stage for another time embedding; the weights are shared."""
+        other = copy.copy(self)
+        other.periods = (shortest, longest)
         return other
 
     def forward(
@@ -146,7 +152,7 @@ class Denoise(nn.Module):
         Norms come in the order in which they are applied: each layer's attention norm, then its MLP norm; the
         final norm last.
         """
-        embedding = time_embedding(times_K, self.time_mlp_in.in_features)
+        embedding = time_embedding(times_K, self.time_mlp_in.in_features, self.periods)
         condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
         # they are registered in the order in which they are applied
         norms = [module for module in self.modules() if isinstance(module, AdaptiveNorm)]

@@ -11,6 +11,7 @@ STAGES = ("vision", "prefix", "denoise")
 PALIGEMMA_VOCAB = 257152
 OPENPI_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 LIBERO_MASKED_CAMERAS = ("right_wrist_0_rgb",)  # LIBERO has two cameras (openpi policies/libero_policy.py)
+MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding (openpi models_pytorch/pi0_pytorch.py)
 OPENPI_MAX_TOKEN_LEN = 200  # pi0.5's default in openpi models/pi0_config.py; not in the converted config.json
 
 
@@ -146,8 +147,15 @@ class Pi05Dims:
         )
 
     @classmethod
-    def from_lerobot(cls, config: Mapping[str, Any], source: str) -> "Pi05Dims":
-        """Read lerobot's config.json (`PI05Config`)."""
+    def from_lerobot(
+        cls,
+        config: Mapping[str, Any],
+        source: str,
+        cameras: tuple[str, ...] = OPENPI_CAMERAS,
+        masked_cameras: tuple[str, ...] = LIBERO_MASKED_CAMERAS,
+        sizes: "NamedSizes | None" = None,
+    ) -> "Pi05Dims":
+        """Read lerobot's config.json (`PI05Config`); `sizes` are those of its variants, pi0.5's if None."""
         kind = _get(config, "type", source)
         if kind != "pi05":
             raise ValueError(f"type must be 'pi05', got {kind!r} in {source}; this is another policy")
@@ -164,7 +172,34 @@ class Pi05Dims:
             action_dim=_get(config, "max_action_dim", source),
             max_token_len=_get(config, "tokenizer_max_length", source),
             image_size=height,
+            cameras=cameras,
+            masked_cameras=masked_cameras,
+            sizes=sizes,
         )
+
+
+@dataclass(frozen=True)
+class NamedSizes:
+    """The sizes that openpi's and lerobot's config.json only name."""
+
+    variants: Mapping[str, GemmaDims]
+    vision: VisionDims
+    vocab_size: int
+    patch_size: int
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], source: str) -> "NamedSizes":
+        """Read sizes.json, which lies beside lerobot's config.json where the network is a small one."""
+        vision = _get(raw, "vision", source)
+        return cls(
+            {name: GemmaDims(**_group(raw, name, GemmaDims, source)) for name in GEMMA_VARIANTS},
+            VisionDims(**{name: _get(vision, key, f"{source} vision") for name, key in _SIZES_JSON.items()}),
+            _get(raw, "vocab", source),
+            _get(vision, "patch", f"{source} vision"),
+        )
+
+
+_SIZES_JSON = {"intermediate_size": "mlp", "hidden_size": "width", "layers": "depth", "heads": "heads"}
 
 
 def _from_variants(
@@ -175,31 +210,37 @@ def _from_variants(
     action_dim: int,
     max_token_len: int,
     image_size: int,
+    cameras: tuple[str, ...] = OPENPI_CAMERAS,
+    masked_cameras: tuple[str, ...] = LIBERO_MASKED_CAMERAS,
+    sizes: NamedSizes | None = None,
 ) -> Pi05Dims:
+    sizes = sizes or NamedSizes(GEMMA_VARIANTS, SO400M, PALIGEMMA_VOCAB, patch_size=14)
     return _checked(
         source,
-        vocab_size=PALIGEMMA_VOCAB,
-        vision=SO400M,
-        prefix=_variant(config, "paligemma_variant", source),
-        expert=_variant(config, "action_expert_variant", source),
+        vocab_size=sizes.vocab_size,
+        vision=sizes.vision,
+        prefix=_variant(config, "paligemma_variant", sizes.variants, source),
+        expert=_variant(config, "action_expert_variant", sizes.variants, source),
         action_horizon=action_horizon,
         action_dim=action_dim,
         max_token_len=max_token_len,
         image_size=image_size,
-        patch_size=14,
-        cameras=OPENPI_CAMERAS,
-        masked_cameras=LIBERO_MASKED_CAMERAS,
+        patch_size=sizes.patch_size,
+        cameras=cameras,
+        masked_cameras=masked_cameras,
     )
 
 
-def _variant(config: Mapping[str, Any], key: str, source: str) -> GemmaDims:
+def _variant(
+    config: Mapping[str, Any], key: str, variants: Mapping[str, GemmaDims], source: str
+) -> GemmaDims:
     name = _get(config, key, source)
-    if not isinstance(name, str) or name not in GEMMA_VARIANTS:
+    if not isinstance(name, str) or name not in variants:
         raise ValueError(
-            f"{key} must be one of {sorted(GEMMA_VARIANTS)}, got {name!r} in {source}; "
+            f"{key} must be one of {sorted(variants)}, got {name!r} in {source}; "
             "merge LoRA adapters before converting, or add the variant's sizes to policies/pi05/dims.py"
         )
-    return GEMMA_VARIANTS[name]
+    return variants[name]
 
 
 def _get(config: Mapping[str, Any], key: str, source: str) -> Any:
@@ -266,3 +307,4 @@ PI05_SMALL = Pi05Dims(
 )
 """Widths and head dimensions are multiples of 16, as FP8 matmuls want; a CPU inference takes tens of ms."""
 RANDOM_SIZES = {"small": PI05_SMALL, "full": PI05_FULL}
+PUBLISHED = {"pi05": PI05_FULL}

@@ -79,8 +79,8 @@ class Pi05Policy:
             device=checkpoint.device,
             dtype=checkpoint.dtype,
             form=form,
-            replan_steps=checkpoint.config.replan_steps,
-            denoise_steps=checkpoint.config.denoise_steps,
+            replan_steps=checkpoint.settings.replan_steps,
+            denoise_steps=checkpoint.settings.denoise_steps,
             checkpoint_facts=checkpoint.provenance(),
         )
 

@@ -24,6 +24,8 @@ from policies.pi05.prompt import PromptTokenizer
 Frames = Sequence[Sequence[NDArray[np.uint8]]]
 """A batch: for each observation its images (H, W, C), all of one size."""
 LoadImages = Callable[[Frames, int, torch.device], Tensor]
+PrepareImages = Callable[[Tensor, int], Tensor]
+"""frames_BNHWC, uint8, and the network's image size, to images_BNCHW, float32 in [-1, 1]."""
 # which image of an observation feeds which slot (openpi policies/libero_policy.py)
 CAMERA_SOURCES = {"base_0_rgb": "agentview_image", "left_wrist_0_rgb": "robot0_eye_in_hand_image"}
 
@@ -39,13 +41,20 @@ class ModelInputs:
 
 
 def prepare_images(frames_BNHWC: Tensor, size: int) -> Tensor:
-    """Turn uint8 frames into images_BNCHW, float32 in [-1, 1]."""
+    """Turn uint8 frames into images_BNCHW, float32 in [-1, 1]: openpi's way."""
     return normalise_pixels(resize_with_pad(frames_BNHWC, size))
 
 
-def load_images(frames: Frames, size: int, device: torch.device) -> Tensor:
+def prepare_images_like_lerobot(frames_BNHWC: Tensor, size: int) -> Tensor:
+    """Turn uint8 frames into images_BNCHW, float32 in [-1, 1]: lerobot's way."""
+    return normalise_pixels(resize_like_lerobot(frames_BNHWC, size))
+
+
+def load_images(
+    frames: Frames, size: int, device: torch.device, prepare: PrepareImages = prepare_images
+) -> Tensor:
     """Prepare frames on the host as images_BNCHW on `device`."""
-    return prepare_images(torch.from_numpy(np.array(frames)).to(device), size)
+    return prepare(torch.from_numpy(np.array(frames)).to(device), size)
 
 
 def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
@@ -53,16 +62,33 @@ def resize_with_pad(images_BNHWC: Tensor, size: int) -> Tensor:
 
     Within one level of openpi's PIL path (openpi_client/image_tools.py), which rounds between its two passes.
     """
-    images = images_BNHWC.permute(0, 1, 4, 2, 3).float()
-    height, width = images.shape[-2:]
+    images_BNCHW = images_BNHWC.permute(0, 1, 4, 2, 3).float()
+    return _resize(images_BNCHW, size, antialias=True, finish=lambda levels: levels.round().clamp(0.0, 255.0))
+
+
+def resize_like_lerobot(images_BNHWC: Tensor, size: int) -> Tensor:
+    """Resize bilinear, centred on black, not antialiased nor rounded: float32 levels (B, N, C, size, size).
+
+    lerobot's `resize_with_pad_torch` (policies/common/vla_utils.py), which works on levels divided by 255.
+    """
+    images_BNCHW = images_BNHWC.permute(0, 1, 4, 2, 3).float() / 255.0
+    return _resize(images_BNCHW, size, antialias=False, finish=lambda levels: levels.clamp(0.0, 1.0)) * 255.0
+
+
+def _resize(
+    images_BNCHW: Tensor, size: int, *, antialias: bool, finish: Callable[[Tensor], Tensor]
+) -> Tensor:
+    height, width = images_BNCHW.shape[-2:]
     if (height, width) == (size, size):
-        return images.contiguous()
+        return images_BNCHW.contiguous()
     ratio = max(height, width) / size
     inner = (int(height / ratio), int(width / ratio))
-    resized = F.interpolate(images.flatten(0, 1), inner, mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(
+        images_BNCHW.flatten(0, 1), inner, mode="bilinear", align_corners=False, antialias=antialias
+    )
     top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
     padding = (left, size - inner[1] - left, top, size - inner[0] - top)
-    return F.pad(resized.round().clamp(0.0, 255.0), padding).unflatten(0, images.shape[:2])
+    return F.pad(finish(resized), padding).unflatten(0, images_BNCHW.shape[:2])
 
 
 def normalise_pixels(levels: Tensor) -> Tensor:
@@ -80,8 +106,9 @@ class Preprocess:
             zeros (lerobot pads to 32 before it turns them into words, openpi does not pad).
         prompt_multiple: lean prompts are padded to a multiple of so many tokens and the padding is masked, so
             that a few engines serve prompts of many lengths; 1 pads none and masks none.
-        load_images: turns frames on the host into the network's images; it may return a buffer that its next
-            call overwrites.
+        prepare_images: resizes and scales frames as these weights were trained: openpi's way or lerobot's.
+        load_images: does so for frames on the host, in place of the function of that name; it may return a
+            buffer that its next call overwrites.
 
     Raises:
         ValueError: a slot that is not masked has no source.
@@ -93,7 +120,8 @@ class Preprocess:
     state_prompt_dims: int
     device: torch.device
     prompt_multiple: int = 1
-    load_images: LoadImages = field(default=load_images)
+    prepare_images: PrepareImages = field(default=prepare_images)
+    load_images: LoadImages | None = None
     sources: Mapping[str, str] = field(default_factory=lambda: dict(CAMERA_SOURCES))  # slot to image
 
     def __post_init__(self) -> None:
@@ -121,7 +149,11 @@ class Preprocess:
             raise ValueError(
                 f"images of one batch must have one size, got {sorted(shapes)}; render them alike"
             )
-        images_BNCHW = self.load_images(rows, self.dims.image_size, self.device)
+        size = self.dims.image_size
+        if self.load_images is not None:
+            images_BNCHW = self.load_images(rows, size, self.device)
+        else:
+            images_BNCHW = load_images(rows, size, self.device, self.prepare_images)
         prompts = [self.prompt(observation) for observation in observations]
         return assemble(images_BNCHW, prompts, self.dims, form, self.prompt_multiple)
 

@@ -1,6 +1,7 @@
 """What the pi0.5 tests share: small checkpoints in every layout, and requests with random images."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from policies.pi05.random_weights import TOKENIZER_PATH
 from tests.policies.pi05.folder import Folder
 
 FIXTURE = ROOT / "tests" / "parity" / "pi05_small"
+LEROBOT_SMALL = ROOT / "tests" / "parity" / "lerobot_small"
+LEROBOT_STATS = (
+    "policy_preprocessor_step_3_normalizer_processor.safetensors",
+    "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -128,25 +134,19 @@ def lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """The same weights as lerobot lays them out."""
     _shrink_variants(monkeypatch)
     folder = _weights(tmp_path / "lerobot", "model.")
-    config = {
-        "type": "pi05",
-        "paligemma_variant": "gemma_2b",
-        "action_expert_variant": "gemma_300m",
-        "chunk_size": 10,
-        "max_action_dim": 32,
-        "tokenizer_max_length": 200,
-        "image_resolution": [224, 224],
-        "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
+        shutil.copyfile(LEROBOT_SMALL / name, folder / name)
     names = {"observation.state": "state", "action": "actions"}
     stats = {
         f"{feature}.{stat}": np.asarray(values, dtype=np.float32)
         for feature, name in names.items()
         for stat, values in STATS[name].items()
     }
-    save_numpy(stats, folder / "policy_preprocessor_step_2_normalizer_processor.safetensors")
-    return Folder(folder, "lerobot")
+    for processor in LEROBOT_STATS:
+        save_numpy(stats, folder / processor)
+    written = Folder(folder, "lerobot")
+    written.edit_config(chunk_size=10, n_action_steps=5)
+    return written
 
 
 def _weights(folder: Path, key_prefix: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from policies.pi05.checkpoint import load_checkpoint, save_checkpoint
 from policies.pi05.checkpoint_config import CheckpointConfig
-from policies.pi05.dims import PI05_FULL, PI05_SMALL, Pi05Dims
+from policies.pi05.dims import LIBERO_MASKED_CAMERAS, OPENPI_CAMERAS, PI05_FULL, PI05_SMALL, Pi05Dims
 from policies.pi05.norm_stats import unit_stats
 from policies.pi05.random_weights import TOKENIZER_PATH
 from policies.pi05.weight_files import file_sha256
@@ -36,7 +37,10 @@ HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
         ),
         ({"layout": "lerobot"}, "with layout=lerobot, got None; give checkpoint.path=FOLDER_OR_HUB_ID$"),
         ({"layout": "random", "path": "x"}, "checkpoint.path must be null with layout=random, got 'x'"),
-        ({"layout": "native", "path": "x", "sizes": "small"}, "checkpoint.sizes must be null unless"),
+        (
+            {"layout": "native", "path": "x", "sizes": "small"},
+            "checkpoint.sizes must be null with layout=native",
+        ),
         ({"layout": "openpi", "path": "x", "revision": "main"}, "checkpoint.revision must be null unless"),
         ({"horizon": 0, "replan_steps": 0}, "checkpoint.horizon must be >= 1, got 0"),
         ({"replan_steps": 11}, "checkpoint.replan_steps must be 1 to horizon=10, got 11"),
@@ -61,8 +65,9 @@ def test_native_openpi_and_lerobot_layouts_give_the_same_network(
         load_checkpoint(config(layout=f.layout, path=str(f.path), norm_mode=modes[f.layout]))
         for f in (native, openpi, lerobot)
     ]
+    dims = loaded[0].dims
     for other in loaded[1:]:
-        assert other.dims == loaded[0].dims
+        assert replace(other.dims, cameras=OPENPI_CAMERAS, masked_cameras=LIBERO_MASKED_CAMERAS) == dims
         for stage, module in loaded[0].stages.items():
             others = other.stages[stage].state_dict()
             assert all(torch.equal(others[name], tensor) for name, tensor in module.state_dict().items())
@@ -213,7 +218,7 @@ def test_missing_tokenizer_says_where_it_looked(native: Folder, config: MakeConf
 def test_tokenizer_larger_than_the_embedding_is_refused(native: Folder, config: MakeConfig) -> None:
     native.edit_config(vocab_size=100)
     with pytest.raises(
-        ValueError, match=r"checkpoint\.tokenizer must have at most vocab_size=100 pieces, got 512"
+        ValueError, match=r"checkpoint\.tokenizer must have 100 pieces for the 100 rows .*, got 512 in "
     ):
         load_checkpoint(config(layout="native", path=str(native.path)))
 
@@ -227,22 +232,9 @@ def test_horizon_that_disagrees_with_config_json_is_refused(
     for folder in (native, openpi, lerobot):
         with pytest.raises(
             ValueError,
-            match=r"checkpoint.horizon must be 50 as in .*config.json, got 10; set checkpoint.horizon=50",
+            match=r"checkpoint.horizon must be 50 as .*in .*config.json, got 10; set checkpoint.horizon=50",
         ):
             load_checkpoint(config(layout=folder.layout, path=str(folder.path), norm_mode="mean_std"))
-
-
-def test_norm_mode_that_disagrees_with_lerobots_config_is_refused(
-    lerobot: Folder, config: MakeConfig
-) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"checkpoint.norm_mode=quantile needs normalization_mapping.STATE=QUANTILES, got MEAN_STD",
-    ):
-        load_checkpoint(config(layout="lerobot", path=str(lerobot.path), norm_mode="quantile"))
-    lerobot.edit_config(normalization_mapping=None)
-    with pytest.raises(ValueError, match=r"needs normalization_mapping.STATE=MEAN_STD, got None"):
-        load_checkpoint(config(layout="lerobot", path=str(lerobot.path), norm_mode="mean_std"))
 
 
 def test_other_weights_than_expected_are_refused(native: Folder, config: MakeConfig) -> None:

@@ -102,7 +102,7 @@ def test_unreadable_files_are_named(refusal: Refusal, folder: Path) -> None:
 
 def test_weights_of_another_network_are_one_line(refusal: Refusal, folder: Path) -> None:
     save_file({"other": torch.zeros(1)}, folder / "model.safetensors")
-    assert refusal(folder).startswith(f"{folder / 'model.safetensors'} does not hold this network: ")
+    assert refusal(folder).startswith(f"{folder / 'model.safetensors'} has no layers of this layout: ")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""What a checkpoint is loaded with: what its folder says, unless the configuration says otherwise.
+
+Each setting is recorded with its source, so that run.json and the opening lines show what was assumed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from policies.pi05.checkpoint_config import CheckpointConfig, check_replan
+from policies.pi05.dims import MAX_PERIOD, MIN_PERIOD
+from policies.pi05.lerobot_config import NORM_MODES
+from policies.pi05.lerobot_settings import LerobotFolder, read_lerobot_folder
+from policies.pi05.norm_stats import STATE_DIM
+
+ASSUMED = "assumed: openpi's folder does not say"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A value for the records, and where it comes from."""
+
+    value: Any
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "from": self.source}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that loading needs to know, nothing null but the norm mode of a state that nobody reads."""
+
+    horizon: int
+    replan_steps: int
+    denoise_steps: int
+    state_norm: str | None
+    action_norm: str
+    state_prompt_dims: int  # 0 without state in the prompt
+    periods: tuple[float, float] = (MIN_PERIOD, MAX_PERIOD)  # of the time embedding
+    lerobot: LerobotFolder | None = None
+    stated: Mapping[str, Stated] = field(default_factory=dict)  # by name, for the records
+
+
+def resolve(config: CheckpointConfig, folder: Path | None, raw: Mapping[str, Any] | None) -> Settings:
+    """Complete a configuration.
+
+    Args:
+        folder: of the checkpoint; None for random weights.
+        raw: its config.json; None where there is none.
+
+    Raises:
+        ValueError: the folder says something that is not honoured, contradicts itself, or leaves open what
+            actions depend on.
+        FileNotFoundError: a file of lerobot is missing.
+    """
+    if config.layout == "lerobot":
+        assert folder is not None
+        assert raw is not None
+        return _of_lerobot(config, read_lerobot_folder(folder, raw, config.tokenizer), folder)
+    stated: dict[str, Stated] = {}
+    horizon = config.horizon
+    if config.layout == "openpi":
+        stated = {
+            "prompt": Stated("with state" if config.state_in_prompt else "without state", ASSUMED),
+            "norm": Stated(config.norm_mode, ASSUMED),
+            "actions": Stated("absolute", ASSUMED),
+        }
+        if config.sizes is not None:
+            stated["sizes"] = Stated(config.sizes, "checkpoint.sizes")
+        elif horizon is None and raw is not None:
+            horizon = raw.get("action_horizon")
+            stated["horizon"] = Stated(horizon, "config.json action_horizon")
+        if type(horizon) is not int:
+            raise ValueError(
+                f"checkpoint.horizon must be given, {folder} does not say it (got {horizon!r}); "
+                "it is action_horizon of the training config: 10 for pi05_libero, 50 by default"
+            )
+    assert horizon is not None
+    assert config.replan_steps is not None
+    assert config.denoise_steps is not None
+    assert config.norm_mode is not None
+    check_replan(config.replan_steps, horizon)
+    return Settings(
+        horizon,
+        config.replan_steps,
+        config.denoise_steps,
+        config.norm_mode if config.state_in_prompt else None,
+        config.norm_mode,
+        config.state_prompt_dims or 0,
+        stated=stated,
+    )
+
+
+def _of_lerobot(config: CheckpointConfig, saved: LerobotFolder, folder: Path) -> Settings:
+    file = saved.config
+    if config.horizon not in (None, file.chunk_size):
+        raise ValueError(
+            f"checkpoint.horizon must be {file.chunk_size} as chunk_size in {file.source}, got "
+            f"{config.horizon}; set checkpoint.horizon={file.chunk_size} or null, it belongs to the weights"
+        )
+    stated: dict[str, Stated] = {"horizon": Stated(file.chunk_size, "config.json chunk_size")}
+
+    def choose(name: str, given: Any, saved_value: Any, key: str, given_by: str = "") -> Any:
+        """Take the configuration's value, or else the folder's; state which."""
+        if given is None:
+            stated[name] = Stated(saved_value, key)
+            return saved_value
+        says = "" if given == saved_value else f"; {key} says {saved_value}"
+        stated[name] = Stated(given, f"{given_by or f'checkpoint.{name}'}{says}")
+        return given
+
+    before, after = saved.preprocessor.normalisation, saved.postprocessor
+    denoise_steps = choose(
+        "denoise_steps",
+        config.denoise_steps,
+        file.num_inference_steps,
+        "config.json num_inference_steps",
+        "denoise.steps",
+    )
+    replan_steps = choose(
+        "replan_steps", config.replan_steps, file.n_action_steps, "config.json n_action_steps"
+    )
+    check_replan(replan_steps, file.chunk_size)
+    action_norm = choose(
+        "action_norm",
+        config.norm_mode,
+        NORM_MODES[after.norm_map["ACTION"]],
+        "policy_postprocessor.json norm_map",
+        "checkpoint.norm_mode",
+    )
+    state_norm, state_prompt_dims = None, 0
+    if config.state_in_prompt:
+        state_norm = choose(
+            "state_norm",
+            config.norm_mode,
+            NORM_MODES[before.norm_map["STATE"]],
+            "policy_preprocessor.json norm_map",
+            "checkpoint.norm_mode",
+        )
+        state_prompt_dims = _state_prompt_dims(config, saved, folder, stated)
+        stated["state_eps"] = Stated(before.eps, "policy_preprocessor.json eps")
+    else:
+        stated["prompt"] = Stated("without state", "checkpoint.state_in_prompt; lerobot's own has the state")
+    stated["action_eps"] = Stated(after.eps, "policy_postprocessor.json eps")
+    stated["min_period"] = Stated(file.min_period, "config.json min_period")
+    stated["max_period"] = Stated(file.max_period, "config.json max_period")
+    cameras = [camera for camera in saved.cameras if camera not in saved.masked_cameras]
+    renamed = " and rename_map" if saved.preprocessor.rename_map else ""
+    stated["cameras"] = Stated(cameras, f"config.json input_features{renamed}")
+    stated["empty_cameras"] = Stated(
+        len(saved.masked_cameras), "config.json input_features and empty_cameras"
+    )
+    stated["resize"] = Stated("bilinear, not antialiased", "layout lerobot")
+    if file.dtype is not None:
+        stated["trained_dtype"] = Stated(file.dtype, "config.json dtype; policy.precision decides here")
+    return Settings(
+        file.chunk_size,
+        replan_steps,
+        denoise_steps,
+        state_norm,
+        action_norm,
+        state_prompt_dims,
+        (file.min_period, file.max_period),
+        saved,
+        stated,
+    )
+
+
+def _state_prompt_dims(
+    config: CheckpointConfig, saved: LerobotFolder, folder: Path, stated: dict[str, Stated]
+) -> int:
+    """Decide how many numbers of state the prompt has: lerobot <= 0.4.4 padded them to 32 first."""
+    says = saved.version_says_8
+    if config.state_prompt_dims is not None:
+        other = f"; {says} says {STATE_DIM}" if says and config.state_prompt_dims != STATE_DIM else ""
+        stated["state_prompt_dims"] = Stated(config.state_prompt_dims, f"checkpoint.state_prompt_dims{other}")
+        return config.state_prompt_dims
+    if says is None:
+        raise ValueError(
+            f"checkpoint.state_prompt_dims must be 8 or 32, {folder} does not say which: lerobot <= 0.4.4 "
+            "pads the state to 32 numbers before it words them in the prompt, lerobot >= 0.5.0 words the 8, "
+            "and only >= 0.5.1 leaves a trace (use_relative_actions). To find out, look at the lerobot "
+            "version of the training environment (pip show lerobot, or the requirements.txt of its W&B run), "
+            "or try both on a few episodes, the wrong one is near 0 %; then give "
+            "checkpoint.state_prompt_dims=8 or checkpoint.state_prompt_dims=32"
+        )
+    stated["state_prompt_dims"] = Stated(STATE_DIM, says)
+    return STATE_DIM
