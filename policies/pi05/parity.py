@@ -1,9 +1,12 @@
-"""Compare the stages with outputs recorded from openpi: `python -m policies.pi05.parity DIR [--rtol 1e-5]`.
+"""Compare a checkpoint with outputs recorded from who wrote it: `python -m policies.pi05.parity DIR`.
 
-DIR holds config.json (sizes, as in the native layout; not openpi's or lerobot's), model.safetensors (openpi's
-keys) and parity.safetensors (one observation, `in.*`, and what openpi made of it, `out.*`). Prints one row
-per output and form; the lean form has no pad mask. Exits 1 if any output differs by more than rtol times its
-largest magnitude, and 2, with one line on stderr, if the folder cannot be compared.
+DIR has one of two forms. openpi's holds config.json (sizes, as in the native layout; not openpi's or
+lerobot's), model.safetensors (openpi's keys) and parity.safetensors (one observation, `in.*`, and what
+openpi made of it, `out.*`); each output may differ by --rtol (1e-5) times its largest magnitude. lerobot's
+is a folder of lerobot with io.safetensors, prompts.json and, for a small network, sizes.json;
+`policies.pi05.lerobot_parity` has its tensors and bounds. Prints one row per output and form; the lean form
+has no pad mask. Exits 1 if any output differs by more than its bound, and 2, with one line on stderr, if
+the folder cannot be compared.
 
 B batch, P prefix tokens.
 """
@@ -11,36 +14,24 @@ B batch, P prefix tokens.
 import argparse
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from policies.pi05.checkpoint_files import find_weights, read_config
 from policies.pi05.checkpoint_layouts import load_stages
+from policies.pi05.comparison import Comparison, check_tensors, compare_output, read_recording, table
 from policies.pi05.denoise import Denoise
 from policies.pi05.devices import find_device
 from policies.pi05.dims import FORMS, Pi05Dims
+from policies.pi05.lerobot_parity import compare_lerobot, is_lerobot
 from policies.pi05.policy import run_stages
 from policies.pi05.prefix import Prefix
 from policies.pi05.preprocess import assemble, prepare_images
 from policies.pi05.timing import StageTimer
 
 ACTIONS = re.compile(r"out\.actions_([1-9][0-9]*)")  # the number is that of Euler steps
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One output in one form; `max_rel` is the largest difference over the reference's largest magnitude."""
-
-    form: str
-    output: str
-    max_abs: float
-    max_rel: float
 
 
 @torch.no_grad()
@@ -54,9 +45,12 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
     """
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder {str(folder)!r}; give one with config.json, model.safetensors and parity.safetensors"
+            f"no folder {str(folder)!r}; give one with config.json, model.safetensors and "
+            "parity.safetensors, or a lerobot folder with io.safetensors"
         )
     device = torch.device(device)
+    if is_lerobot(folder):
+        return compare_lerobot(folder, device)
     dims = Pi05Dims.from_native(read_config(folder), str(folder / "config.json"))
     recorded = {
         name: tensor.to(device) for name, tensor in _read(folder / "parity.safetensors", dims).items()
@@ -94,7 +88,7 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
         outputs["out.velocity_t1"] = denoise.velocity(noise, start, keys, values, rope, bias)
         valid = recorded["out.prefix_pad_mask"]
         results += [
-            _comparison(form, name, tensor, _reference(name, recorded, valid if mask is None else None))
+            compare_output(form, name, tensor, _reference(name, recorded, valid if mask is None else None))
             for name, tensor in outputs.items()
         ]
     return results
@@ -102,12 +96,7 @@ def compare(folder: Path, device: torch.device | str = "cpu") -> list[Comparison
 
 def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
     """Read the recording; it must hold all that `compare` reads and no other output."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}, which holds inputs and outputs recorded from openpi; record it")
-    try:
-        recorded = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}; record it again") from error
+    recorded = read_recording(path, "openpi")
     expected = _expected(dims)
     actions = {name for name in recorded if ACTIONS.fullmatch(name)}
     missing = sorted(expected.keys() - recorded.keys()) + ([] if actions else ["out.actions_<steps>"])
@@ -120,16 +109,7 @@ def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
             f"it computes {', '.join(sorted(name for name in known if name.startswith('out.')))}"
         )
     expected |= dict.fromkeys(actions, expected["in.noise"])
-    for name, (dtype, shape) in expected.items():
-        tensor = recorded[name]
-        sizes_fit = len(tensor.shape) == len(shape) and all(
-            want in (got, None) for got, want in zip(tensor.shape, shape, strict=True)
-        )
-        if tensor.dtype != dtype or not sizes_fit:
-            raise ValueError(
-                f"{name} must be {_spell(dtype, shape)}, "
-                f"got {_spell(tensor.dtype, tuple(tensor.shape))} in {path}"
-            )
+    check_tensors(recorded, expected, path)
     sizes = {tuple(recorded[name].shape) for name in expected if name.startswith("in.image.")}
     if len(sizes) > 1:
         raise ValueError(f"in.image.* must have one size, got {sorted(sizes)} in {path}")
@@ -161,11 +141,6 @@ def _expected(dims: Pi05Dims) -> dict[str, tuple[torch.dtype, tuple[int | None, 
     }
 
 
-def _spell(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
-    sizes = ", ".join("any" if size is None else str(size) for size in shape)
-    return f"{str(dtype).removeprefix('torch.')} [{sizes}]"
-
-
 def _reference(name: str, recorded: dict[str, Tensor], valid_BP: Tensor | None) -> Tensor:
     """The recorded output; of prefix outputs only the valid rows where `valid_BP` is given."""
     reference = recorded[name]
@@ -174,38 +149,24 @@ def _reference(name: str, recorded: dict[str, Tensor], valid_BP: Tensor | None) 
     return reference[..., valid_BP[0], :]
 
 
-def _comparison(form: str, name: str, output: Tensor, reference: Tensor) -> Comparison:
-    if output.shape != reference.shape:
-        raise ValueError(f"{form} {name} must have shape {list(reference.shape)}, got {list(output.shape)}")
-    difference = (output.double() - reference.double()).abs().max().item()
-    scale = reference.double().abs().max().item()
-    if scale == 0.0:
-        raise ValueError(f"{name} must not be all zero, or no difference is relative to it; record it again")
-    return Comparison(form, name, difference, difference / scale)
-
-
-def _lines(results: list[Comparison], rtol: float) -> Iterator[str]:
-    yield f"{'form':<6}{'output':<26}{'max abs':>10}{'max rel':>10}  verdict"
-    for r in results:
-        verdict = "pass" if r.max_rel <= rtol else "FAIL"
-        yield f"{r.form:<6}{r.output:<26}{r.max_abs:>10.2e}{r.max_rel:>10.2e}  {verdict}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--rtol", type=float, default=1e-5)
+    parser.add_argument("--rtol", type=float, help="of openpi's form, 1e-5")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    rtol = 1e-5 if options.rtol is None else options.rtol
     try:
+        if options.rtol is not None and is_lerobot(options.folder):
+            raise ValueError(f"--rtol={options.rtol} is for openpi's form; lerobot's has bounds of its own")
         results = compare(options.folder, find_device(options.device, "--device"))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
-    sys.stdout.write("\n".join(_lines(results, options.rtol)) + "\n")
-    return 0 if all(result.max_rel <= options.rtol for result in results) else 1
+    sys.stdout.write("\n".join(table(results, rtol)) + "\n")
+    return 0 if all(result.passes(rtol) for result in results) else 1
 
 
 if __name__ == "__main__":
