@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from policies.base import ACTION_DIM
+from policies.text import shorten
 
 STATE_DIM = 8  # eef position 3, axis-angle 3, gripper joints 2
 NORM_MODES = {"quantile": ("q01", "q99"), "mean_std": ("mean", "std")}
 OPENPI_EPS = 1e-6  # openpi transforms.py
 LEROBOT_EPS = 1e-8  # lerobot processor/normalize_processor.py
+PADDED_DIM = 32  # numbers of pi0.5's state and action, of which LIBERO uses the first
+# What padding with zeros leaves behind: openpi's quantiles are edges of bins 1e-10 beside the extremes
+# (shared/normalize.py), and where it pads a deviation it takes 1 (transforms.py).
+PADDING = {"mean": (0.0,), "std": (0.0, 1.0), "q01": (0.0,), "q99": (0.0,)}
+PADDING_ATOL = 1e-6
 Stats = Mapping[str, NDArray[np.float64]]
 
 
@@ -36,7 +41,11 @@ class NormStats:
 class Normalizer:
     """One feature, scaled by quantiles to about [-1, 1] or by mean and deviation; never clipped.
 
-    Raises ValueError where `mode` is unknown, or its statistics are absent or too short.
+    Statistics have `dim` numbers, or `PADDED_DIM` of which the rest is padding. Dimensions that never move
+    are allowed: eps keeps the divisor from zero.
+
+    Raises ValueError for an unknown `mode`, or statistics that are absent, of another length, not finite or
+    not in order.
     """
 
     stats: Stats
@@ -55,11 +64,36 @@ class Normalizer:
                     f"{self.source} has {sorted(self.stats)}; "
                     "set checkpoint.norm_mode to the one that the weights were trained with"
                 )
-            if self.stats[name].ndim != 1 or len(self.stats[name]) < self.dim:
-                raise ValueError(
-                    f"{name} must have at least {self.dim} numbers, got shape {self.stats[name].shape} "
-                    f"in {self.source}"
-                )
+            self._check_values(name)
+        first, second = NORM_MODES[self.mode]
+        if self.mode == "quantile":
+            if len(bad := np.flatnonzero(self.stats[first] > self.stats[second])):
+                wanted = f"at least {first}[{bad[0]}]={self.stats[first][bad[0]]}"
+                raise self._error(second, bad[0], wanted)
+        elif len(bad := np.flatnonzero(self.stats[second] < 0)):
+            raise self._error(second, bad[0], "at least 0")
+
+    def _check_values(self, name: str) -> None:
+        values = self.stats[name]
+        if values.shape not in ((self.dim,), (PADDED_DIM,)):
+            raise ValueError(
+                f"{name} must have {self.dim} numbers, or {PADDED_DIM} with padding, got shape "
+                f"{values.shape} in {self.source}; they belong to another robot: set checkpoint.norm_stats "
+                "to those of the training data"
+            )
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise self._error(name, bad[0], "finite")
+        padding = np.asarray(PADDING[name])
+        is_padding = (np.abs(values[:, None] - padding) <= PADDING_ATOL).any(axis=1)
+        if len(bad := np.flatnonzero(~is_padding[self.dim :])):
+            wanted = " or ".join(f"{value:g}" for value in padding)
+            raise self._error(name, self.dim + bad[0], f"{wanted}, as padding after {self.dim} numbers is")
+
+    def _error(self, name: str, i: int, wanted: str) -> ValueError:
+        return ValueError(
+            f"{name}[{i}] must be {wanted}, got {self.stats[name][i]} in {self.source}; "
+            "set checkpoint.norm_stats to the statistics of the training data, or compute them again"
+        )
 
     def normalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scale x, shape (..., dim)."""
@@ -107,22 +141,27 @@ def read_json_stats(path: Path) -> NormStats:
 def read_lerobot_stats(path: Path) -> NormStats:
     """Read lerobot's normaliser state: tensors named `{feature}.{statistic}`.
 
-    Raises ValueError for no safetensors file, or one without state or actions.
+    Raises ValueError for no safetensors file, one in less than float32, or without state or actions.
     """
+    groups: dict[str, dict[str, NDArray[np.float64]]] = {"observation.state": {}, "action": {}}
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="np") as file:
+            keys = sorted(file.keys())
+            for key in keys:
+                feature, _, statistic = key.rpartition(".")
+                if feature not in groups or statistic not in PADDING:
+                    continue
+                if (dtype := file.get_slice(key).get_dtype()) not in ("F32", "F64"):
+                    raise ValueError(f"{key} must be F32 or F64, got {dtype} in {path}; compute it again")
+                groups[feature][statistic] = file.get_tensor(key).astype(np.float64)
     except SafetensorError as error:
         raise ValueError(
             f"norm stats must be a safetensors file, got {path}: {error}; download or convert it again"
         ) from error
-    groups: dict[str, dict[str, NDArray[np.float64]]] = {"observation.state": {}, "action": {}}
-    for key, tensor in tensors.items():
-        feature, _, statistic = key.rpartition(".")
-        if feature in groups:
-            groups[feature][statistic] = np.asarray(tensor, dtype=np.float64)
     for feature, stats in groups.items():
         if not stats:
-            raise ValueError(f"norm stats must have {feature}.*, {path} has {sorted(tensors)}")
+            wanted = ", ".join(f"{feature}.{name}" for name in PADDING)
+            raise ValueError(f"norm stats must have some of {wanted}; {path} has {shorten(keys)}")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return NormStats(groups["observation.state"], groups["action"], LEROBOT_EPS, str(path), sha256)
 

@@ -67,8 +67,8 @@ def _convert(step: Path) -> str:
 
 
 def _step(folder: Path) -> int:
-    """The first number in the path below a run; -1 for none."""
-    return max((int(part) for part in folder.parts[-2:] if part.isdecimal()), default=-1)
+    """The last number in the path; -1 for none."""
+    return next((int(part) for part in reversed(folder.parts) if part.isdecimal()), -1)
 
 
 def _merge_command(folder: Path) -> str:

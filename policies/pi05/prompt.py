@@ -1,12 +1,12 @@
-"""The prompt: an instruction, with or without the robot's state in words, as SentencePiece ids."""
+"""The prompt: an instruction, with or without the robot's state in words, as ids of pieces."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
+
+from policies.pi05.pieces import read_pieces
 
 STATE_BINS = np.linspace(-1.0, 1.0, 257)[:-1]  # lower edges of 256 bins (openpi models/tokenizer.py)
 
@@ -28,29 +28,17 @@ def state_prompt(instruction: str, state: NDArray[np.float64]) -> str:
 
 
 class PromptTokenizer:
-    """A SentencePiece model and the two prompt formats.
+    """The pieces of a tokenizer's file, and the two prompt formats.
 
-    Raises ValueError for a file that is no such model, or has no beginning-of-sentence piece.
+    Raises ValueError for a file that `read_pieces` refuses.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         content = self.path.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.LoadFromSerializedProto(content)
-        except RuntimeError as error:
-            raise ValueError(
-                f"checkpoint.tokenizer must be a SentencePiece model, got {self.path}: {error}; "
-                "a Hugging Face tokenizer.json will not do, take tokenizer.model"
-            ) from error
-        if self._model.bos_id() < 0:
-            raise ValueError(
-                f"checkpoint.tokenizer must have a <bos> piece, got {self.path} without one; "
-                "take PaliGemma's tokenizer.model"
-            )
-        self.vocab_size: int = self._model.vocab_size()
+        self._pieces = read_pieces(content, self.path)
+        self.vocab_size = self._pieces.size
 
     def encode(self, instruction: str, state: NDArray[np.float64] | None, max_tokens: int) -> list[int]:
         """Encode one prompt, unpadded, with the normalised state where it is not None.
@@ -59,15 +47,16 @@ class PromptTokenizer:
         that start the action.
         """
         if state is None:
-            ids = [self._model.bos_id(), *self._encode(clean_instruction(instruction)), *self._encode("\n")]
+            ids = [
+                self._pieces.bos_id,
+                *self._pieces.encode(clean_instruction(instruction)),
+                *self._pieces.encode("\n"),
+            ]
         else:
-            ids = [self._model.bos_id(), *self._encode(state_prompt(instruction, state))]
+            ids = [self._pieces.bos_id, *self._pieces.encode(state_prompt(instruction, state))]
         if len(ids) > max_tokens:
             raise ValueError(
                 f"prompt must have at most max_token_len={max_tokens} tokens, got {len(ids)} for "
                 f"{instruction!r}; shorten the instruction or use a checkpoint with a larger max_token_len"
             )
         return ids
-
-    def _encode(self, text: str) -> Sequence[int]:
-        return self._model.EncodeAsIds(text)

@@ -1,12 +1,17 @@
 """Normalisation statistics and formulas."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
+from policies.pi05.checkpoint import load_checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.norm_stats import (
     Normalizer,
     read_json_stats,
@@ -15,6 +20,7 @@ from policies.pi05.norm_stats import (
     write_json_stats,
 )
 from policies.pi05.postprocess import Postprocess
+from tests.policies.pi05.folder import Folder
 
 STATS = {
     "mean": np.array([1.0, 2.0]),
@@ -55,10 +61,85 @@ def test_absent_or_short_statistics_are_refused() -> None:
         ValueError, match=r"checkpoint.norm_mode=quantile needs 'q01', here has \['mean', 'std'\]"
     ):
         Normalizer({k: STATS[k] for k in ("mean", "std")}, "quantile", 1e-6, 2, "here")
-    with pytest.raises(ValueError, match="at least 7 numbers"):
+    with pytest.raises(
+        ValueError, match=r"q01 must have 7 numbers, or 32 with padding, got shape \(2,\) in here"
+    ):
         Normalizer(STATS, "quantile", 1e-6, 7, "here")
     with pytest.raises(ValueError, match=r"checkpoint\.norm_mode must be one of"):
         Normalizer(STATS, "minmax", 1e-6, 2, "here")
+
+
+def test_statistics_of_another_robot_are_refused_by_their_length() -> None:
+    stats = {"mean": np.zeros(14), "std": np.ones(14)}
+    with pytest.raises(
+        ValueError, match=r"got shape \(14,\) in here; they belong to another robot: set checkpoint"
+    ):
+        Normalizer(stats, "mean_std", 1e-6, 7, "here")
+    with pytest.raises(ValueError, match=r"mean must have 7 numbers, .*, got shape \(1, 7\)"):
+        Normalizer({"mean": np.zeros((1, 7)), "std": np.ones(7)}, "mean_std", 1e-6, 7, "here")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "value", "wanted"),
+    [
+        ("mean_std", "mean", np.nan, "finite"),
+        ("mean_std", "std", np.inf, "finite"),
+        ("mean_std", "std", -0.5, "at least 0"),
+        ("quantile", "q01", -np.inf, "finite"),
+        ("quantile", "q99", np.nan, "finite"),
+        ("quantile", "q99", -3.0, r"at least q01\[3\]=-1\.0"),
+    ],
+)
+def test_a_number_that_no_statistic_has_is_named(mode: str, name: str, value: float, wanted: str) -> None:
+    stats = {statistic: np.array(numbers) for statistic, numbers in unit_stats().actions.items()}
+    stats[name][3] = value
+    with pytest.raises(
+        ValueError, match=rf"{name}\[3\] must be {wanted}, got {value} in here; set checkpoint"
+    ):
+        Normalizer(stats, mode, 1e-6, 7, "here")
+
+
+def test_dimensions_that_never_move_are_allowed() -> None:
+    stats = {"mean": np.ones(7), "std": np.zeros(7), "q01": np.ones(7), "q99": np.ones(7)}
+    assert Normalizer(stats, "mean_std", 1e-6, 7, "here").normalize(np.ones(7)).tolist() == [0.0] * 7
+    assert Normalizer(stats, "quantile", 1e-6, 7, "here").normalize(np.ones(7)).tolist() == [-1.0] * 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("mean", 0.3, "0"),
+        ("std", 0.3, "0 or 1"),
+        ("q01", -0.3, "0"),
+        ("q99", 0.3, "0"),
+    ],
+)
+def test_what_follows_the_robots_numbers_must_be_padding(name: str, value: float, wanted: str) -> None:
+    mode = "mean_std" if name in ("mean", "std") else "quantile"
+    padded = {key: np.concatenate([numbers, np.zeros(25)]) for key, numbers in unit_stats().actions.items()}
+    padded["q01"][7:], padded["q99"][7:], padded["std"][8:] = -1e-10, 1e-10, 1.0  # what openpi writes
+    Normalizer(padded, mode, 1e-6, 7, "here")
+    padded[name][13] = value
+    message = rf"{name}\[13\] must be {wanted}, as padding after 7 numbers is, got {value} in here"
+    with pytest.raises(ValueError, match=message):
+        Normalizer(padded, mode, 1e-6, 7, "here")
+
+
+def test_bad_statistics_are_refused_with_their_file_before_the_weights_are_read(
+    native: Folder, config: Callable[..., CheckpointConfig]
+) -> None:
+    (native.path / "model.safetensors").write_bytes(b"not read")
+    path = native.path / "norm_stats.json"
+    path.write_text(path.read_text().replace("0.6", "-1.5", 1))
+    with pytest.raises(
+        ValueError, match=r"q99\[0\] must be at least q01\[0\]=-1\.0, got -1\.5 in actions in .*json"
+    ):
+        load_checkpoint(config(layout="native", path=str(native.path)))
+    path.write_text(path.read_text().replace("-1.5", "NaN", 1))
+    with pytest.raises(
+        ValueError, match=r"q99\[0\] must be finite, got nan in actions in .*norm_stats\.json"
+    ):
+        load_checkpoint(config(layout="native", path=str(native.path)))
 
 
 def test_json_statistics_survive_a_round_trip(tmp_path: Path) -> None:
@@ -95,6 +176,15 @@ def test_corrupt_lerobot_statistics_are_refused_by_file(tmp_path: Path, content:
         read_lerobot_stats(path)
 
 
+def test_lerobot_statistics_in_half_precision_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    save_torch({"action.mean": torch.zeros(7, dtype=torch.bfloat16)}, path)
+    with pytest.raises(
+        ValueError, match=r"action\.mean must be F32 or F64, got BF16 in .*stats\.safetensors"
+    ):
+        read_lerobot_stats(path)
+
+
 def test_lerobot_statistics_are_read_by_feature(tmp_path: Path) -> None:
     path = tmp_path / "stats.safetensors"
     tensors = {
@@ -107,7 +197,9 @@ def test_lerobot_statistics_are_read_by_feature(tmp_path: Path) -> None:
     assert stats.state["mean"].tolist() == list(range(8))
     assert set(stats.actions) == {"std"}
     save_file({"action.std": np.ones(7, dtype=np.float32)}, path)
-    with pytest.raises(ValueError, match=r"must have observation.state\.\*"):
+    with pytest.raises(
+        ValueError, match=r"must have some of observation\.state\.mean, .*; .* has action\.std"
+    ):
         read_lerobot_stats(path)
 
 
