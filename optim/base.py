@@ -188,7 +188,7 @@ def check_backends(backends: Mapping[str, Backend], device: torch.device, dtype:
         try:
             chosen.check(name, device, dtype)
         except CannotRun as error:
-            reasons |= error.reasons
+            reasons |= error.reasons or {name: Reason(str(error))}
         except Exception as error:  # noqa: BLE001  the other stages have reasons of their own; all are raised
             reasons[name] = Reason(str(error))
     if reasons:

@@ -134,6 +134,7 @@ class RunnerConfig:
     max_wait_ms: float = 2.0
     address: str | None = None
     episode_timeout_s: float = 900.0
+    start_timeout_s: float = 3600.0
     retries: int = 2
     quiet_episodes: int = 1
 
@@ -143,8 +144,9 @@ class RunnerConfig:
             _at_least(f"runner.{key}", getattr(self, key), 0)
         for key in ("workers", "policies", "max_batch"):
             _at_least(f"runner.{key}", getattr(self, key), 1)
-        if not 0 < self.episode_timeout_s < math.inf:
-            raise ConfigError(f"runner.episode_timeout_s must be > 0, got {self.episode_timeout_s}")
+        for key in ("episode_timeout_s", "start_timeout_s"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(f"runner.{key} must be > 0, got {getattr(self, key)}")
         if self.policies > self.workers:
             raise ConfigError(
                 f"runner.policies must be <= runner.workers={self.workers}, got {self.policies}; "

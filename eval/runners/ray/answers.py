@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from eval.runners.base import RunnerError
 from policies.base import Observation
@@ -16,10 +16,19 @@ Answer = Any  # a reference to what an actor returns, when it has
 DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monitor killed the process
 
 
-def first_answers(answers: Sequence[Answer]) -> list[Any]:
-    """Wait for first answers; raise what a process raised, and RunnerError where one died."""
+def first_answers(answers: Sequence[Answer], timeout_s: float | None = None) -> list[Any]:
+    """Wait for first answers; raise what a process raised, and RunnerError where one died or takes too long.
+
+    Args:
+        timeout_s: `runner.start_timeout_s`; None waits for ever.
+    """
     try:
-        return list(ray.get(answers))
+        return list(ray.get(answers, timeout=timeout_s))
+    except GetTimeoutError as error:
+        raise RunnerError(
+            f"a process of the runner is not ready after runner.start_timeout_s={timeout_s:g}; "
+            "raise it if that may take longer"
+        ) from error
     except RayTaskError as error:
         raise error.cause from error
     except DIED as error:

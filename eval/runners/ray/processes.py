@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL
 class PolicyProcess:
     handle: Any
     built: Answer  # of `PolicyServer.build`
+    launched_s: float = field(default_factory=time.monotonic)
     suspected_s: float | None = None  # when an episode that asked it took too long; None: it works
 
 
@@ -37,6 +38,7 @@ class WorkerProcess:
     number: int
     handle: Any
     started: Answer  # when its process is ready to simulate
+    launched_s: float = field(default_factory=time.monotonic)
     policy: PolicyProcess | None = None
     key: EpisodeKey | None = None  # its episode; None while it is idle
     since_s: float = 0.0  # when its episode began
@@ -94,6 +96,7 @@ class Launcher:
         ray.kill(worker.handle, no_restart=True)
         fresh = self.start_worker(worker.number)
         worker.handle, worker.started, worker.overdue = fresh.handle, fresh.started, False
+        worker.launched_s = fresh.launched_s
 
 
 def _call_in(folder: str, function: Callable[..., T], *arguments: Any) -> T:

@@ -12,6 +12,7 @@ Non-obvious behaviors:
       the time in which a process starts or a policy is built.
     * After an episode that took too long, its policy gets no other while it computes the same batch. When
       that has taken half of an episode's limit, the policy is replaced.
+    * A process in place of a lost one that is not ready after `runner.start_timeout_s` ends the run.
     * Ray restarts nothing: it would restart for ever what dies at each start. The runner replaces a policy
       process that dies, once, and each of its episodes has lost an attempt.
     * A policy whose backend serves no batches gets one request at a time whatever `runner.max_batch` is; a
@@ -20,7 +21,6 @@ Non-obvious behaviors:
       of one robot.
 """
 
-import logging
 import math
 import time
 from collections import Counter
@@ -41,14 +41,12 @@ from eval.runners.ray.policy_server import PolicyFacts
 from eval.runners.ray.processes import Launcher, PolicyProcess, WorkerProcess
 from eval.runners.ray.schedule import Schedule
 from eval.runners.ray.worker import Result
-from eval.runners.recorder import RunRecorder
+from eval.runners.recorder import RunFailed, RunRecorder
 from policies.base import EpisodeKey
 from policies.files import write_atomic
 
 ANSWER_S = 10.0  # time limit for a policy's answer to `computing_s`
 POLL_S = 1.0  # between two searches for overdue workers
-
-log = logging.getLogger(__name__)
 
 
 class WorkerDied(RuntimeError):
@@ -64,7 +62,7 @@ class RayRunner:
 
     Args:
         launcher: starts processes in place of lost ones.
-        policies, workers: are ready.
+        policies, workers: are ready, but for workers that were started again.
         task_of: the tasks of workers that have an environment already.
         facts: of the policy.
         simulator: what every worker simulates with.
@@ -112,6 +110,7 @@ class RayRunner:
                     quiet -= 1
                     self._settle(answer, recorder)
                 self._kill_overdue()
+                self._refuse_stuck()
         recorder.finish()
 
     def engagement(self) -> Engagement:
@@ -131,6 +130,23 @@ class RayRunner:
             time.sleep(POLL_S)
             return []
         return [answer for answer in ray.wait(expected, timeout=POLL_S)[0] if answer in self._running]
+
+    def _refuse_stuck(self) -> None:
+        """Raise RunFailed for a process in place of a lost one that does not start."""
+        limit_s = self.options.start_timeout_s
+        launched = {
+            worker.started: (f"worker {worker.number}", worker.launched_s) for worker in self._workers
+        }
+        for policy in self._policies:
+            if policy is not None:
+                launched[policy.built] = ("a policy process", policy.launched_s)
+        for answer in _missing(list(launched)):
+            name, launched_s = launched[answer]
+            if time.monotonic() - launched_s > limit_s:
+                raise RunFailed(
+                    f"{name} was started again and is not ready after runner.start_timeout_s={limit_s:g}; "
+                    "raise it if that may take longer"
+                )
 
     def _assign(self, recorder: RunRecorder, *, quiet: bool) -> None:
         """Give idle workers an episode; only the first worker where it is to be quiet."""

@@ -104,8 +104,8 @@ def _launch(
     built = _prebuild(workers, task_of, prebuild) if prebuild else []
     launcher.first_observation = FirstObservation(built[:1], options.episode_timeout_s)
     policies = [launcher.build_policy(server) for server in servers]
-    facts: PolicyFacts = first_answers([policy.built for policy in policies])[0]
-    simulator = _same(first_answers([worker.started for worker in workers]))
+    facts: PolicyFacts = first_answers([policy.built for policy in policies], options.start_timeout_s)[0]
+    simulator = _same(first_answers([worker.started for worker in workers], options.start_timeout_s))
     for worker in _late(workers, built, options.episode_timeout_s):
         launcher.restart(worker)
         del task_of[worker.number]

@@ -16,13 +16,15 @@ from ray.exceptions import OutOfMemoryError
 from eval.config.schema import RunnerConfig
 from eval.episodes.rollout import PolicyLost
 from eval.records.reader import read_run
+from eval.runners.base import RunnerError
 from eval.runners.ray.policy_server import PolicyFacts
+from eval.runners.ray.start import launch
 from eval.runners.ray.worker import RemotePolicy
 from eval.runners.recorder import RunFailed
 from policies.base import ActionChunk, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run
-from tests.eval.fakes import ArithmeticEnv, ArithmeticPolicy
+from tests.eval.fakes import ArithmeticEnv, ArithmeticPolicy, use_fakes
 from tests.eval.runners.ray.faulty import PROCESS_DIED, Builds, kill_this_process, request, wait_for
 
 
@@ -183,3 +185,59 @@ def test_episodes_do_not_pay_for_a_policy_that_is_built_longer_than_they_may_tak
     assert results(recorded) == expected
     assert {error.error_type for error in recorded.superseded} == {"PolicyLost"}
     assert builds.count == 2
+
+
+def sleep_for_ever(*_: Any) -> Any:
+    time.sleep(1000)
+
+
+def hang_later(folder: Path) -> Callable[[], dict[str, Any]]:
+    """A setup that hangs from its second process on."""
+
+    def setup() -> dict[str, Any]:
+        try:
+            (folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            sleep_for_ever()
+        return use_fakes()
+
+    return setup
+
+
+@pytest.mark.parametrize(
+    ("fault", "stuck"), [("policy-kill-1-1", "a policy process"), ("kill-1-1", "worker 0")]
+)
+def test_a_process_that_never_starts_again_ends_the_run(
+    tmp_path: Path,
+    faults: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    stuck: str,
+) -> None:
+    start = fake_run.start
+
+    def start_and_wait_no_longer(*arguments: Any, **options: Any) -> Any:
+        runner = start(*arguments, **options)
+        runner.options.start_timeout_s = 1.0  # the first start takes what it takes
+        return runner
+
+    monkeypatch.setattr(fake_run, "start", start_and_wait_no_longer)
+    monkeypatch.setattr(fake_run, "make_policy", Builds(tmp_path, ArithmeticPolicy, sleep_for_ever))
+    monkeypatch.setattr(fake_run, "use_fakes", hang_later(tmp_path))
+    faults(fault)
+    stuck_line = rf"^{stuck} was started again and is not ready after runner\.start_timeout_s=1; raise it"
+    with pytest.raises(RunFailed, match=stuck_line):
+        run(tmp_path / "ray", runner="ray", workers=1, retries=2)
+
+
+def test_a_policy_that_is_never_built_ends_the_start() -> None:
+    late = r"^a process of the runner is not ready after runner\.start_timeout_s=2; raise it"
+    with pytest.raises(RunnerError, match=late):
+        launch(
+            RunnerConfig("ray", workers=1, start_timeout_s=2.0),
+            sleep_for_ever,
+            use_fakes,
+            most_episodes=1,
+            wants_gpu=False,
+        )
+    assert not ray.is_initialized()
