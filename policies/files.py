@@ -1,8 +1,9 @@
-"""Files: where the project lies, and writing one in one step."""
+"""Files: where the project lies, and writing a file or a folder in one step."""
 
 import contextlib
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ def search_current_folder_last() -> None:
     Python puts the current folder first, where a user's own `policies` or `eval.py` would shadow ours.
     """
     here = os.getcwd()
-    others = [entry for entry in sys.path if entry not in ("", here, str(ROOT))]
-    sys.path[:] = [*others, str(ROOT), *([] if Path(here) == ROOT else [here])]
+    others = [entry for entry in sys.path if entry not in ("", here)]
+    first = [str(ROOT)] if IS_CHECKOUT else []  # a wheel is found already
+    last = [] if Path(here) == ROOT else [here]
+    sys.path[:] = [*first, *others, *last]
 
 
 @contextlib.contextmanager
@@ -31,7 +34,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Args:
         durable: the new content survives a loss of power that comes after this.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         if durable:
@@ -41,6 +44,27 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` to fill, and move it to `path` in one step at the end.
+
+    When the body raises, nothing is left of it. Raises FileExistsError where `path` is a file or a folder
+    with something in it, FileNotFoundError where the folder that it goes into is not there.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already; name a new folder, or remove it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to put {path.name} into; create it")
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
@@ -57,3 +81,7 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
