@@ -31,7 +31,7 @@ from eval.records import provenance
 from eval.records.episodes import Episodes
 from eval.records.folders import refuse_used
 from eval.records.reader import Run, read_run
-from eval.records.resume import nothing_left, recorded, refuse_changed, refuse_joined
+from eval.records.resume import current_overrides, nothing_left, recorded, refuse_changed, refuse_joined
 from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
 from eval.render.console import print_error, print_info, report_console
@@ -83,7 +83,7 @@ def find_start(cfg: DictConfig) -> Start:
     if finished is not None and not overrides:  # shown whatever the configuration would be today
         return Start(cfg, overrides, folder, before["overrides"], before, finished)
     refuse_joined(folder, before)
-    cfg = compose("config", [*before["overrides"], *overrides])
+    cfg = compose("config", [*current_overrides(before["overrides"]), *overrides])
     refuse_changed(folder, before, {"config": plain(cfg)})
     return Start(cfg, overrides, folder, before["overrides"], before, finished)
 

@@ -79,7 +79,7 @@ def _several_values(key: str, values: str) -> str:
 
 def _is_list(key: str) -> bool:
     """Whether the schema has a list under this key with dots."""
-    from eval.config.schema import Config  # imports torch: a second for commands that only read records
+    from eval.config.schema import Config  # a tenth of a second, for this message alone
 
     node: Any = Config
     for name in key.split("."):

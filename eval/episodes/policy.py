@@ -24,7 +24,7 @@ from optim.core.scales import load_scales
 from optim.eager import eager_stages
 from optim.images import GraphedImages
 from policies.base import Policy, Request
-from policies.oracle.policy import OraclePolicy
+from policies.oracle import OraclePolicy
 from policies.pi05.checkpoint import Checkpoint, load_checkpoint
 from policies.pi05.devices import find_device
 from policies.pi05.dims import STAGES

@@ -6,7 +6,7 @@ Non-obvious behaviors:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,16 @@ def refuse_changed(
             ]
     if changes:
         raise Changed(f"{what} has another configuration, policy or simulator: {shorten(changes, '; ')}")
+
+
+def current_overrides(recorded: Sequence[str]) -> list[str]:
+    """Leave out of a run's overrides the options that are gone and said what holds today."""
+    return [text for text in recorded if not _is_gone(*_option(text))]
+
+
+def _option(override: str) -> tuple[str, Any]:
+    key, _, value = override.lstrip("+").partition("=")
+    return key, None if value == "null" else value
 
 
 def _is_gone(key: str, value: Any) -> bool:

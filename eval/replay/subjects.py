@@ -12,6 +12,7 @@ from eval.config.multiply import key_of
 from eval.episodes.policy import choose_backends, eager_policy, load, optimise
 from eval.records.folders import RUN_FILE
 from eval.records.recording import Sample
+from eval.records.resume import current_overrides
 from eval.replay.parity import Subjects
 from policies.pi05.denoise import Denoise
 
@@ -55,7 +56,9 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
         ConfigError, ValueError, OSError: a policy cannot be built here; see `build_policy`.
     """
     about = run["policy"]
-    recorded_overrides = [text for text in run["overrides"] if key_of(text).startswith(GROUPS)]
+    recorded_overrides = [
+        text for text in current_overrides(run["overrides"]) if key_of(text).startswith(GROUPS)
+    ]
     precision = f"policy.precision={about['dtype']}"
     reference_config = configure(
         [*(t for t in recorded_overrides if key_of(t) != "policy.precision"), precision]

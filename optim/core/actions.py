@@ -28,7 +28,7 @@ class Actions:
     in_units_HJ: NDArray[np.float64]
 
     def max_abs_action(self, reference: "Actions") -> float:
-        """Return the largest difference in the simulator's units."""
+        """The largest difference of a number, in the simulator's units."""
         return float(np.abs(self.in_units_HJ - reference.in_units_HJ).max())
 
 

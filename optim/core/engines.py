@@ -15,7 +15,7 @@ Build = Callable[[Args], Callable[..., Any]]
 
 
 def signature(args: Args) -> Signature:
-    """Return shape, dtype and device of each argument; None where there is none."""
+    """Read shape, dtype and device of each argument; None where there is none."""
     return tuple(None if arg is None else (arg.shape, arg.dtype, arg.device) for arg in args)
 
 
@@ -52,7 +52,7 @@ class Engines:
 
 
 def spell(part: tuple[torch.Size, torch.dtype, torch.device] | None) -> str:
-    """Return one input in words: `(1, 968, 2048) bfloat16 on cuda:0`."""
+    """Word one input: `(1, 968, 2048) bfloat16 on cuda:0`."""
     if part is None:
         return "None"
     shape, dtype, device = part

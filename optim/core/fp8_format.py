@@ -13,5 +13,5 @@ FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
 
 def quantise(x: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return x * inverse_scale in e4m3, saturated: what a bare cast does depends on torch's version."""
+    """Compute x * inverse_scale in e4m3, saturated: what a bare cast does depends on torch's version."""
     return (x.float() * inverse_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)

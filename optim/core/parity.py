@@ -35,12 +35,11 @@ class Parity:
     max_abs: float
 
     def to_dict(self) -> dict[str, float]:
-        """Return the three numbers by name."""
         return asdict(self)
 
 
 def compare(output: Tensor, reference: Tensor) -> Parity:
-    """Return how far one tensor is from another, computed in float64.
+    """Compute in float64 how far one tensor is from another.
 
     Raises:
         ParityError: shapes differ, or one of them is not finite.
@@ -60,15 +59,15 @@ def compare(output: Tensor, reference: Tensor) -> Parity:
 
 
 def worst(parities: Iterable[Parity]) -> Parity:
-    """Return the largest errors and the smallest cosine."""
+    """Take the largest errors and the smallest cosine."""
     each = list(parities)
     return Parity(max(p.rel_error for p in each), min(p.cosine for p in each), max(p.max_abs for p in each))
 
 
 def stage_parity(outputs: Any, reference: Any) -> Parity:
-    """Return the worst parity of a stage's outputs; masks must be equal and a missing one must be missing.
+    """Compute the worst parity of a stage's outputs.
 
-    Keys and values are compared layer by layer: over all of them, one broken layer would hardly show.
+    Masks must be equal, and a missing one must be missing. Keys and values are compared layer by layer: over all of them, one broken layer would hardly show.
 
     Raises:
         ParityError: the outputs are not of the same kind.
@@ -87,7 +86,7 @@ def stage_parity(outputs: Any, reference: Any) -> Parity:
 def require_parity(
     engine: Callable[..., Any], stage: Callable[..., Any], examples: Sequence[Args], tolerance: float
 ) -> Parity:
-    """Return the worst parity of `engine` with `stage` over the examples.
+    """Compute the worst parity of `engine` with `stage` over the examples.
 
     Raises:
         ParityError: its relative error is above `tolerance`.
@@ -110,7 +109,7 @@ def _same_mask(mask: Tensor | None, expected: Tensor | None) -> bool:
 
 
 def _layers(output: Tensor) -> tuple[Tensor, ...]:
-    """Return the layers of a KV cache (L, B, G, P, D); any other output as it is."""
+    """Split a KV cache (L, B, G, P, D) into its layers; leave any other output whole."""
     return output.unbind(0) if output.ndim == CACHE_DIMS else (output,)
 
 

@@ -56,11 +56,11 @@ class Scales:
 def write_scales(path: Path, scales: Scales) -> None:
     """Write `scales` as JSON, whole or not at all, folders included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(asdict(scales), indent=1, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(asdict(scales), indent=1, allow_nan=False) + "\n", durable=True)
 
 
 def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:
-    """Return the largest input of every linear of every stage.
+    """Read the largest input of every linear of every stage.
 
     Args:
         path: `optim.scales`, a file; None looks in the checkpoint's folder, then in outputs/calibration/.
@@ -90,11 +90,7 @@ def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:
 
 
 def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str, float]:
-    """Return `amax` of a stage, checked to be one finite positive number for each of its linears.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Convert a stage's `amax` to floats; ValueError unless each linear has one that is finite and positive."""
     wanted = linears(stage)
     if missing := [linear for linear in wanted if linear not in amax]:
         raise ValueError(
@@ -114,16 +110,12 @@ def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str
 
 
 def linears(stage: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linears of a stage by their names in it."""
+    """Collect the linears of a stage by their names in it."""
     return {name: module for name, module in stage.named_modules() if isinstance(module, nn.Linear)}
 
 
 def find_scales(checkpoint: Checkpoint, path: str | None) -> Path:
-    """Return the file that `load_scales` reads.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Find the file that `load_scales` reads; FileNotFoundError where there is none."""
     if path is not None:
         file = Path(path).expanduser()
         if not file.is_file():
@@ -143,13 +135,13 @@ def find_scales(checkpoint: Checkpoint, path: str | None) -> Path:
 
 
 def default_path(checkpoint: Checkpoint) -> Path:
-    """Return where calibration writes: the first of the places of `find_scales` that may be written to."""
+    """Choose where calibration writes: the first of the places of `find_scales` that may be written to."""
     *beside, outputs = _places(checkpoint)
     return next((place for place in beside if os.access(place.parent, os.W_OK)), outputs)
 
 
 def calibrate_command(checkpoint: Checkpoint) -> str:
-    """Return the command that measures the scales of a checkpoint."""
+    """Spell the command that measures the scales of a checkpoint."""
     config = checkpoint.config
     words = ["python", "-m", "optim.calibrate", f"checkpoint={config.name}"]
     for key in ("path", "revision", "tokenizer", "norm_stats", "seed"):

@@ -31,7 +31,7 @@ from policies.files import OUTPUTS
 from policies.pi05.prefix import Prefix
 
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "fp8"}  # option -> name in `optim.core.parity`
-STAGES = ("vision", "prefix")
+SERVED_STAGES = ("vision", "prefix")
 INSTALL = 'pip install -c constraints.txt -e ".[trt]" --extra-index-url https://pypi.nvidia.com'
 
 
@@ -76,7 +76,12 @@ class TensorRT(Backend):
         return self.precision in ("fp8", "fp16")
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise RuntimeError for a stage, a precision or a machine that it cannot serve."""
+        """Refuse what it does not serve.
+
+        Raises:
+            RuntimeError: the stage or its precision is not supported, or a package is missing.
+            CannotRun: there is no NVIDIA GPU, or FP8 is asked of one that lacks it.
+        """
         self._check_stage(name)
         capability = FP8_CAPABILITY if self.precision == "fp8" else (0, 0)
         require_cuda(name, device, capability, "TensorRT in FP8")
@@ -93,7 +98,7 @@ class TensorRT(Backend):
             raise RuntimeError(f"TensorRT needs {', '.join(missing)}; {INSTALL}")
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage as engines, one set for each combination of shapes."""
+        """Build or load an engine for each combination of shapes."""
         self._check_stage(source.name)
         if self.cache_dir is not None and not source.weights_sha256:
             raise ValueError(
@@ -113,7 +118,7 @@ class TensorRT(Backend):
         )
 
     def _check_stage(self, name: str) -> None:
-        if name not in STAGES:
+        if name not in SERVED_STAGES:
             raise RuntimeError(
                 f"TensorRT supports vision and prefix, got {name}; choose another backend for it"
             )
@@ -148,7 +153,7 @@ class _Builder:
         }
 
     def build(self, args: Args) -> Callable[..., Any]:
-        """Return what serves calls like this one."""
+        """Build what serves calls like this one."""
         device = next(arg.device for arg in args if arg is not None)
         with torch.cuda.device(device):
             function = self._function(self._engine(self._core_args(args)))
@@ -181,7 +186,7 @@ class _Builder:
         return prefix
 
     def _engine(self, args: tuple[Tensor, ...]) -> EngineModule:
-        """Return the core as an engine for arguments like these."""
+        """Load or build the core's engine for arguments like these."""
         environment = environment_of(args[0].device)
         ingredients = engine_ingredients(self.options, self.source, args, environment)
         engine = self.cache.load(ingredients) if self.cache else None
@@ -206,7 +211,7 @@ def engine_ingredients(
     inputs: tuple[Tensor, ...],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return all that an engine depends on; not where it is kept or how it is called.
+    """Collect all that an engine depends on; not where it is kept or how it is called.
 
     Args:
         inputs: of the engine.
@@ -216,6 +221,9 @@ def engine_ingredients(
     return {
         "weights_sha256": source.weights_sha256,
         "stage": source.name,
+        "part": "stage",  # with the next two, engines that older versions built are found
+        "granularity": "stage",
+        "optimization_level": None,
         "dtypes": sorted({str(weight.dtype) for weight in source.stage.parameters()}),
         "inputs": [[list(arg.shape), str(arg.dtype)] for arg in inputs],
         "precision": options.precision,
@@ -226,7 +234,7 @@ def engine_ingredients(
 
 
 def environment_of(device: torch.device) -> dict[str, Any]:
-    """Return the versions and the GPU that an engine depends on."""
+    """Read the versions and the GPU that an engine depends on."""
     compiler = importlib.import_module("torch_tensorrt")
     return {
         "torch": torch.__version__,

@@ -34,7 +34,7 @@ class SerializedEngine:
 
 
 def cache_key(ingredients: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what an engine depends on; plain JSON values only."""
+    """Compute the SHA-256 of what an engine depends on; plain JSON values only."""
     canonical = json.dumps({"format": FORMAT, **ingredients}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -52,7 +52,7 @@ class EngineCache:
         self.folder = folder
 
     def load(self, ingredients: Mapping[str, Any]) -> SerializedEngine | None:
-        """Return the engine that was built from the same ingredients; None if there is none.
+        """Read the engine that was built from the same ingredients; None if there is none.
 
         Raises:
             RuntimeError: its files are damaged; names the file.
@@ -101,8 +101,8 @@ class EngineCache:
             "ingredients": {"format": FORMAT, **ingredients},
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / name, engine.plan)
-        write_atomic(sidecar, json.dumps(facts, indent=1))
+        write_atomic(self.folder / name, engine.plan, durable=True)
+        write_atomic(sidecar, json.dumps(facts, indent=1), durable=True)
 
     def _sidecar(self, ingredients: Mapping[str, Any]) -> Path:
         return self.folder / f"{cache_key(ingredients)}.json"

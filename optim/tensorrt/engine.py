@@ -79,7 +79,7 @@ def build_engine(
 
 
 def flavour() -> str:
-    """Return which TensorRT Torch-TensorRT found, and its version."""
+    """Name the TensorRT that Torch-TensorRT uses, and its version."""
     compiler = importlib.import_module("torch_tensorrt")
     tensorrt = importlib.import_module("tensorrt")  # after it, because it decides which one this is
     name = "TensorRT-RTX" if compiler.ENABLED_FEATURES.tensorrt_rtx else "TensorRT"
@@ -87,7 +87,7 @@ def flavour() -> str:
 
 
 def runtime() -> str:
-    """Return what executes engines: cpp, or python where Torch-TensorRT's C++ libraries are absent."""
+    """Name what executes engines: cpp, or python where Torch-TensorRT's C++ libraries are absent."""
     compiler = importlib.import_module("torch_tensorrt")
     return "cpp" if compiler.ENABLED_FEATURES.torch_tensorrt_runtime else "python"
 
@@ -111,7 +111,7 @@ def _runtime_module(engine: SerializedEngine, device: torch.device) -> nn.Module
 
 
 def _extract(compiled: fx.GraphModule, fp8_weights: int) -> SerializedEngine:
-    """Return the one engine of a compiled module.
+    """Take the one engine out of a compiled module.
 
     Raises:
         RuntimeError: there is more than one, or anything beside it.
@@ -131,7 +131,7 @@ def _extract(compiled: fx.GraphModule, fp8_weights: int) -> SerializedEngine:
 
 
 def wiring(graph: fx.Graph) -> tuple[tuple[int, ...], tuple[int, ...], str]:
-    """Return how a compiled graph uses its engine.
+    """Read how a compiled graph uses its engine.
 
     Returns:
         For each input of the engine the argument of the graph that it is, for each result of the graph the

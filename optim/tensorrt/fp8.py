@@ -65,13 +65,13 @@ class QuantisedLinear(nn.Module):
 
 
 def quantise_dequantise(x: Tensor, amax: Tensor) -> Tensor:
-    """Return x rounded to e4m3 with scale amax / 448, in its own dtype."""
+    """Round x to e4m3 with scale amax / 448, in its own dtype."""
     rounded: Tensor = torch.ops.tensorrt.quantize_op(x, amax, *E4M3, False, False)
     return rounded
 
 
 def quantised_names(stage: nn.Module, linears: str) -> tuple[str, ...]:
-    """Return the names of the layers' linears that become FP8; embeddings and the projector never do.
+    """Name the layers' linears that become FP8; embeddings and the projector never do.
 
     Args:
         linears: mlp, or all.
@@ -86,7 +86,7 @@ def quantised_names(stage: nn.Module, linears: str) -> tuple[str, ...]:
 
 
 def with_quantised_linears(stage: nn.Module, amax: Mapping[str, float], linears: str) -> nn.Module:
-    """Return the stage with FP8 pairs around its linears; all weights are shared, the stage stays as it is.
+    """Copy a stage with FP8 pairs around its linears; all weights are shared.
 
     Raises:
         ValueError: a linear has no calibrated maximum, or one that no scale can be made of.
@@ -159,7 +159,7 @@ def counted_weights() -> Iterator[list[int]]:
 
 
 def count_quantised_weights(graph: torch.fx.Graph) -> int:
-    """Return how many constants of a graph have an FP8 pair."""
+    """Count the constants of a graph that have an FP8 pair."""
     operator = _operator()
     pairs = [node.args[0] for node in graph.nodes if node.target == operator]
     return sum(isinstance(source, torch.fx.Node) and source.op == "get_attr" for source in pairs)
@@ -210,7 +210,7 @@ class WeightBytes:
 
 
 def require_fp8(name: str, engine: SerializedEngine, weights: WeightBytes) -> str:
-    """Return what proves that the linears of an engine are FP8.
+    """Prove that the linears of an engine are FP8, and name the proof.
 
     The graph that TensorRT was given must quantise every weight. And the engine must be small: besides its
     weights it holds kernels and a description of the network, which may take half of what FP8 saves. Size

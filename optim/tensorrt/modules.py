@@ -28,7 +28,7 @@ class VisionCore(nn.Module):
         self.dtype = dtype
 
     def forward(self, images_BNCHW: Tensor) -> Tensor:
-        """Return image_tokens_BQD in `dtype`.
+        """Compute image_tokens_BQD in `dtype`.
 
         Args:
             images_BNCHW: float32, as the stage takes them.
@@ -48,7 +48,7 @@ class PrefixCore(nn.Module):
         )
 
     def forward(self, x_BPW: Tensor, cos: Tensor, sin: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys_LBGPD after RoPE and values_LBGPD.
+        """Compute keys_LBGPD after RoPE, and values_LBGPD.
 
         Args:
             cos, sin: float32 RoPE tables.
@@ -102,7 +102,7 @@ class LastCoreLayer(nn.Module):
 
 
 def cast_linears(stage: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the stage with its linears cast; everything else is shared, and the stage stays as it is.
+    """Copy a stage with its linears cast; everything else is shared.
 
     Norms and the embedding of patches are no linears, so they keep float32; the vision stage takes the dtype
     of its activations from its projector.
@@ -122,7 +122,7 @@ def cast_linears(stage: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def prefix_inputs(stage: Prefix, *args: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Return the arguments of `PrefixCore` and prefix_mask_BP, from the arguments of the stage."""
+    """Make the arguments of `PrefixCore`, and prefix_mask_BP, from the arguments of the stage."""
     image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT = args
     assert image_tokens_BQW is not None
     assert tokens_BT is not None
