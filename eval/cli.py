@@ -31,7 +31,14 @@ from eval.records import provenance
 from eval.records.episodes import Episodes
 from eval.records.folders import refuse_used
 from eval.records.reader import Run, read_run
-from eval.records.resume import current_overrides, nothing_left, recorded, refuse_changed, refuse_joined
+from eval.records.resume import (
+    current_overrides,
+    nothing_left,
+    portable,
+    recorded,
+    refuse_changed,
+    refuse_joined,
+)
 from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
 from eval.render.console import print_error, print_info, report_console
@@ -179,7 +186,7 @@ def describe(
     gpu = (choose_device(config.policy.device).index or 0) if config.runner.name == "local" else 0
     origin = provenance.collect(gpu)
     now = {
-        "config": plain(start.cfg),
+        "config": portable(plain(start.cfg)),
         "overrides": [*start.earlier, *start.overrides],
         "runner": runner.facts,
     }
@@ -188,8 +195,8 @@ def describe(
     return now | {
         "episodes": [plan.episodes.to_dict()],
         "planned_episodes": plan.num_episodes,
-        "policy": dict(runner.about),
-        "weights_label": runner.about.get("weights_label"),
+        "policy": portable(runner.about),
+        "weights_label": portable(runner.about.get("weights_label")),
         "gl_backend": runner.simulator["gl"],
         "simulator": dict(runner.simulator),
         "first_frame_sha256": None,

@@ -58,7 +58,6 @@ def user_errors(prefix: str = "") -> Iterator[None]:
         yield
     except (
         ValueError,
-        KeyError,
         FloatingPointError,
         OSError,
         SimulatorError,

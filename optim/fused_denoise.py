@@ -68,7 +68,7 @@ class FusedDenoise:
     def __call__(
         self, noise_BHA: Tensor, keys_LB1PD: Tensor, values_LB1PD: Tensor, prefix_mask_BP: Tensor | None
     ) -> Tensor:
-        """Return actions_BHA as `Denoise.forward` does; keys and values are contiguous."""
+        """Compute actions_BHA as `Denoise.forward` does; keys and values must be contiguous."""
         (batch, horizon, _), tokens, bias = noise_BHA.shape, keys_LB1PD.shape[3], None
         if prefix_mask_BP is None:
             cos, sin = self._positions(tokens, horizon, batch, noise_BHA.device)
@@ -82,17 +82,17 @@ class FusedDenoise:
 
 
 def expert_layers(stage: Denoise) -> list[ExpertLayer]:
-    """Return the stage's layers."""
+    """The stage's layers with their type, which `nn.ModuleList` does not keep."""
     return [cast(ExpertLayer, layer) for layer in stage.layers]
 
 
 def choose_kernel(sizes: Sizes, rows: int, device: torch.device) -> str:
-    """Return ring, whose weights arrive while programs wait, where it can run; else phases."""
+    """Choose ring, whose weights arrive while programs wait, where it can run; else phases."""
     return "ring" if obstacle_on(device, sizes, rows) is None else "phases"
 
 
 def pack(layers: Sequence[ExpertLayer]) -> Weights:
-    """Return the layers' weights in the order of the kernel's columns."""
+    """Stack the layers' weights in the order of the kernel's columns."""
     packed: dict[str, list[Tensor]] = {"qkv": [], "output": [], "gate_up": [], "down": []}
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -105,7 +105,7 @@ def pack(layers: Sequence[ExpertLayer]) -> Weights:
 
 
 def fold(modulations_ENM: Tensor, weights: Weights, stage: Denoise) -> Modulations:
-    """Return scales, gates and shifts of all norms, each shift taken through the weight that follows."""
+    """Compute scales, gates and shifts of all norms, each shift taken through the weight that follows."""
     scale_ENW, shift_ENW, gate_ENW = modulations_ENM.chunk(3, dim=-1)
     out = stage.action_out_proj
     return Modulations(
@@ -118,13 +118,13 @@ def fold(modulations_ENM: Tensor, weights: Weights, stage: Denoise) -> Modulatio
 
 
 def through(shift_ELW: Tensor, weight_LCW: Tensor) -> Tensor:
-    """Return each layer's shifts times its weight, (E, L, C)."""
+    """Multiply each layer's shifts by its weight: (E, L, C)."""
     layers = zip(shift_ELW.unbind(1), weight_LCW.unbind(0), strict=True)
     return torch.stack([shift_EW @ weight_CW.float().T for shift_EW, weight_CW in layers], dim=1)
 
 
 def sizes_of(stage: Denoise) -> Sizes:
-    """Return the stage's sizes.
+    """Read the sizes off the stage's linears.
 
     Raises:
         ValueError: sizes that the kernel does not take; names them and what is supported.
@@ -168,8 +168,19 @@ class Fused(Backend):
     def __post_init__(self) -> None:
         require_warmup(self.warmup)
 
+    @property
+    def serves_batches(self) -> bool:
+        """False: a batch has more rows than the ring takes, and no bench shows the other kernel to be faster
+        than the ring for one request after another."""
+        return False
+
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise RuntimeError for another stage, without a GPU or Triton, or in a precision but bfloat16."""
+        """Refuse what it does not serve.
+
+        Raises:
+            RuntimeError: the stage is not denoise, the precision is not bfloat16, or there is no Triton.
+            CannotRun: there is no GPU with matrix instructions for bfloat16.
+        """
         if name != "denoise":
             raise RuntimeError(f"the fused kernel serves denoise; choose optim/{name}=fused_fp8")
         require_cuda(name, device, BF16_CAPABILITY, "bfloat16 matrix instructions")
@@ -177,7 +188,7 @@ class Fused(Backend):
         require_triton()
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the denoise stage as one kernel, for each number of rows the fastest that can run."""
+        """Capture denoise as one kernel, for each number of rows the fastest that can run."""
         stage = source.stage
         assert isinstance(stage, Denoise)
         sizes = sizes_of(stage)

@@ -14,10 +14,11 @@ import torch
 from rich.text import Text
 from torch import Tensor, nn
 
+from eval.config.backends import make_backend
 from eval.config.schema import Config
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
-from eval.episodes.policy import choose_backends, eager_policy, load, make_backend
+from eval.episodes.policy import choose_backends, eager_policy, load
 from eval.render.console import print_info, report_console
 from eval.render.tables import NONE, Table, to_console
 from eval.sim.stack import prepare
@@ -103,7 +104,7 @@ def run(config: InspectRun) -> None:
 
 
 def backend_of(stage: str, options: Any) -> tuple[str, str, bool]:
-    """Return a backend's name and options as configured, and whether it builds engines for shapes.
+    """Name a backend, its options as configured, and whether it builds engines for shapes.
 
     Raises:
         ConfigError: not a backend, or one that refuses its options.
@@ -114,7 +115,7 @@ def backend_of(stage: str, options: Any) -> tuple[str, str, bool]:
 
 
 def cannot_run(config: Config) -> str | None:
-    """Return why the policy's backends cannot run here; None if they can."""
+    """Say why the policy's backends cannot run here; None if they can."""
     try:
         choose_backends(config)
     except CannotRun as error:
@@ -124,7 +125,7 @@ def cannot_run(config: Config) -> str | None:
 
 @torch.no_grad()
 def argument_rows(stages: Mapping[str, nn.Module], shown: Mapping[str, Args]) -> list[tuple[str, ...]]:
-    """Return the cells under `ARGUMENTS`: what each stage gets and gives."""
+    """Cells under `ARGUMENTS`: what each stage takes and returns."""
     rows: list[tuple[str, ...]] = []
     for name, args in shown.items():
         result = stages[name](*args)
@@ -138,7 +139,7 @@ def argument_rows(stages: Mapping[str, nn.Module], shown: Mapping[str, Args]) ->
 def engine_rows(
     examples: Mapping[str, Sequence[Args]], backends: Mapping[str, tuple[str, str, bool]]
 ) -> list[tuple[str, ...]]:
-    """Return the cells under `ENGINES`: how many each backend builds for these calls, and how many differ."""
+    """Cells under `ENGINES`: how many each backend builds for these calls, and how many inputs differ."""
     rows: list[tuple[str, ...]] = []
     for stage, calls in examples.items():
         name, options, for_shapes = backends[stage]
@@ -148,7 +149,7 @@ def engine_rows(
 
 
 def count_tokens(policy: Pi05Policy, inputs: ModelInputs) -> list[Tokens]:
-    """Return where the prefix tokens of one inference come from, camera slots first."""
+    """Count the prefix tokens of one inference by where they come from, camera slots first."""
     dims, each = policy.dims, policy.dims.tokens_per_image
     slots = dims.live_cameras if inputs.image_mask_BN is None else dims.cameras
     visible = [True] * len(slots) if inputs.image_mask_BN is None else inputs.image_mask_BN[0].tolist()
@@ -162,7 +163,7 @@ def count_tokens(policy: Pi05Policy, inputs: ModelInputs) -> list[Tokens]:
 
 
 def token_rows(policy: Pi05Policy, prompts: Mapping[str, Request]) -> list[tuple[str, ...]]:
-    """Return the cells under `TOKENS`: camera slots, each prompt, and the sums with the shortest and longest.
+    """Cells under `TOKENS`: camera slots, each prompt, and the sums with the shortest and longest.
 
     Args:
         prompts: by the name of their row.
@@ -184,7 +185,7 @@ def token_rows(policy: Pi05Policy, prompts: Mapping[str, Request]) -> list[tuple
 
 
 def total(name: str, parts: Sequence[Tokens]) -> Tokens:
-    """Return the sum of some parts."""
+    """Sum some parts under a new name."""
     counts = ((part.valid, part.masked, part.padded) for part in parts)
     return Tokens(name, *(sum(column) for column in zip(*counts, strict=True)))
 
@@ -192,7 +193,7 @@ def total(name: str, parts: Sequence[Tokens]) -> Tokens:
 def _observe(
     config: InspectRun, policy: Pi05Policy, tasks: Sequence[Task], saved: Sequence[Request] | None
 ) -> list[Request]:
-    """Return requests that together have every shape of the suite's tasks.
+    """Collect requests that together have every shape of the suite's tasks.
 
     From the simulator, all have the images at the start of the first task and the words of one of the tasks.
     From a file, the first observation is asked with each task's instruction: images have one size, so that

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
+from eval.config.backends import make_backend
 from eval.config.schema import Config, ConfigError
 from eval.episodes.machine import explain
 from optim.base import (
@@ -150,16 +148,3 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-
-
-def make_backend(stage: str, options: Any) -> Backend:
-    """Instantiate a stage's backend, building nothing; ConfigError where it refuses its options."""
-    if not isinstance(options, Mapping) or "_target_" not in options:
-        raise ConfigError(
-            f"optim.{stage} must be a backend, chosen with a slash as in optim/{stage}=eager, got {options!r}"
-        )
-    try:
-        built: Backend = instantiate(options)
-    except InstantiationException as error:
-        raise ConfigError(f"optim.{stage} refused its options: {error.__cause__ or error}") from error
-    return built

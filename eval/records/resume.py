@@ -109,7 +109,7 @@ def refuse_changed(
             changes += [
                 f"{key if part == 'config' else f'{part} {key}'} was {old.get(key)!r}, is {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
-                if _in_checkout(old.get(key)) != _in_checkout(new.get(key))
+                if portable(old.get(key)) != portable(new.get(key))
                 and _counts(part, key, which)
                 and not (part == "config" and key not in new and _is_gone(key, old[key]))
                 and not (part == "policy" and _is_unrecorded(key, before["policy"]))
@@ -139,8 +139,11 @@ def _is_unrecorded(key: str, policy: Mapping[str, Any]) -> bool:
     return key.startswith("settings.") and "settings" not in policy
 
 
-def _in_checkout(value: Any) -> Any:
-    """Make a path below the project relative to it: where the project lies does not affect episodes."""
+def portable(value: Any) -> Any:
+    """Name paths below the project relative to it, in a mapping too, so that a record of one checkout is
+    resumed in another."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
     return value.removeprefix(f"{ROOT}/") if isinstance(value, str) else value
 
 
