@@ -12,6 +12,7 @@ from eval.render.tables import (
     Items,
     Sentence,
     Table,
+    banner,
     percent_interval,
     to_console,
     to_markdown,
@@ -31,10 +32,9 @@ LEGEND = (
 
 def render(overview: Overview) -> RenderableType:
     """For a console, with the headline last."""
-    untrained = [f"*** {label} ***" for label in random_weights(overview)]
     return to_console(
         [
-            Items(untrained, "white on red", strong=True),
+            *map(banner, random_weights(overview)),
             *_blocks(overview),
             Sentence(""),
             Items(headline(overview), strong=True),

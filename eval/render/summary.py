@@ -8,7 +8,18 @@ from rich.text import Text
 from eval.analysis.latency import LatencyStats
 from eval.analysis.summary import SuccessRate, Summary
 from eval.records.schema import HOST_TO_HOST
-from eval.render.tables import LINE, NONE, Block, Items, Row, Sentence, Table, percent_interval, to_console
+from eval.render.tables import (
+    LINE,
+    NONE,
+    Block,
+    Items,
+    Row,
+    Sentence,
+    Table,
+    banner,
+    percent_interval,
+    to_console,
+)
 from policies.text import pluralize
 
 SUCCESS = ("task", "success / n", "rate", "95 % Wilson", "errors")
@@ -24,7 +35,7 @@ def render(summary: Summary) -> RenderableType:
 
 def _blocks(summary: Summary) -> Iterator[Block]:
     if summary.random_weights:
-        yield Sentence(f"*** {summary.weights_label} ***", "white on red", strong=True)
+        yield banner(str(summary.weights_label))
     yield Sentence(_provenance(summary))
     yield _success(summary)
     if summary.errors:

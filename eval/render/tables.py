@@ -64,6 +64,11 @@ class Sentence:
         return [_emphasised(self.text, self.strong)]
 
 
+def banner(label: str) -> Sentence:
+    """What must be seen before any number: that weights are random."""
+    return Sentence(f"*** {label} ***", "white on red", strong=True)
+
+
 @dataclass(frozen=True)
 class Items:
     """Lines on a console, a list in Markdown; `style` and `strong` as for `Sentence`."""

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from eval.analysis.comparable import NotComparable
 from eval.analysis.summary import is_random, setting
@@ -30,7 +29,7 @@ from eval.app import ArgumentParser
 from eval.records.recording import OBSERVATIONS_FILE, load_recording
 from eval.records.schema import to_plain
 from eval.render.console import print_error, report_console
-from eval.render.tables import Table
+from eval.render.tables import Block, Sentence, Table, banner, to_console
 from eval.replay.parity import Replay, replay
 from eval.replay.subjects import build, read_run_json
 from optim.base import StageMismatch
@@ -79,29 +78,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def render(result: Replay) -> RenderableType:
-    parts: list[RenderableType] = []
+    return to_console(_blocks(result))
+
+
+def _blocks(result: Replay) -> Iterator[Block]:
     label = str(result.reference["weights_label"])
     if is_random(label):
-        parts.append(Text(f"*** {label} ***", style="bold white on red"))
-    parts += [
-        Text(f"{who}: {about['policy']} | {about['checkpoint']} | {setting(about)}")
-        for who, about in (("reference, eager", result.reference), ("policy", result.policy))
-    ]
+        yield banner(label)
+    for who, about in (("reference, eager", result.reference), ("policy", result.policy)):
+        yield Sentence(f"{who}: {about['policy']} | {about['checkpoint']} | {setting(about)}")
     caption = f"Worst of {pluralize(len(result.observations), 'observation')}"
-    parts += Table(WORST, worst_rows(result), caption).console()
-    rows = list(observation_rows(result))[:SHOWN]
-    parts += Table(OBSERVATIONS, rows, "Observations, the worst first").console()
-    parts.append(Text(_where(result)))
-    parts += [Text(f"error: {problem}", style="bold red") for problem in result.problems]
+    yield Table(WORST, list(worst_rows(result)), caption)
+    yield Table(OBSERVATIONS, list(observation_rows(result))[:SHOWN], "Observations, the worst first")
+    yield Sentence(_where(result))
+    for problem in result.problems:
+        yield Sentence(f"error: {problem}", "red", strong=True)
     verdict = "PARITY" if result.passed else "NO PARITY"
-    parts.append(
-        Text(
-            f"{verdict}: cosine {result.actions.cosine:.6f} at worst, {result.median_cosine:.6f} at the "
-            f"median; {result.tolerance:g} is accepted. Actions differ by {result.max_abs_action:.3g}.",
-            style="bold green" if result.passed else "bold red",
-        )
+    yield Sentence(
+        f"{verdict}: cosine {result.actions.cosine:.6f} at worst, {result.median_cosine:.6f} at the "
+        f"median; {result.tolerance:g} is accepted. Actions differ by {result.max_abs_action:.3g}.",
+        "green" if result.passed else "red",
+        strong=True,
     )
-    return Group(*parts)
 
 
 def worst_rows(result: Replay) -> Iterator[tuple[str, ...]]:
