@@ -16,11 +16,18 @@ Answer = Any  # a reference to what an actor returns, when it has
 DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monitor killed the process
 
 
+class ProcessDied(RunnerError):
+    """A process ended before it gave its first answer."""
+
+
 def first_answers(answers: Sequence[Answer], timeout_s: float | None = None) -> list[Any]:
-    """Wait for first answers; raise what a process raised, and RunnerError where one died or takes too long.
+    """Wait for first answers; raise what a process raised.
 
     Args:
         timeout_s: `runner.start_timeout_s`; None waits for ever.
+
+    Raises:
+        ProcessDied: a process ended; RunnerError: one takes too long.
     """
     try:
         return list(ray.get(answers, timeout=timeout_s))
@@ -32,7 +39,18 @@ def first_answers(answers: Sequence[Answer], timeout_s: float | None = None) -> 
     except RayTaskError as error:
         raise error.cause from error
     except DIED as error:
-        raise RunnerError(f"a process of the runner did not start: {exit_detail(error)}") from error
+        raise ProcessDied(f"a process of the runner did not start: {exit_detail(error)}") from error
+
+
+def cause_of_death(answer: Answer) -> str | None:
+    """Why the process died that was to give an answer; None where it gave one, or raised."""
+    try:
+        ray.get(answer)
+    except DIED as error:
+        return exit_detail(error)
+    except RayTaskError:
+        return None
+    return None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import ray
 
 from eval.config.schema import Config, RunnerConfig
 from eval.episodes.capture import first_episode
-from eval.runners.ray.answers import Answer, FirstObservation, first_answers
+from eval.runners.ray.answers import Answer, FirstObservation, cause_of_death, first_answers
 from eval.runners.ray.cluster import connect
 from eval.runners.ray.policy_server import MakePolicy, PolicyFacts
 from eval.runners.ray.processes import Launcher, WorkerProcess
@@ -105,10 +105,11 @@ def _launch(
     launcher.first_observation = FirstObservation(built[:1], options.episode_timeout_s)
     policies = [launcher.build_policy(server) for server in servers]
     facts: PolicyFacts = first_answers([policy.built for policy in policies], options.start_timeout_s)[0]
-    simulator = _same(first_answers([worker.started for worker in workers], options.start_timeout_s))
-    for worker in _late(workers, built, options.episode_timeout_s):
+    for worker, reason in _lost(workers, built, options.episode_timeout_s):
+        log.warning("worker %d has no environment and is replaced: %s", worker.number, reason)
         launcher.restart(worker)
         del task_of[worker.number]
+    simulator = _same(first_answers([worker.started for worker in workers], options.start_timeout_s))
     if facts.one_at_a_time is not None:
         log.warning(
             "runner.max_batch=%d, but requests are served one at a time: %s",
@@ -134,17 +135,16 @@ def _prebuild(
     ]
 
 
-def _late(workers: Sequence[WorkerProcess], built: Sequence[Answer], limit_s: float) -> list[WorkerProcess]:
-    """Wait for the environments; return the workers that hang."""
+def _lost(
+    workers: Sequence[WorkerProcess], built: Sequence[Answer], limit_s: float
+) -> Iterator[tuple[WorkerProcess, str]]:
+    """Wait for the environments; yield the workers that hang or died over theirs, and which it was."""
     late = ray.wait(list(built), num_returns=len(built), timeout=limit_s)[1] if built else []
-    hanging = [worker for worker, answer in zip(workers, built, strict=False) if answer in late]
-    for worker in hanging:
-        log.warning(
-            "runner.episode_timeout_s=%g is over, and worker %d has no environment; it is replaced",
-            limit_s,
-            worker.number,
-        )
-    return hanging
+    for worker, answer in zip(workers, built, strict=False):
+        if answer in late:
+            yield worker, f"runner.episode_timeout_s={limit_s:g} is over"
+        elif (death := cause_of_death(answer)) is not None:
+            yield worker, death
 
 
 def _same(simulators: Sequence[Simulator]) -> Mapping[str, Any]:
