@@ -45,6 +45,7 @@ def write_run(
     policy: str = "baseline",
     steps: int = 10,
     count: int = 200,
+    suite: str = EPISODE.suite,
     infer_ms: float = 20.0,
     failures: Iterable[int] = (),
     errors: Iterable[int] = (),
@@ -57,7 +58,7 @@ def write_run(
     with RunWriter(folder) as writer:
         writer.write_run(run_json(policy, steps, count) | dict(run or {}))
         for i in range(count):
-            key = {"task_id": i % 10, "episode": i // 10}
+            key = {"suite": suite, "task_id": i % 10, "episode": i // 10}
             ms = infer_ms * (1 + (i % 7) / 100)
             timing = {
                 "infer_ms": ms,

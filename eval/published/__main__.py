@@ -1,0 +1,3 @@
+from eval.published.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,222 @@
+"""Where files lie that are to be fetched: buckets and mirrors through fsspec, the hub through its own client.
+
+Non-obvious behaviors:
+    * A short request goes to a server first: without a network gcsfs alone would try for more than a minute.
+    * A download that broke off goes on where it was.
+"""
+
+import base64
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+TIMEOUT_S = 10.0
+BLOCK = 64 * 2**20  # bytes that one request asks for
+GOOGLE = "https://storage.googleapis.com"
+BUCKET, HUB = "gs://", "hf://"
+PARTIAL = ".partial"
+
+Advance = Callable[[int], None]
+"""Is told how many more bytes have arrived."""
+
+
+Connect = Callable[[str], tuple[Any, str]]
+"""Opens the file system of a URL; returns it with the path."""
+
+
+class Unavailable(ValueError):
+    """A server cannot be reached or does not have it; the message is one readable line."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as a server lists it."""
+
+    path: str  # below the source, with slashes
+    size: int
+    etag: str  # another one: another content
+    digest: str | None = None  # `sha256:<hex>` or `crc32c:<base64>`, where the server tells
+
+
+class Source(Protocol):
+    """Files that can be listed and fetched."""
+
+    url: str
+
+    def list_files(self) -> list[RemoteFile]:
+        """List all files; Unavailable where the server does not answer, or has no such place."""
+
+    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
+        """Write a listed file to its path below a folder, going on with what an earlier attempt left."""
+
+
+def open_source(url: str) -> Source:
+    """Choose the client: the hub's for hf://, fsspec's for all others; a path is a folder here."""
+    if url.startswith(HUB):
+        return HubSource(url)
+    if url.startswith(BUCKET):
+        return FsspecSource(url, connect_bucket, GOOGLE)
+    return FsspecSource(url if "://" in url else f"file://{Path(url).expanduser().resolve()}")
+
+
+def connect_any(url: str) -> tuple[Any, str]:
+    """Open any file system that fsspec knows, with its own defaults."""
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(url)
+    return fs, path
+
+
+def connect_bucket(url: str, endpoint: str | None = None) -> tuple[Any, str]:
+    """Open a public bucket of Google's, without an account.
+
+    Not by fsspec's registry: the class there asks for the bucket's kind over gRPC, for a minute where that
+    is not allowed (gcsfs 2026.10).
+    """
+    from gcsfs.core import GCSFileSystem
+
+    return GCSFileSystem(token="anon", endpoint_url=endpoint), url.removeprefix(BUCKET)
+
+
+def local_folder(url: str) -> Path | None:
+    """The folder of a source that lies on this machine, which needs no fetching; None for another."""
+    return None if "://" in url else Path(url).expanduser().absolute()
+
+
+class FsspecSource:
+    """A folder, or a single file, of any file system that fsspec knows.
+
+    Args:
+        connect: opens the file system, and names the path in it.
+        server: asked whether it can be reached, before anything is listed.
+    """
+
+    def __init__(self, url: str, connect: Connect | None = None, server: str | None = None) -> None:
+        self.url = url
+        self._connect, self._server = connect or connect_any, server
+        self._opened: tuple[Any, str] | None = None
+
+    def list_files(self) -> list[RemoteFile]:
+        if self._server is not None:
+            refuse_unreachable(self._server)
+        fs, root = self._open()
+        try:
+            info = fs.info(root)
+            if info["type"] == "file":
+                return [_remote(root.rpartition("/")[2], info)]
+            listed = fs.find(root, detail=True)
+        except Exception as error:
+            raise Unavailable(f"{self.url} cannot be listed: {_reason(error)}") from error
+        return [
+            _remote(path[len(root) :].lstrip("/"), info)
+            for path, info in sorted(listed.items())
+            if not path.endswith("/")  # a bucket's stand-in for a folder
+        ]
+
+    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
+        fs, root = self._open()
+        remote = root if root.rpartition("/")[2] == file.path else f"{root}/{file.path}"
+        partial = folder / f"{file.path}{PARTIAL}"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("ab") as out:
+            while (start := out.tell()) < file.size:
+                try:
+                    block = fs.cat_file(remote, start=start, end=min(start + BLOCK, file.size))
+                except Exception as error:
+                    raise Unavailable(f"{self.url}: {file.path} broke off: {_reason(error)}") from error
+                if not block:
+                    raise Unavailable(f"{self.url}: {file.path} ends at {start} of {file.size} bytes")
+                out.write(block)
+                advance(len(block))
+        partial.replace(folder / file.path)
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the path in it, connected once."""
+        if self._opened is None:
+            try:
+                fs, root = self._connect(self.url)
+            except (ImportError, ValueError) as error:
+                raise Unavailable(
+                    f"{self.url} cannot be opened: {_reason(error)}; gs:// needs pip install '.[published]'"
+                ) from error
+            self._opened = fs, root.rstrip("/")
+        return self._opened
+
+
+class HubSource:
+    """A model of the Hugging Face hub, at the commit that its main branch has when it is listed."""
+
+    def __init__(self, url: str, endpoint: str | None = None) -> None:
+        self.url = url
+        self._endpoint = endpoint
+        self._id = url.removeprefix(HUB)
+        self._commit: str | None = None
+
+    def list_files(self) -> list[RemoteFile]:
+        from huggingface_hub import HfApi, constants
+
+        refuse_unreachable(self._endpoint or constants.ENDPOINT)
+        try:
+            info = HfApi(self._endpoint).model_info(self._id, files_metadata=True, timeout=TIMEOUT_S)
+        except Exception as error:
+            raise Unavailable(f"{self.url} cannot be listed: {_reason(error)}") from error
+        self._commit = info.sha
+        return [
+            RemoteFile(
+                file.rfilename,
+                file.size or 0,
+                str(file.blob_id),
+                f"sha256:{file.lfs.sha256}" if file.lfs else None,
+            )
+            for file in info.siblings or ()
+        ]
+
+    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            hf_hub_download(
+                self._id, file.path, revision=self._commit, local_dir=folder, endpoint=self._endpoint
+            )
+        except Exception as error:
+            raise Unavailable(f"{self.url}: {file.path} broke off: {_reason(error)}") from error
+        advance(file.size)
+
+
+def refuse_unreachable(server: str) -> None:
+    """Raise Unavailable unless a server answers, with whatever status."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return
+    except OSError as error:
+        raise Unavailable(f"{server} cannot be reached: {_reason(error)}") from error
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hash a file as servers write it: `sha256:<hex>`, `crc32c:<base64>`."""
+    with path.open("rb") as file:
+        if algorithm == "crc32c":
+            from google_crc32c import Checksum  # comes with gcsfs
+
+            checksum = Checksum()
+            while block := file.read(BLOCK):
+                checksum.update(block)
+            return f"crc32c:{base64.b64encode(checksum.digest()).decode()}"
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def _remote(path: str, info: dict[str, Any]) -> RemoteFile:
+    """A file of fsspec's; the file systems name what tells a content from another in their own ways."""
+    etag = next((info[key] for key in ("etag", "ETag", "mtime", "created") if key in info), "")
+    crc32c = info.get("crc32c")
+    return RemoteFile(path, int(info["size"]), str(etag), f"crc32c:{crc32c}" if crc32c else None)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, or its class where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
