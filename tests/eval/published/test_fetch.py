@@ -53,22 +53,22 @@ class Damaged:
 
 def test_wanted_files_arrive_and_others_do_not(mirror: Mirror, tmp_path: Path) -> None:
     url = mirror(FILES)
-    found = listing(url, tmp_path)
-    assert found.missing_bytes == 2501
+    listed = listing(url, tmp_path)
+    assert listed.missing_bytes == 2501
     assert arrived(tmp_path) == {}  # listing fetches nothing
-    fetch(open_source(url), found)
+    fetch(open_source(url), listed)
     assert arrived(tmp_path) == {"a/one": FILES["a/one"], "a/two": FILES["a/two"]}
     assert listing(url, tmp_path).missing == []
 
 
 def test_a_download_that_broke_off_goes_on_where_it_was(mirror: Mirror, tmp_path: Path) -> None:
     url = mirror(FILES)
-    found = listing(url, tmp_path)
+    listed = listing(url, tmp_path)
     partial = tmp_path / "source" / f"a/one{PARTIAL}"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"x" * 2400)
-    assert found.missing_bytes == 101
-    fetch(open_source(url), found)
+    assert listed.missing_bytes == 101
+    fetch(open_source(url), listed)
     assert arrived(tmp_path)["a/one"] == b"x" * 2400 + b"1" * 100
 
 
@@ -114,9 +114,9 @@ def test_a_file_that_arrives_damaged_is_refused_and_removed(
     tmp_path: Path, size: int, digest: str | None, problem: str
 ) -> None:
     source = Damaged(RemoteFile("file", size, "", digest))
-    found = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ())
+    listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ())
     with pytest.raises(Refused, match=f"file arrived damaged, with .*{problem}"):
-        fetch(source, found)
+        fetch(source, listed)
     assert arrived(tmp_path) == {}
 
 
@@ -170,10 +170,10 @@ def test_a_source_that_cannot_be_listed_is_one_line(url: str) -> None:
 def test_a_single_file_is_a_source_too(mirror: Mirror, tmp_path: Path) -> None:
     mirror(FILES)
     source = open_source("memory://mirror/a/one")
-    found = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ("*",))
-    fetch(source, found)
+    listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ("*",))
+    fetch(source, listed)
     assert arrived(tmp_path) == {"one": FILES["a/one"]}
-    assert found.paths == [tmp_path / "source" / "one"]
+    assert listed.paths == [tmp_path / "source" / "one"]
 
 
 def test_a_bucket_is_read_without_an_account_and_in_blocks(
@@ -183,10 +183,10 @@ def test_a_bucket_is_read_without_an_account_and_in_blocks(
     monkeypatch.setattr(sources, "BLOCK", 1000)
     with serving(Bucket, {f"folder/{name}": content for name, content in FILES.items()}) as (url, seen):
         source = FsspecSource("gs://b/folder", lambda name: connect_bucket(name, url), url)
-        found = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("a/*",), ())
-        fetch(source, found)
+        listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("a/*",), ())
+        fetch(source, listed)
     assert arrived(tmp_path) == {"a/one": FILES["a/one"], "a/two": FILES["a/two"]}
-    assert found.files[0].digest == file_digest(tmp_path / "source" / "a/one", "crc32c")
+    assert listed.files[0].digest == file_digest(tmp_path / "source" / "a/one", "crc32c")
     assert [
         line.rpartition("=")[2] for line in seen if line.endswith(tuple("0123456789")) and "a/one" in line
     ] == [
@@ -201,9 +201,9 @@ def test_the_hub_is_asked_for_one_commit_and_the_hash_is_checked(tmp_path: Path)
     with serving(Hub, files) as (url, seen):
         source = HubSource("hf://o/m", url)
         wanted = ("config.json", "*.safetensors")
-        found = list_wanted(source, tmp_path / "source", tmp_path / "source.json", wanted, wanted)
-        fetch(source, found)
+        listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", wanted, wanted)
+        fetch(source, listed)
     assert [(tmp_path / "source" / name).read_bytes() for name in wanted[:1]] == [b"{}"]
     weights = tmp_path / "source" / "model.safetensors"
-    assert found.files[1].digest == file_digest(weights, "sha256")
+    assert listed.files[1].digest == file_digest(weights, "sha256")
     assert not any("README" in line for line in seen)
