@@ -83,6 +83,7 @@ def convert_checkpoint(
         raise ValueError(f"--horizon must be >= 1, got {horizon}")
     params = find_params(source.expanduser())
     destination = destination.expanduser().absolute()
+    source_sha256 = source_hashes(params)
     arrays = open_arrays(params)
     sizes = read_sizes({path: array.shape for path, array in arrays.items()}, str(params))
     dims = derive_dims(sizes, horizon, str(params))
@@ -113,7 +114,7 @@ def convert_checkpoint(
         num_tensors=len(layout),
         num_bytes=num_bytes,
         weights_sha256=sha256,
-        source_sha256=source_hashes(params),
+        source_sha256=source_sha256,
         norm_stats=tuple(destination / path.relative_to(temporary) for path in stats),
     )
 

@@ -89,9 +89,14 @@ def open_arrays(params: Path) -> dict[str, JaxArray]:
         raise ModuleNotFoundError(NEEDED) from missing
 
     folder = {"driver": "file", "path": f"{params.resolve()}/"}
+    metadata = _metadata(params)
     is_ocdbt = (params / MANIFEST).is_file()
+    if metadata.get("use_ocdbt") and not is_ocdbt:
+        raise ValueError(
+            f"{params} has lost its {MANIFEST}, which {METADATA} says it has; copy the checkpoint again"
+        )
     store = {"driver": "ocdbt", "base": folder, "path": ""} if is_ocdbt else folder
-    zeros_left_out = is_ocdbt and not _stores_every_chunk(params)
+    zeros_left_out = is_ocdbt and metadata.get("store_array_data_equal_to_fill_value") is not True
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
     def list_keys() -> list[bytes]:
@@ -115,14 +120,14 @@ def open_arrays(params: Path) -> dict[str, JaxArray]:
     return _by_path(arrays, params)
 
 
-def _stores_every_chunk(params: Path) -> bool:
-    """Whether orbax says that it stored chunks of zeros too."""
+def _metadata(params: Path) -> dict[str, Any]:
+    """Read orbax's description of the tree; there may be none."""
     path = params / METADATA
     if not path.is_file():
-        return False
+        return {}
     try:
-        return json.loads(path.read_text()).get("store_array_data_equal_to_fill_value") is True
-    except (ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not orbax's description of a tree: {error}; copy it again") from error
 
 

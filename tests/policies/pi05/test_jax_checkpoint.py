@@ -83,9 +83,16 @@ def arrays_of_noise() -> dict[str, Any]:
     return {"a/kernel": RNG.normal(size=(100, 100)).astype(np.float32)}
 
 
+def test_a_store_without_its_manifest_is_not_taken_for_an_empty_one(store: Write) -> None:
+    params = store()
+    (params / "manifest.ocdbt").unlink()
+    with pytest.raises(ValueError, match=r"has lost its manifest\.ocdbt, which _METADATA says it has; copy"):
+        open_arrays(params)
+
+
 def test_a_description_that_is_not_json_is_refused(store: Write) -> None:
     params = store()
-    for content in ("{", "[]"):
+    for content in ("{", "[1]", "3"):
         (params / "_METADATA").write_text(content)
         with pytest.raises(
             ValueError, match=r"_METADATA is not orbax's description of a tree: .*; copy it again"
