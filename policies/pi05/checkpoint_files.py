@@ -168,6 +168,8 @@ def _is_whole(folder: Path) -> bool:
     """Whether a folder of the cache has what every checkpoint of lerobot has; some are downloaded in part."""
     if not all((folder / name).is_file() for name in ("config.json", *PROCESSORS)):
         return False
+    if any((folder / name).is_file() for name in ADAPTER_FILES):
+        return True  # all that it takes to refuse it
     if (folder / INDEX).is_file():
         try:
             weight_paths(folder / INDEX)

@@ -1,11 +1,14 @@
 """Tensors of a checkpoint: the key and precision of each parameter; all are read or none."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from policies.files import replacing
 from policies.pi05.checkpoint_keys import (
@@ -37,9 +40,25 @@ _HEADS: dict[str, dict[str, str]] = {
 }
 
 
+class _WithoutInit(TorchFunctionMode):
+    """Leave out torch.nn.init, which takes half of a build's time to draw numbers that have no storage."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def meta_stages(dims: Pi05Dims, denoise_steps: int) -> dict[str, nn.Module]:
     """Build the three stages with shapes but no storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInit():
         stages = {"vision": Vision(dims), "prefix": Prefix(dims), "denoise": Denoise(dims, denoise_steps)}
     for stage in stages.values():
         stage.eval().requires_grad_(False)
@@ -197,11 +216,13 @@ def _check_tied(weights: WeightFiles, key_prefix: str, path: Path) -> None:
 
 
 def check_finite(tensor: Tensor, key: str, path: Path) -> None:
-    """Raise ValueError for NaN or Inf; `aminmax` passes both on, 20 times faster than `isfinite`."""
+    """Raise ValueError for NaN or Inf: the extremes tell, in a twentieth of `isfinite`'s time."""
     smallest, largest = torch.aminmax(tensor)
-    if torch.isfinite(smallest) and torch.isfinite(largest):
+    if math.isfinite((largest - smallest).item()):  # one wait for the device
         return
     places = (~torch.isfinite(tensor)).nonzero()
+    if not len(places):  # the difference alone was too large
+        return
     first = tuple(places[0].tolist())
     raise ValueError(
         f"{key} must be finite in {str(tensor.dtype).removeprefix('torch.')}, got {tensor[first].item()} at "

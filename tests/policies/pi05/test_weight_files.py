@@ -169,3 +169,10 @@ def test_numbers_too_large_for_the_precision_that_runs_are_refused(native: Folde
     native.rewrite(lambda tensors: tensors.update({NORM: tensors[NORM].double().fill_(1e300)}))
     with pytest.raises(ValueError, match=rf"{NORM} must be finite in float32, got inf at \[0\]"):
         load()
+
+
+def test_the_largest_numbers_of_a_precision_are_finite(native: Folder, load: Load) -> None:
+    most = torch.finfo(torch.float32).max
+    native.rewrite(lambda tensors: tensors[NORM][:2].copy_(torch.tensor([most, -most])))
+    weight = load().stages["prefix"].state_dict()["layers.0.input_layernorm.weight"]
+    assert weight[:2].tolist() == [most, -most]
