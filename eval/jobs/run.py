@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -75,9 +74,11 @@ def run_process(arguments: list[str], log: Path) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT, which a shell's background processes ignore, and their jobs too
             try:
                 process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                pass  # it is killed below; the interrupt is what to report
             finally:
                 process.kill()  # no effect on one that has ended
             raise
