@@ -152,7 +152,8 @@ class _Progress:
 
 
 def _read(record: Path, place: Path) -> Listing | None:
-    if not record.is_file():
+    """Read the listing that the folders beside it came from; None where there are none yet."""
+    if not record.is_file() or not any(path.is_dir() for path in record.parent.iterdir()):
         return None
     try:
         content = json.loads(record.read_bytes())

@@ -74,18 +74,28 @@ def test_a_download_that_broke_off_goes_on_where_it_was(mirror: Mirror, tmp_path
 
 def test_a_source_that_changed_is_refused(mirror: Mirror, tmp_path: Path) -> None:
     url = mirror(FILES)
-    listing(url, tmp_path)
+    fetch(open_source(url), listing(url, tmp_path))
     mirror({"a/two": b"22"})
     with pytest.raises(Refused, match=r"has changed since .* \(a/two\); give another --folder"):
         listing(url, tmp_path)
 
 
 def test_a_folder_of_another_source_is_refused(mirror: Mirror, tmp_path: Path) -> None:
-    listing(mirror(FILES), tmp_path)
+    url = mirror(FILES)
+    fetch(open_source(url), listing(url, tmp_path))
     with pytest.raises(Refused, match="was filled from memory://mirror, not from memory://mirror/a"):
         list_wanted(
             open_source("memory://mirror/a"), tmp_path / "source", tmp_path / "source.json", ("*",), ()
         )
+
+
+def test_a_folder_that_was_never_filled_takes_any_source(mirror: Mirror, tmp_path: Path) -> None:
+    listing(mirror(FILES), tmp_path)
+    everything = ("*",)
+    again = list_wanted(
+        open_source("memory://mirror/a"), tmp_path / "source", tmp_path / "source.json", everything, ()
+    )
+    assert [file.path for file in again.files] == ["one", "two"]
 
 
 def test_a_source_without_a_needed_file_is_refused(mirror: Mirror, tmp_path: Path) -> None:
@@ -147,6 +157,7 @@ def test_bytes_are_written_as_disks_count_them() -> None:
 
 
 def test_a_damaged_record_is_one_line(mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
     (tmp_path / "source.json").write_text('{"files": 3}')
     with pytest.raises(Refused, match=r"source\.json is damaged .*; give another --folder"):
         listing(mirror(FILES), tmp_path)
