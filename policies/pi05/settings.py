@@ -174,7 +174,7 @@ def _state_prompt_dims(
     """Decide how many numbers of state the prompt has: lerobot <= 0.4.4 padded them to 32 first."""
     says = saved.version_says_8
     if config.state_prompt_dims is not None:
-        other = f"; {says} says {STATE_DIM}" if says and config.state_prompt_dims != STATE_DIM else ""
+        other = f"; {says}, says {STATE_DIM}" if says and config.state_prompt_dims != STATE_DIM else ""
         stated["state_prompt_dims"] = Stated(config.state_prompt_dims, f"checkpoint.state_prompt_dims{other}")
         return config.state_prompt_dims
     if says is None:

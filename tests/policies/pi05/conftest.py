@@ -149,6 +149,25 @@ def lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     return written
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> Folder:
+    """A folder that lerobot 0.6.2 wrote, without its recording."""
+    ignored = shutil.ignore_patterns("io.safetensors", "prompts.json")
+    return Folder(Path(shutil.copytree(LEROBOT_SMALL, tmp_path / "saved", ignore=ignored)), "lerobot")
+
+
+@pytest.fixture
+def load_saved(saved: Folder) -> Callable[..., Checkpoint]:
+    """Load that folder as it says, with changes of the configuration."""
+
+    def load(**changes: Any) -> Checkpoint:
+        as_saved = dict.fromkeys(("norm_mode", "horizon", "replan_steps", "denoise_steps"))
+        options = {"name": "saved", "layout": "lerobot", "path": str(saved.path), "state_in_prompt": True}
+        return load_checkpoint(CheckpointConfig(**(as_saved | options | changes)))
+
+    return load
+
+
 def _weights(folder: Path, key_prefix: str) -> Path:
     folder.mkdir()
     tensors = load_file(FIXTURE / "model.safetensors")

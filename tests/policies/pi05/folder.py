@@ -26,5 +26,18 @@ class Folder:
         save_file(tensors, self.path / "model.safetensors")
 
     def edit_config(self, **changes: Any) -> None:
-        path = self.path / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        self.edit_json("config.json", lambda config: config.update(changes))
+
+    def edit_json(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+        content = json.loads((self.path / name).read_text())
+        change(content)
+        (self.path / name).write_text(json.dumps(content))
+
+    def edit_step(self, processor: str, step: str, **changes: Any) -> None:
+        """Change the config of a step of lerobot's pre- or postprocessor."""
+
+        def change(content: dict[str, Any]) -> None:
+            (config,) = (s["config"] for s in content["steps"] if s["registry_name"] == step)
+            config.update(changes)
+
+        self.edit_json(processor, change)
