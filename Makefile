@@ -60,4 +60,4 @@ constraints: install  ## write what is installed to constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:  ## remove the virtual environment and what it left
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) *.egg-info build

@@ -23,7 +23,7 @@ from eval.config.tasks import (
     choose_episodes,
     choose_tasks,
     refuse_ignored,
-    warn_of_suite,
+    warnings_of,
 )
 from eval.episodes.plan import Plan
 from eval.episodes.resume import ResumedRun, reopen
@@ -138,7 +138,7 @@ def run(cfg: DictConfig) -> None:
         print_info(announcement(plan, label, runner.about, start.folder))
         if settings := runner.about.get("settings"):
             print_info(f"checkpoint settings: {spell_settings(settings)}")
-        if warning := warn_of_suite(config):
+        for warning in warnings_of(config):
             print_info(f"warning: {warning}")
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
         recorder = RunRecorder(
@@ -201,7 +201,7 @@ def describe(
         "simulator": dict(runner.simulator),
         "first_frame_sha256": None,
         "provenance": origin,
-        "notes": [warning] if (warning := warn_of_suite(config)) else [],
+        "notes": warnings_of(config),
         "resumed": [],
     }
 
@@ -220,13 +220,13 @@ def tracked_run(start: Start, config: Config, plan: Plan, run_info: Mapping[str,
 
 def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path) -> str:
     """Word the line that a user sees before the first episode is over."""
-    tasks, shard = len(plan.tasks), plan.episodes.shard
+    tasks, shard = pluralize(len(plan.tasks), "task"), plan.episodes.shard
     parts = [
         f"{pluralize(plan.num_episodes, 'episode')} of {plan.tasks[0].suite} "
         + (
-            f"(shard {shard} of {tasks} tasks x {plan.episodes.count})"
+            f"(shard {shard} of {tasks} x {plan.episodes.count})"
             if shard
-            else f"({tasks} tasks x {plan.episodes.count})"
+            else f"({tasks} x {plan.episodes.count})"
         ),
         f"{len(plan.done)} done already" if plan.done else None,
         f"policy {policy}",

@@ -129,11 +129,11 @@ def by_cluster(differences: Mapping[Any, Sequence[int]]) -> Interval | None:
 
     The percentiles of the bootstrap over clusters, moved outwards as far as Student's t lies outside the
     normal (Hesterberg 2015, The American Statistician 69, 371-386, "expanded percentile"). With few clusters
-    it is the range of the means of single clusters. It is None with one cluster, and where no pair differs:
-    a width of zero would say more than is known.
+    it is the range of the means of single clusters. It is None with one cluster, and where the mean of each
+    is zero, as without a pair that differs: a width of zero would say more than is known.
     """
     clusters = [differences[key] for key in sorted(differences) if differences[key]]
-    if len(clusters) < 2 or not any(any(cluster) for cluster in clusters):
+    if len(clusters) < 2 or not any(sum(cluster) for cluster in clusters):
         return None
     totals = np.array([sum(cluster) for cluster in clusters], dtype=np.float64)
     sizes = np.array([len(cluster) for cluster in clusters], dtype=np.float64)

@@ -11,6 +11,7 @@ from eval.analysis.statistics import wilson
 from eval.config.groups import policy_label
 from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
+from policies.text import pluralize
 
 # What a summary needs of run.json; `eval.cli.describe` and `RunRecorder` write them.
 RUN_KEYS = (
@@ -138,9 +139,9 @@ def setting(about: Mapping[str, Any]) -> str | None:
     """Say what of a policy's provenance decides its numbers; None for a policy without a network."""
     if "dtype" not in about:
         return None
+    steps = pluralize(about["denoise_steps"], "denoise step")
     return (
-        f"{about['device']} {about['dtype']}, {about['form']} form, {about['denoise_steps']} denoise steps, "
-        f"replan {about['replan_steps']}"
+        f"{about['device']} {about['dtype']}, {about['form']} form, {steps}, replan {about['replan_steps']}"
     )
 
 

@@ -18,7 +18,7 @@ def options(group: str) -> list[str]:
 def backends(stage: str) -> dict[str, dict[str, Any]]:
     """Read the backends of a stage, each with its options as its YAML has them."""
     group = f"optim/{stage}"
-    return {name: _read(group, name) for name in options(group)}
+    return {name: load_yaml(group, name) for name in options(group)}
 
 
 def backend_name(stage: str, chosen: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def recipe(policy: str) -> dict[str, str]:
     """The backend of each stage, and of `images`, that a policy's own YAML names; empty without a YAML."""
     if policy not in options("policy"):
         return {}
-    yaml = _read("policy", policy)
+    yaml = load_yaml("policy", policy)
     named = {"images": yaml["images"]} if "images" in yaml else {}
     for entry in yaml.get("defaults", []):
         if isinstance(entry, dict):
@@ -55,5 +55,5 @@ def policy_label(policy: str, config: Mapping[str, Any]) -> str:
     return f"{policy} ({', '.join(other)})" if other else policy
 
 
-def _read(group: str, name: str) -> dict[str, Any]:
+def load_yaml(group: str, name: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from eval.config.groups import load_yaml
 from eval.config.schema import RAY_ONLY, Config, ConfigError
 from eval.records.episodes import Episodes, Shard
 from eval.sim.tasks import Task, load_tasks
@@ -56,6 +57,9 @@ def refuse_ignored(config: Config, overrides: list[str]) -> None:
     of_ray = [text for text in overrides if text.lstrip("+~").partition("=")[0] in names]
     if config.runner.name != "ray" and of_ray:
         raise ConfigError(f"runner={config.runner.name} does not read {', '.join(of_ray)}; add runner=ray")
+    mode = [text for text in overrides if text.startswith("tracking.mode=")]
+    if config.tracking.name == "none" and mode:
+        raise ConfigError(f"tracking=none does not read {mode[0]}; drop one of them")
 
 
 def check_folder(config: Config) -> None:
@@ -65,14 +69,29 @@ def check_folder(config: Config) -> None:
         return
     folder = Path(str(checkpoint.path)).expanduser()
     if folder.is_dir():
-        from policies.pi05.checkpoint_files import (
-            read_config,
-        )  # imports the hub's client, which takes a while
+        # imports the hub's client, which takes a while
+        from policies.pi05.checkpoint_files import read_config
 
         resolve(replace(checkpoint, denoise_steps=config.denoise.steps), folder, read_config(folder))
 
 
-def warn_of_suite(config: Config) -> str | None:
+def warnings_of(config: Config) -> list[str]:
+    """Say what makes the success of a run another than that of the suite and the policy as they are."""
+    warnings = (_warn_of_suite(config), _warn_of_steps(config))
+    return [warning for warning in warnings if warning is not None]
+
+
+def _warn_of_steps(config: Config) -> str | None:
+    own = load_yaml("suite", config.suite.name)["max_steps"]
+    if config.suite.max_steps == own:
+        return None
+    return (
+        f"suite.max_steps={config.suite.max_steps}, not the {own} of {config.suite.name}: "
+        "success is not comparable with that of others"
+    )
+
+
+def _warn_of_suite(config: Config) -> str | None:
     """Say that the checkpoint was trained for other suites, where that is known; None where nothing is."""
     suites = config.checkpoint.suites
     if config.policy.kind == "oracle" or suites is None or config.suite.name in suites:

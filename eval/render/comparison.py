@@ -83,8 +83,8 @@ def conclusion(result: Comparison) -> list[str]:
         lines = [f"NOT SHOWN: NEW may lose {margin} points of success or more{worse} ({span})"]
         if result.counts.n < result.episodes_needed:
             lines.append(
-                f"{pluralize(result.counts.n, 'pair')} could show {result.smallest_margin * 100:.1f} points "
-                "at best; "
+                f"{pluralize(result.counts.n, 'pair')} could show a margin of "
+                f"{result.smallest_margin * 100:.1f} points at best; "
                 f"{margin} points need at least {result.episodes_needed}, all of them successes"
             )
     if not result.engaged:

@@ -30,7 +30,7 @@ def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey
         try:
             from eval.runners.ray.start import start_ray
         except ModuleNotFoundError as missing:
-            raise RunnerError(f'runner=ray needs Ray ({missing}): pip install -e ".[ray]"') from missing
+            raise RunnerError(f'runner=ray needs Ray ({missing}): pip install "ray>=2.49"') from missing
         return start_ray(config, tasks, left)
     if config.policy.kind != "oracle":
         choose_backends(config)  # refuses what cannot run here before a simulator starts

@@ -2,8 +2,8 @@
 
 from eval.analysis.comparison import ENOUGH_EPISODES, MARGIN
 from eval.analysis.overview import Entry, Source, overview
+from eval.records.schema import HOST_TO_HOST
 from eval.render.tables import Block, Sentence, Table
-from optim.bench.tables import HOST_TO_HOST
 from policies.text import pluralize
 from tools.results.runs import DATA, REPORTS, Runs
 from tools.results.success import SUCCESS, rate
@@ -17,13 +17,13 @@ The weights are the small reference network that ships with the project, trained
 libero_spatial; no published checkpoint was evaluated."""
 NOTES = f"""\
 Latency is from observation to action, of the episodes that ran alone on the machine, without warm-up; fewer
-than {ENOUGH_EPISODES} of them give no interval. `native_fp8` ran on a second machine of the same kind with a
-faster processor, which `baseline` waits for: read its speed-up with that in mind.
+than {ENOUGH_EPISODES} of them give no interval. `native_fp8` ran on a second machine of the same kind, whose
+processor is faster. `baseline` waits for the processor, so measured there its speed-up would be smaller.
 [All results]({REPORTS}/README.md), larger networks among them."""
 
 
 def headline(runs: Runs) -> list[Block]:
-    """Return the table of the runs of `NAME`.
+    """Build the table of the runs of `NAME`.
 
     Raises:
         ValueError: the weights are not those that the caption names.

@@ -132,6 +132,7 @@ def test_one_task_and_no_difference_have_no_interval_between_tasks() -> None:
     assert by_cluster({0: [1, -1, 0]}) is None
     assert by_cluster({0: [0, 0], 1: [0]}) is None
     assert by_cluster({0: [1], 1: []}) is None
+    assert by_cluster({0: [1, -1], 1: [0]}) is None
 
 
 def test_with_two_tasks_the_interval_is_their_range() -> None:

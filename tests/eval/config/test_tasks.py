@@ -3,7 +3,7 @@
 import pytest
 
 from eval.config.compose import configure
-from eval.config.tasks import warn_of_suite
+from eval.config.tasks import warnings_of
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,16 @@ from eval.config.tasks import warn_of_suite
 def test_a_suite_that_a_checkpoint_was_not_trained_for_is_named(
     checkpoint: str, suite: str, warned: bool
 ) -> None:
-    warning = warn_of_suite(configure([f"checkpoint={checkpoint}", f"suite={suite}"]))
-    assert (warning is not None) == warned
-    assert warning is None or f"not for {suite}" in warning
+    warnings = warnings_of(configure([f"checkpoint={checkpoint}", f"suite={suite}"]))
+    assert [f"not for {suite}" in warning for warning in warnings] == [True] * warned
 
 
 def test_the_oracle_has_no_checkpoint_to_warn_of() -> None:
-    config = configure(["policy=oracle"])
-    config.suite.name = "libero_goal"
-    assert warn_of_suite(config) is None
+    config = configure(["policy=oracle", "checkpoint=reference"])
+    config.suite.name, config.suite.max_steps = "libero_goal", 300
+    assert warnings_of(config) == []
+
+
+def test_other_control_steps_than_the_suites_are_named() -> None:
+    [warning] = warnings_of(configure(["suite.max_steps=12"]))
+    assert warning.startswith("suite.max_steps=12, not the 220 of libero_spatial")
