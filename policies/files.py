@@ -1,12 +1,14 @@
 """Files: where the project lies, and writing a file or a folder in one step."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, or the site-packages that the wheel lies in
 IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
@@ -85,3 +87,14 @@ def sync(path: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; ValueError where it holds anything else."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(content).__name__}")
+    return content

@@ -10,6 +10,7 @@ from eval.config.groups import load_yaml
 from eval.config.schema import RAY_ONLY, Config, ConfigError
 from eval.records.episodes import Episodes, Shard
 from eval.sim.tasks import Task, load_tasks
+from policies.files import read_json_object
 from policies.pi05.settings import resolve
 
 
@@ -68,11 +69,9 @@ def check_folder(config: Config) -> None:
     if config.policy.kind == "oracle" or checkpoint.layout != "lerobot":
         return
     folder = Path(str(checkpoint.path)).expanduser()
-    if folder.is_dir():
-        # imports the hub's client, which takes a while
-        from policies.pi05.checkpoint_files import read_config
-
-        resolve(replace(checkpoint, denoise_steps=config.denoise.steps), folder, read_config(folder))
+    path = folder / "config.json"
+    if path.is_file():
+        resolve(replace(checkpoint, denoise_steps=config.denoise.steps), folder, read_json_object(path))
 
 
 def warnings_of(config: Config) -> list[str]:

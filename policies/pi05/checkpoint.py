@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from policies.base import ACTION_DIM
+from policies.files import read_json_object
 from policies.pi05.checkpoint_config import LAYOUT_PREFIX, CheckpointConfig
 from policies.pi05.checkpoint_files import (
     find_folder,
@@ -216,7 +217,7 @@ def _read_dims(
     if settings.lerobot is not None:
         sizes = None
         if (folder / SIZES).is_file():
-            sizes = NamedSizes.from_json(json.loads((folder / SIZES).read_text()), str(folder / SIZES))
+            sizes = NamedSizes.from_json(read_json_object(folder / SIZES), str(folder / SIZES))
         saved = settings.lerobot
         return Pi05Dims.from_lerobot(raw, source, saved.cameras, saved.masked_cameras, sizes)
     read = {"native": Pi05Dims.from_native, "openpi": Pi05Dims.from_openpi}[config.layout]

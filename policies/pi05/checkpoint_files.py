@@ -1,6 +1,5 @@
 """Files of a checkpoint: find folder, weights, statistics and tokenizer, or say what to do."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from policies.files import read_json_object
 from policies.pi05.checkpoint_config import PICKLES
 from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
 from policies.pi05.other_folders import ADAPTER_FILES, refuse_adapter, way_out, way_out_without_config
@@ -78,13 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no {path}, which holds the network's sizes; {way_out_without_config(folder)}"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(config).__name__}")
-    return config
+    return read_json_object(path)
 
 
 def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStats:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from policies.files import read_json_object
 from policies.pi05.lerobot_config import (
     COPY,
     Feature,
@@ -209,10 +210,4 @@ def _read_json(path: Path) -> dict[str, Any]:
             "run, or from the hub; of a folder of lerobot < 0.4, run lerobot's "
             "migrate_policy_normalization.py first"
         )
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(raw).__name__}")
-    return raw
+    return read_json_object(path)

@@ -261,3 +261,16 @@ def test_a_run_whose_calls_nobody_reported_is_no_result_after_a_resume_either(
         with pytest.raises(RunFailed, match="vision: no process could report how it was served"):
             run(tmp_path / "run")
     assert len(read_run(tmp_path / "run").episodes) == plan_of().num_episodes
+
+
+def test_a_run_older_than_the_record_of_settings_goes_on_and_another_setting_is_refused(
+    tmp_path: Path,
+) -> None:
+    old = {"policy": {"weights_sha256": "0" * 64}}
+    steps = {"value": 10, "from": "config.json num_inference_steps"}
+    new = {"policy": {**old["policy"], "settings": {"denoise_steps": steps}}}
+    refuse_changed(tmp_path, old, new)
+    refuse_changed(tmp_path, new, new)
+    other = {"policy": {**old["policy"], "settings": {"denoise_steps": {**steps, "value": 3}}}}
+    with pytest.raises(Changed, match=r"policy settings.denoise_steps.value was 10, is 3"):
+        refuse_changed(tmp_path, new, other)

@@ -202,7 +202,7 @@ def test_small_sizes_are_those_of_sizes_json(saved: Folder, load_saved: Load) ->
     sizes = json.loads((saved.path / "sizes.json").read_text())
     assert load_saved().dims.prefix.width == sizes["gemma_2b"]["width"]
     (saved.path / "sizes.json").unlink()
-    with pytest.raises(ValueError, match="must have 257152 or .* pieces for the 257152 rows"):
+    with pytest.raises(ValueError, match=r"must have 257152 or .* pieces for the 257152 rows"):
         load_saved()
 
 
