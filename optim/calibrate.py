@@ -67,7 +67,7 @@ class CalibrateRun(StagesRun):
 
 
 def observe_amax(stages: Mapping[str, nn.Module], run: Callable[[], object]) -> Amax:
-    """Return the largest absolute input of every linear of the stages while `run` calls them.
+    """Measure the largest absolute input of every linear of the stages while `run` calls them.
 
     A linear that is called many times, as the denoise stage's in each Euler step, is seen each time.
 
@@ -96,12 +96,11 @@ def observe_amax(stages: Mapping[str, nn.Module], run: Callable[[], object]) -> 
 
 
 def calibrate(checkpoint: Checkpoint, policy: Pi05Policy, requests: Sequence[Request], source: str) -> Scales:
-    """Return the scales of a checkpoint.
+    """Measure the scales of a checkpoint on real observations.
 
     Args:
         policy: runs the checkpoint's own stages (`eval.episodes.policy.eager_policy`).
-        requests: real observations.
-        source: where they came from, for the record.
+        source: of the requests, for the record.
 
     Raises:
         ValueError: an observation lacks a camera or has a black image.
@@ -128,8 +127,10 @@ def calibrate(checkpoint: Checkpoint, policy: Pi05Policy, requests: Sequence[Req
 
 
 def refuse_blank(requests: Sequence[Request], cameras: Sequence[str]) -> None:
-    """Raise ValueError for an observation that lacks a camera or has a black image: inputs of a network that
-    sees nothing are small, and so would be the scales."""
+    """Raise ValueError for an observation that lacks a camera or has a black image.
+
+    A network that sees nothing has small inputs, which give small scales.
+    """
     for i, request in enumerate(requests):
         images = request.observation.images
         for name in cameras:
@@ -187,7 +188,7 @@ def run(config: CalibrateRun) -> None:
 
 
 def summary(scales: Scales, path: Path) -> str:
-    """Return what was measured, in a few lines."""
+    """Summarise what was measured, in three lines."""
     largest = {stage: max(amax, key=amax.__getitem__) for stage, amax in scales.amax.items()}
     peaks = [f"{stage} {scales.amax[stage][name]:.4g} ({name})" for stage, name in largest.items()]
     return "\n".join(
@@ -201,7 +202,7 @@ def summary(scales: Scales, path: Path) -> str:
 
 
 def warnings(amax: Amax) -> list[str]:
-    """Return a line for each stage with inputs that float16 cannot hold."""
+    """Write a line for each stage with inputs that float16 cannot hold."""
     lines = []
     for stage, values in amax.items():
         over = [name for name, value in values.items() if value >= FP16_MAX]

@@ -44,14 +44,14 @@ class Compile(Backend):
         require_warmup(self.warmup)
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise RuntimeError for split attention in another stage than denoise or without a GPU."""
+        """Refuse split attention: RuntimeError in another stage than denoise, CannotRun without a GPU."""
         if self.attention == "split":
             if name != "denoise":
                 raise RuntimeError(f"attention=split serves denoise; set optim.{name}.attention=sdpa")
             require_cuda(name, device)
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage compiled for each combination of shapes."""
+        """Compile the stage for each combination of shapes."""
         device = next(source.stage.parameters()).device
         dtype = str(_dtype(source.stage)).removeprefix("torch.")
         graph = self.cuda_graph and device.type == "cuda"
@@ -68,7 +68,7 @@ class Compile(Backend):
 
 
 def build_compiled(stage: nn.Module, *, graph: bool, warmup: int) -> Callable[[Args], Callable[..., Any]]:
-    """Return what makes an engine of a stage for given arguments: compiled, then captured if `graph`."""
+    """Make a builder of engines for given arguments: it compiles the stage, then captures it if `graph`."""
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, fullgraph=True, dynamic=False)
@@ -87,7 +87,7 @@ def build_compiled(stage: nn.Module, *, graph: bool, warmup: int) -> Callable[[A
 
 
 def _dtype(stage: nn.Module) -> torch.dtype:
-    """Return the dtype of a stage's matmuls, most of its weights."""
+    """The dtype of a stage's matmuls: that of most of its weights."""
     counts: dict[torch.dtype, int] = {}
     for parameter in stage.parameters():
         counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()

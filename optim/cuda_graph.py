@@ -94,12 +94,12 @@ class Captured:
 
 
 def capture(function: Callable[..., Any], args: Args, *, warmup: int = 3, pool: Any = None) -> Captured:
-    """Return `function` captured in a CUDA graph for arguments like `args`."""
+    """Capture `function` in a CUDA graph for arguments like `args`."""
     return Captured(function, args, CudaRecorder(warmup, pool))
 
 
 def capture_each(function: Callable[..., Any], *, warmup: int) -> Callable[[Args], Captured]:
-    """Return what captures `function` for given arguments; all of its graphs share their memory."""
+    """Make a builder that captures `function` for given arguments; all of its graphs share their memory."""
     pool = torch.cuda.graph_pool_handle()
     return lambda args: capture(function, args, warmup=warmup, pool=pool)
 
@@ -121,11 +121,11 @@ class CudaGraph(Backend):
         require_warmup(self.warmup)
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise RuntimeError without an NVIDIA GPU."""
+        """Raise CannotRun without an NVIDIA GPU."""
         require_cuda(name, device)
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage as graphs, one for each combination of shapes; they share their memory."""
+        """Capture a graph for each combination of shapes; they share their memory."""
         return serve(
             source,
             "cuda_graph",

@@ -16,10 +16,9 @@ class Eager(Backend):
     needs_examples: ClassVar[bool] = False
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage, counted."""
         return CountedStage("eager", source.stage)
 
 
 def eager_stages(stages: Mapping[str, nn.Module]) -> dict[str, CountedStage]:
-    """Return every stage as it is, counted."""
+    """Wrap every stage as it is, to count its calls."""
     return {name: CountedStage("eager", stage) for name, stage in stages.items()}

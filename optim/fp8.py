@@ -60,7 +60,7 @@ class Fp8Linear(nn.Module):
         return self.matmul(rows8, x.dtype).unflatten(0, x.shape[:-1])
 
     def matmul(self, rows8: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the outputs of rows that are quantised already, by `inverse_input_scale`."""
+        """Multiply rows that are quantised already, by `inverse_input_scale`."""
         return torch._scaled_mm(
             rows8,
             self.weight.t(),
@@ -73,7 +73,7 @@ class Fp8Linear(nn.Module):
 
 
 def with_fp8_linears(stage: nn.Module, amax: Mapping[str, float], linears: str) -> nn.Module:
-    """Return a fused stage whose layers' linears are FP8; embeddings and the projector stay as they are.
+    """Fuse a stage and make its layers' linears FP8; embeddings and the projector stay as they are.
 
     Args:
         amax: of the unfused stage's linears, by name.
@@ -119,14 +119,18 @@ class Fp8(Backend):
         require_warmup(self.warmup)
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise RuntimeError for denoise, without a GPU that has FP8, or in a precision but bfloat16."""
+        """Refuse what it does not serve.
+
+        Raises:
+            RuntimeError: the stage is denoise, or the precision is not bfloat16.
+            CannotRun: there is no GPU that has FP8.
+        """
         if name == "denoise":
             raise RuntimeError("FP8 serves vision and prefix; choose optim/denoise=compile")
         require_cuda(name, device, FP8_CAPABILITY, "FP8")
         require_dtype(dtype, torch.bfloat16)
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage in FP8."""
         stage = with_fp8_linears(source.stage, source.amax, self.linears)
         counted = [module for module in stage.modules() if isinstance(module, Fp8Linear)]
         return serve(

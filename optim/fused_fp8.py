@@ -60,7 +60,7 @@ class FusedPrefix:
         tokens_BT: Tensor,
         token_mask_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what `Prefix.forward` does."""
+        """Compute what `Prefix.forward` does."""
         stage = self._stage
         if image_mask_BN is None and token_mask_BT is None:
             x_BPW, bias, mask_BP = stage.embed(image_tokens_BQW, tokens_BT), None, None
@@ -110,7 +110,7 @@ class FusedVision:
         self._last_norm = layer_norm(stage.post_layernorm)
 
     def __call__(self, images_BNCHW: Tensor) -> Tensor:
-        """Return what `Vision.forward` does."""
+        """Compute what `Vision.forward` does."""
         stage = self._stage
         dtype = stage.projector.weight.dtype
         x = embed_patches(stage.embeddings, images_BNCHW.flatten(0, 1), dtype)
@@ -131,7 +131,7 @@ class FusedVision:
 
 
 def rms_norm(module: RMSNorm) -> Norm:
-    """Return an RMS norm's weights."""
+    """Take an RMS norm's weights as the kernels read them: 1 + w, float32."""
     return Norm(1.0 + module.weight.detach().float(), None, NORM_EPS)
 
 
@@ -153,7 +153,12 @@ class FusedFp8(Backend):
         require_warmup(self.warmup)
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise RuntimeError for denoise, without FP8 or Triton, or in a precision but bfloat16."""
+        """Refuse what it does not serve.
+
+        Raises:
+            RuntimeError: the stage is denoise, the precision is not bfloat16, or there is no Triton.
+            CannotRun: there is no GPU that has FP8.
+        """
         if name == "denoise":
             raise RuntimeError("fused FP8 kernels serve vision and prefix; choose optim/denoise=fused")
         require_cuda(name, device, FP8_CAPABILITY, "FP8")
@@ -161,7 +166,6 @@ class FusedFp8(Backend):
         require_triton()
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage on fused kernels."""
         engine = fused_stage(with_fp8_linears(source.stage, source.amax, "all"))
         return serve(
             source,
@@ -173,7 +177,7 @@ class FusedFp8(Backend):
 
 
 def fused_stage(stage: nn.Module) -> FusedPrefix | FusedVision:
-    """Return a stage with FP8 linears on fused kernels."""
+    """Put a stage with FP8 linears on fused kernels."""
     if isinstance(stage, Prefix):
         return FusedPrefix(stage)
     assert isinstance(stage, Vision)

@@ -60,24 +60,24 @@ def name(path: Path) -> str:
 
 
 def prose(path: Path) -> str:
-    """Return a page without its fenced blocks."""
+    """Read a page without its fenced blocks."""
     return FENCE.sub("", path.read_text())
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the anchors that GitHub gives a page's headings."""
+    """Collect the anchors that GitHub gives a page's headings."""
     seen: dict[str, int] = {}
-    found = set()
+    page_anchors = set()
     for heading in HEADING.findall(prose(path)):
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
         anchor = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
-        found.add(f"{anchor}-{seen[anchor]}" if anchor in seen else anchor)
+        page_anchors.add(f"{anchor}-{seen[anchor]}" if anchor in seen else anchor)
         seen[anchor] = seen.get(anchor, 0) + 1
-    return found
+    return page_anchors
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Return the words of each simple command in the `bash` blocks, without the variables set before it."""
+    """Split the `bash` blocks into simple commands, each without the variables set before it."""
     for language, block in FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines() if language == "bash" else ():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
@@ -135,7 +135,7 @@ def parse_bench(words: Sequence[str]) -> None:
 
 
 def parse_module(module: str, words: Sequence[str]) -> argparse.Namespace:
-    """Return what `python -m MODULE` makes of its arguments with argparse."""
+    """Parse the arguments of a module with its own argparse, which it calls as `python -m MODULE`."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(sys, "argv", [module, *words])
         warnings.filterwarnings(
@@ -268,7 +268,7 @@ def test_what_a_page_says_to_be_in_a_file_is_there(page: Path) -> None:
 
 
 def is_named(dotted: str) -> bool:
-    """Return whether a dotted name is a module, something in one, or a key of the configuration."""
+    """Whether a dotted name is a module, something in one, or a key of the configuration."""
     package, first, *rest = dotted.split(".")
     if package == "optim" and first in CONFIG_KEYS:
         return True
@@ -306,14 +306,14 @@ def test_the_drawing_has_the_rooms_of_the_import_contract_in_its_order() -> None
 
 
 def rows(page: str, header: str) -> dict[str, list[str]]:
-    """Return the cells of each row of a page's table, by its first cell."""
+    """Read the cells of each row of a page's table, by its first cell."""
     table = (ROOT / "docs" / page).read_text().partition(f"\n{header}\n")[2].partition("\n\n")[0]
     cells = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]]
     return {first: rest for first, *rest in cells}
 
 
 def test_the_table_of_policies_says_what_each_policy_is_made_of() -> None:
-    told = rows(
+    table = rows(
         "policies-and-backends.md", "| `policy=` | `policy.images` | vision | prefix | denoise | needs |"
     )
     made_of = {}
@@ -321,13 +321,13 @@ def test_the_table_of_policies_says_what_each_policy_is_made_of() -> None:
         named = recipe(policy)
         images = named.get("images", "eager") if named else "-"
         made_of[policy] = [images, *(named.get(stage, "-") for stage in STAGES)]
-    assert {policy: cells[:-1] for policy, cells in told.items()} == made_of
+    assert {policy: cells[:-1] for policy, cells in table.items()} == made_of
 
 
 def test_the_table_of_backends_says_which_stages_each_serves() -> None:
-    told = rows("policies-and-backends.md", "| backend | serves | what it does |")
+    table = rows("policies-and-backends.md", "| backend | serves | what it does |")
     serves: dict[str, list[str]] = {}
     for stage in STAGES:
         for backend in options(f"optim/{stage}"):
             serves.setdefault(backend, []).append(stage)
-    assert {backend: cells[0].split(", ") for backend, cells in told.items()} == serves
+    assert {backend: cells[0].split(", ") for backend, cells in table.items()} == serves

@@ -47,15 +47,15 @@ def convert(parts: Sequence[Path], out: Path, left_out: str) -> None:
     whole = dict(runs[0].run)
     if len(runs) > 1:
         whole = joined_run([Path(part.name) for part in parts], runs, notes=[])
-        for noted, of_part in zip(whole["parts"], runs, strict=True):
-            noted |= {key: of_part.run[key] for key in ("engagement", "first_frame_sha256")}
+        for recorded, part_run in zip(whole["parts"], runs, strict=True):
+            recorded |= {key: part_run.run[key] for key in ("engagement", "first_frame_sha256")}
     out.mkdir(parents=True)
     (out / EPISODES_FILE).write_bytes(lines)
     (out / RUN_FILE).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def _planned(run: dict[str, Any]) -> Episodes:
-    """Return which episodes the configuration of a run asks for."""
+    """Plan the episodes that a run's configuration names."""
     suite, protocol = run["config"]["suite"], run["config"]["protocol"]
     tasks = suite["tasks"] if suite["tasks"] is not None else range(protocol["num_tasks"])
     first, count = protocol["first_episode"], protocol["episodes"]

@@ -36,14 +36,14 @@ SEED = 7
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """Return a call's result and its seconds."""
+    """Call and measure the seconds."""
     start = time.perf_counter()
     result = call()
     return result, time.perf_counter() - start
 
 
 def oracle_actions(task: Task, key: EpisodeKey, num_steps: int) -> list[NDArray[np.float64]]:
-    """Return the first actions of the scripted expert; it goes on after success."""
+    """Record the first actions of the scripted expert; it goes on after success."""
     env, oracle, actions = LiberoEnv(task, render=False), OraclePolicy(), []
     env.reset(key)
     for step in range(num_steps):
@@ -55,8 +55,7 @@ def oracle_actions(task: Task, key: EpisodeKey, num_steps: int) -> list[NDArray[
 
 
 def upstream_cost(task: Task, key: EpisodeKey, actions: Sequence[NDArray[np.float64]]) -> Cost:
-    """Return seconds of make, reset (initial state and settling included) and episode, and the final
-    state."""
+    """Time make, reset (initial state and settling included) and episode; keep the final state."""
     from libero.libero.envs import OffScreenRenderEnv
 
     def make() -> OffScreenRenderEnv:
@@ -89,7 +88,7 @@ def upstream_cost(task: Task, key: EpisodeKey, actions: Sequence[NDArray[np.floa
 def our_cost(
     task: Task, key: EpisodeKey, actions: Sequence[NDArray[np.float64]], look_every: int | None
 ) -> Cost:
-    """Return the same of our environment, which looks every so many steps, or has no cameras (None)."""
+    """Time the same of our environment, which looks every so many steps, or has no cameras (None)."""
 
     def episode() -> None:
         for step, action in enumerate(actions):
@@ -106,7 +105,7 @@ def our_cost(
 
 
 def compare(task: Task, key: EpisodeKey, num_steps: int) -> dict[str, Cost]:
-    """Return the costs by environment, upstream's first, after an untimed warm-up of each kind."""
+    """Measure the costs by environment, upstream's first, after an untimed warm-up of each kind."""
     actions = oracle_actions(task, key, num_steps)
     upstream_cost(task, key, actions[:WARM_UP_STEPS])
     for look_every in (1, None):
@@ -119,7 +118,7 @@ def compare(task: Task, key: EpisodeKey, num_steps: int) -> dict[str, Cost]:
 
 
 def unequal(rows: Mapping[str, Cost]) -> list[str]:
-    """Return the environments whose final state is not that of the first, to the bit."""
+    """Name the environments whose final state is not that of the first, to the bit."""
     reference = next(iter(rows.values()))[1]
     return [name for name, (_, final) in rows.items() if not np.array_equal(final, reference)]
 

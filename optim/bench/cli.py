@@ -91,7 +91,7 @@ def _backends(row: Row) -> Backends:
 
 
 def _observe(config: BenchRun, folder: Path) -> tuple[list[Request], dict[str, Any]]:
-    """Return the observations, from the named file or from LIBERO, and what the record says of them."""
+    """Take observations from the named file or from LIBERO, and describe them for the record."""
     file = config.bench.observations
     saved = saved_requests(file)
     if saved is not None:
@@ -114,7 +114,7 @@ def _refuse_few(requests: Sequence[Request], file: str | None) -> None:
 
 
 def _record_observations(config: BenchRun) -> list[Request]:
-    """Return what eager float32 sees in LIBERO, on as many tasks as there are observations."""
+    """Record what eager float32 sees in LIBERO, on as many tasks as there are observations."""
     every_task = replace(config, protocol=replace(config.protocol, num_tasks=None))
     tasks = choose_tasks(every_task)
     count = config.bench.num_observations
@@ -155,8 +155,10 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; user errors are one line and exit status 1, HYDRA_FULL_ERROR=1 shows the whole
-    trace."""
+    """Run the command line.
+
+    User errors are one line and exit status 1; HYDRA_FULL_ERROR=1 shows the whole trace.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(words):
         report_console().print(Text(help_text()), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a bench is asked for: its options, and a command line whose lists of values multiply.
+"""The configuration of a bench: its options, and a command line whose lists of values multiply.
 
 `policy=a,b denoise.steps=10,3` is two settings of two policies. The policies of a setting are timed side by
 side; what differs between settings is everything but the policy.
@@ -94,7 +94,7 @@ class Setting:
 
 
 def read_arguments(arguments: Sequence[str]) -> list[Setting]:
-    """Return the settings of a command line, every combination composed and checked.
+    """Read the settings of a command line; every combination is composed and checked.
 
     Raises:
         HydraException, OmegaConfBaseException: an argument that Hydra does not understand.
@@ -102,7 +102,7 @@ def read_arguments(arguments: Sequence[str]) -> list[Setting]:
     """
     schema.register()
     schema.register_schema("bench", BenchRun)
-    parsed = parse_overrides([_spelt_out(argument) for argument in arguments])
+    parsed = parse_overrides([_without_short_key(argument) for argument in arguments])
     values = {id(override): _choices(override) for override in parsed}
     row_overrides = [override for override in parsed if _belongs_to_policy(override)]
     others = [override for override in parsed if not _belongs_to_policy(override)]
@@ -113,19 +113,19 @@ def read_arguments(arguments: Sequence[str]) -> list[Setting]:
                 _row(setting, row, _swept(row, row_overrides))
                 for row in itertools.product(*(values[id(override)] for override in row_overrides))
             ]
-            settings.append(Setting(setting, tuple(_told_apart(rows))))
+            settings.append(Setting(setting, tuple(_with_unique_labels(rows))))
     return settings
 
 
 def help_text() -> str:
-    """Return what conf/bench.yaml explains."""
+    """Read the help text of conf/bench.yaml."""
     schema.register()
     schema.register_schema("bench", BenchRun)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return str(compose("bench", return_hydra_config=True).hydra.help.template)
 
 
-def _spelt_out(argument: str) -> str:
+def _without_short_key(argument: str) -> str:
     key, equals, value = argument.partition("=")
     return f"{SHORT.get(key, key)}{equals}{value}"
 
@@ -146,7 +146,7 @@ def _choices(override: Override) -> list[str]:
 
 
 def _swept(row: Iterable[str], overrides: Iterable[Override]) -> tuple[str, ...]:
-    """Return those of a row's choices that tell it from others, the policy's name aside."""
+    """Choose the values that tell a row from others, the policy's name aside."""
     pairs = zip(row, overrides, strict=True)
     return tuple(
         text.removeprefix("policy.")
@@ -164,8 +164,8 @@ def _row(setting: Sequence[str], row: Sequence[str], swept: Sequence[str]) -> Ro
     return Row(label, overrides, config, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
 
 
-def _told_apart(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows with a number after a label that came before: the same policy twice shows the noise."""
+def _with_unique_labels(rows: Iterable[Row]) -> list[Row]:
+    """Number labels that came before: the same policy twice shows the noise."""
     seen: dict[str, int] = {}
     result = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Inputs of an asked-for size: so many images and prompt tokens, all visible, made from real observations.
+"""Inputs of a chosen size: so many images and prompt tokens, all visible, made from real observations.
 
 B batch, N images, T prompt tokens.
 """
@@ -30,7 +30,7 @@ class Reshaped(Preprocess):
     prompt_tokens: int | None = None
 
     def __call__(self, observations: Sequence[Observation], form: str) -> ModelInputs:
-        """Return the inputs of one batch; errors are those of `Preprocess`."""
+        """Make the inputs of one batch; errors are those of `Preprocess`."""
         if self.views is not None and form == "full":
             # lean images, none masked, with the prompt padded as the full form pads it
             plain = replace(self, prompt_multiple=self.dims.max_token_len)
@@ -41,20 +41,18 @@ class Reshaped(Preprocess):
         return replace(inputs, tokens_BT=inputs.tokens_BT[:, : self.prompt_tokens], token_mask_BT=None)
 
     def frames(self, observation: Observation) -> list[NDArray[np.uint8]]:
-        """Return `views` images."""
         return in_turn(super().frames(observation), self.views)
 
     def prompt(self, observation: Observation) -> list[int]:
-        """Return `prompt_tokens` token ids."""
         return in_turn(super().prompt(observation), self.prompt_tokens)
 
 
 def reshape(policy: Pi05Policy, views: int | None, prompt_tokens: int | None) -> Pi05Policy:
-    """Return the policy on inputs of these sizes."""
+    """Copy a policy; the copy preprocesses to these sizes."""
     given = {field.name: getattr(policy.preprocess, field.name) for field in fields(Preprocess)}
     return replace(policy, preprocess=Reshaped(**given, views=views, prompt_tokens=prompt_tokens))
 
 
 def in_turn(items: list[T], count: int | None) -> list[T]:
-    """Return `count` items, beginning anew at the end; None returns them as they are."""
+    """Take `count` items, beginning anew at the end; None takes them as they are."""
     return items if count is None else [items[i % len(items)] for i in range(count)]

@@ -54,13 +54,9 @@ class Work:
     other_flops: int
     attention_flops: int
 
-    @property
-    def flops(self) -> int:
-        return self.layer_flops + self.other_flops + self.attention_flops
-
 
 def work(dims: Pi05Dims, *, images: int, prefix_tokens: int, steps: int) -> dict[str, Work]:
-    """Return the work of each stage.
+    """Count the work of each stage.
 
     Args:
         images: that the vision stage gets.
@@ -72,7 +68,7 @@ def work(dims: Pi05Dims, *, images: int, prefix_tokens: int, steps: int) -> dict
 
 
 def floor_ms(work: Work, ceiling: Ceiling, precision: str) -> float:
-    """Return the least milliseconds of a stage: the larger of reading its weights and doing its operations.
+    """Compute the least milliseconds of a stage: the larger of reading its weights and doing its operations.
 
     Args:
         precision: of the layers' linears. With fp8, everything else is bfloat16.
@@ -90,7 +86,7 @@ def floor_ms(work: Work, ceiling: Ceiling, precision: str) -> float:
 
 
 def find_ceiling(gpu: str | None) -> Ceiling | None:
-    """Return what the GPU of this name can do; None where nobody measured it."""
+    """Find what the GPU of this name can do; None where nobody measured it."""
     return next((ceiling for part, ceiling in CEILINGS.items() if gpu is not None and part in gpu), None)
 
 

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 
 from eval.analysis.latency import LatencyStats, latency_stats
 from eval.analysis.summary import is_random
+from eval.records.schema import HOST_TO_HOST
 from eval.render.console import print_error, report_console
 from eval.render.tables import (
     NONE,
@@ -28,7 +29,7 @@ from eval.render.tables import (
 )
 from policies.pi05.dims import STAGES
 
-ALL_STAGES, HOST_TO_HOST = "all stages", "host to host"
+ALL_STAGES = "all stages"
 TIMES = ("policy", "component", "n", "p50 ms", "p95 ms", "p99 ms", "speed-up", "of roofline")
 GLANCE = ("setting", "policy", "all stages p50 ms", "host to host p50 ms", "speed-up, host to host", "cosine")
 ENGAGEMENT = ("policy", "stage", "backend", "calls", "expected", "misses", "details")
@@ -56,7 +57,7 @@ class Component:
 
 
 def components(policy: Record, first: Record) -> list[Component]:
-    """Return the rows of one policy, compared with the first of its setting."""
+    """Compute the components of one policy, compared with the first of its setting."""
     times, base_times, floors = _times(policy), _times(first), _floors(policy)
     result = []
     for name, samples in times.items():
@@ -71,7 +72,7 @@ def components(policy: Record, first: Record) -> list[Component]:
 
 
 def problems(record: Record) -> list[str]:
-    """Return a line for each stage that did not serve every call."""
+    """Write a line for each stage that did not serve every call."""
     return [
         f"{policy['label']} ({title(setting)}): {stage} served {engaged['calls']} of {engaged['expected']} "
         f"calls and missed {engaged['misses']}; these times are not its engine's"
@@ -83,7 +84,7 @@ def problems(record: Record) -> list[str]:
 
 
 def title(setting: Record) -> str:
-    """Return what the policies of a setting share, in words; where their prompts differ, for each."""
+    """Word what the policies of a setting share, and each prompt's length where these differ."""
     facts = setting["policies"][0]["facts"]
     images = [sizes["images"] for policy in setting["policies"] for sizes in policy["inputs"]]
     prompts = {policy["label"]: _prompt_tokens(policy) for policy in setting["policies"]}
@@ -107,7 +108,7 @@ def _prompt_tokens(policy: Record) -> str:
 
 
 def time_rows(setting: Record) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `TIMES`."""
+    """Cells under `TIMES`."""
     first = setting["policies"][0]
     for policy in setting["policies"]:
         for component in components(policy, first):
@@ -125,7 +126,7 @@ def time_rows(setting: Record) -> Iterator[tuple[str, ...]]:
 
 
 def glance_rows(setting: Record) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `GLANCE`."""
+    """Cells under `GLANCE`."""
     first = setting["policies"][0]
     for policy in setting["policies"]:
         parts = {component.name: component for component in components(policy, first)}
@@ -136,7 +137,7 @@ def glance_rows(setting: Record) -> Iterator[tuple[str, ...]]:
 
 
 def engagement_rows(setting: Record) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `ENGAGEMENT`."""
+    """Cells under `ENGAGEMENT`."""
     for policy in setting["policies"]:
         for stage, engaged in policy["engagement"].items():
             counts = (str(engaged[name]) for name in ("calls", "expected", "misses"))
@@ -144,7 +145,7 @@ def engagement_rows(setting: Record) -> Iterator[tuple[str, ...]]:
 
 
 def parity_rows(setting: Record) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `PARITY`."""
+    """Cells under `PARITY`."""
     for policy in setting["policies"]:
         parity = policy["parity"]
         numbers = (f"{parity[name]:.3g}" for name in ("rel_error", "max_abs", "max_abs_action"))
@@ -152,14 +153,14 @@ def parity_rows(setting: Record) -> Iterator[tuple[str, ...]]:
 
 
 def cost_rows(setting: Record) -> Iterator[tuple[str, ...]]:
-    """Return the cells under `COST`."""
+    """Cells under `COST`."""
     for policy in setting["policies"]:
         peak = policy["peak_bytes"]
         yield policy["label"], f"{policy['build_s']:.1f}", NONE if peak is None else f"{peak / 1e9:.2f}"
 
 
 def setting_tables(setting: Record) -> list[Table]:
-    """Return the tables of one setting: times, engagement, parity and cost."""
+    """Build the tables of one setting: times, engagement, parity and cost."""
     reference = setting["policies"][0]["parity"]["reference"]
     return [
         _by_policy(TIMES, time_rows(setting), title(setting)),
@@ -177,25 +178,25 @@ def _by_policy(
     texts: int = 2,
     last_is_text: bool = False,
 ) -> Table:
-    """Return a table that names each policy once, with a line between policies."""
+    """Build a table that names each policy once, with a line between policies."""
     return Table(columns, part_groups(rows), caption, texts, last_is_text, blank_repeats=True)
 
 
 def render_setting(setting: Record) -> RenderableType:
-    """Return the tables of one setting for a rich console."""
+    """Render the tables of one setting for a rich console, after a banner where weights are random."""
     labels = filter(is_random, weights_labels([setting]))
     banners = [Sentence(f"*** {label} ***", style="white on red", strong=True) for label in labels]
     return to_console([*banners, *setting_tables(setting)])
 
 
 def weights_labels(settings: Iterable[Record]) -> list[str]:
-    """Return what must be said of the weights, each label once."""
+    """List the labels of the weights, each once."""
     labels = (policy["facts"]["weights_label"] for setting in settings for policy in setting["policies"])
     return list(dict.fromkeys(labels))
 
 
 def report(record: Record) -> str:
-    """Return the record as a Markdown report with the items that docs/results/README.md asks for."""
+    """Render the record as a Markdown report with the items that docs/results/README.md asks for."""
     settings = record["settings"]
     names = ", ".join(
         dict.fromkeys(policy["label"] for setting in settings for policy in setting["policies"])
@@ -233,7 +234,7 @@ def report(record: Record) -> str:
 
 
 def _times(policy: Record) -> dict[str, list[float]]:
-    """Return milliseconds by component."""
+    """Milliseconds of every round, by component."""
     samples = policy["samples"]
     times = {stage: [sample["stage_ms"][stage] for sample in samples] for stage in STAGES}
     times[ALL_STAGES] = [sum(sample["stage_ms"].values()) for sample in samples]
@@ -250,7 +251,7 @@ def _floors(policy: Record) -> dict[str, float]:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    """Return provenance by the names that docs/results/README.md uses."""
+    """Word the provenance, by the names that docs/results/README.md uses."""
     origin, stack, seen = record["provenance"], record["simulator"], record["observations"]
     gpu, cpu, git = origin["gpu"], origin["cpu"], origin["git"]
     machine = f"{gpu['name']} (driver {gpu['driver']})" if gpu else "no GPU"
@@ -282,7 +283,7 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _label(facts: Record) -> str:
-    """Return the checkpoint's name, and that its weights are random; a folder's name is of this machine."""
+    """Name the checkpoint and say if its weights are random; its folder's name means nothing elsewhere."""
     label = facts["weights_label"]
     return f"checkpoint {facts['checkpoint']}" + (f", {label}" if is_random(label) else "")
 
@@ -293,7 +294,7 @@ def _span(numbers: Iterable[int]) -> str:
 
 
 def _details(details: Record) -> str:
-    """Return facts in one cell: `precision fp8, parity rel_error 0.021`."""
+    """Join facts in one cell: `precision fp8, parity rel_error 0.021`."""
     cells = []
     for name, value in details.items():
         if isinstance(value, Mapping):

@@ -67,7 +67,8 @@ def worst(parities: Iterable[Parity]) -> Parity:
 def stage_parity(outputs: Any, reference: Any) -> Parity:
     """Compute the worst parity of a stage's outputs.
 
-    Masks must be equal, and a missing one must be missing. Keys and values are compared layer by layer: over all of them, one broken layer would hardly show.
+    Masks must be equal, and a missing one must be missing. Keys and values are compared layer by layer: over
+    all of them, one broken layer would hardly show.
 
     Raises:
         ParityError: the outputs are not of the same kind.

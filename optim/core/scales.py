@@ -90,7 +90,7 @@ def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:
 
 
 def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str, float]:
-    """Convert a stage's `amax` to floats; ValueError unless each linear has one that is finite and positive."""
+    """Convert a stage's `amax` to floats; ValueError unless each linear has a finite, positive one."""
     wanted = linears(stage)
     if missing := [linear for linear in wanted if linear not in amax]:
         raise ValueError(

@@ -26,7 +26,7 @@ def flash(
     bias_B1PP: Tensor | None,
     inverse_scale: Tensor,
 ) -> Tensor:
-    """Return attention over all tokens in FP8, as rows (S, X * D).
+    """Compute attention over all tokens, in FP8, as rows (S, X * D).
 
     Args:
         bias_B1PP: finite (`policies.pi05.layers.MASKED` hides a key), for each query and key.
@@ -81,7 +81,7 @@ def flash(
 
 
 def image_attention(qkv_SN: Tensor, images: int, head_dim: int, inverse_scale: Tensor) -> Tensor:
-    """Return attention within each image in FP8, as rows (S, X * D).
+    """Compute attention within each image, in FP8, as rows (S, X * D).
 
     Args:
         qkv_SN: rows of X heads of queries, X of keys and X of values; an image's tokens follow one another.

@@ -12,11 +12,11 @@ from torch import Tensor
 from policies.pi05.vision import PatchEmbeddings
 
 # 288 programs at full size; others were not timed
-BLOCK_TOKENS, BLOCK_COLUMNS, BLOCK_INNER, STAGES = 32, 64, 32, 3
+BLOCK_TOKENS, BLOCK_COLUMNS, BLOCK_INNER, PIPELINE_STAGES = 32, 64, 32, 3
 
 
 def embed_patches(module: PatchEmbeddings, images_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return tokens_NTV in `dtype` of square float32 images.
+    """Compute tokens_NTV in `dtype` from square float32 images.
 
     A product is three of TF32, whose sum is as exact as float32's.
 
@@ -47,6 +47,6 @@ def embed_patches(module: PatchEmbeddings, images_NCHW: Tensor, dtype: torch.dty
         BLOCK_COLUMNS=BLOCK_COLUMNS,
         BLOCK_INNER=BLOCK_INNER,
         num_warps=4,
-        num_stages=STAGES,
+        num_stages=PIPELINE_STAGES,
     )
     return tokens

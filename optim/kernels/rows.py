@@ -56,14 +56,14 @@ def add_norm(x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: T
 
 
 def gelu(x_SF: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return GELU (tanh) in FP8."""
+    """Compute GELU (tanh) in FP8."""
     from optim.kernels.rows_triton import gelu_kernel
 
     return _by_blocks(gelu_kernel, x_SF, x_SF.shape[1], inverse_scale)
 
 
 def geglu(gate_up_S2F: Tensor, inverse_scale: Tensor) -> Tensor:
-    """Return gelu(gate) * up in FP8; a row is all gates, then all ups."""
+    """Compute gelu(gate) * up in FP8; a row is all gates, then all ups."""
     from optim.kernels.rows_triton import geglu_kernel
 
     return _by_blocks(geglu_kernel, gate_up_S2F, gate_up_S2F.shape[1] // 2, inverse_scale)
@@ -105,7 +105,7 @@ def rope_split(
 
 
 def layer_norm(module: nn.LayerNorm) -> Norm:
-    """Return a layer norm's weights."""
+    """Take a layer norm's weights as the kernels read them: float32."""
     return Norm(module.weight.detach().float(), module.bias.detach().float(), module.eps)
 
 

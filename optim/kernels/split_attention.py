@@ -67,7 +67,7 @@ def attend_split(
     bias: Tensor | None,
     wrap: Callable[[Any], Any] = lambda kernel: kernel,
 ) -> Tensor:
-    """Return attended_BHXD in the queries' dtype; arguments are contiguous.
+    """Compute attended_BHXD in the queries' dtype; arguments must be contiguous.
 
     Args:
         wrap: what `torch.library` wants around a kernel inside an operator.

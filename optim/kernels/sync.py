@@ -1,4 +1,4 @@
-"""What programs of a persistent kernel say to each other, in PTX; for Triton and for Gluon.
+"""Synchronisation of the programs of a persistent kernel, in PTX; for Triton and for Gluon.
 
 A counter in memory counts arrivals at the ends of phases. One thread of a program speaks for it, between
 barriers of the program's own threads.

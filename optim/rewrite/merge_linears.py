@@ -19,7 +19,7 @@ INPUT_OF = {"qkv_proj": "q_proj", "kv_proj": "k_proj", "gate_up_proj": "gate_pro
 
 
 def replace_modules(module: nn.Module, swap: Swap, path: str = "") -> nn.Module:
-    """Return a copy of a module tree that shares all weights, with some modules replaced.
+    """Copy a module tree with some modules replaced; all weights are shared.
 
     Args:
         swap: given a module's path and the module, returns its replacement or None to keep it.
@@ -35,12 +35,12 @@ def replace_modules(module: nn.Module, swap: Swap, path: str = "") -> nn.Module:
 
 
 def fuse(stage: nn.Module) -> nn.Module:
-    """Return the stage with fused projections; all other weights are shared."""
+    """Copy a stage with its projections fused; all other weights are shared."""
     return replace_modules(stage, _fused)
 
 
 def merge(linears: list[nn.Linear]) -> nn.Linear:
-    """Return one linear that gives the outputs of several side by side."""
+    """Merge linears into one that gives their outputs side by side."""
     first, width = linears[0], sum(linear.out_features for linear in linears)
     merged = nn.Linear(first.in_features, width, bias=first.bias is not None, device="meta")
     merged.weight = _joined([linear.weight for linear in linears])

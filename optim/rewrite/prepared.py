@@ -35,7 +35,7 @@ class PreparedPrefix(nn.Module):
         tokens_BT: Tensor,
         token_mask_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what `Prefix.forward` does."""
+        """Compute what `Prefix.forward` does."""
         x, rope, bias, mask_BP = self._stage[0].prepare(
             image_tokens_BQW, image_mask_BN, tokens_BT, token_mask_BT
         )
@@ -64,7 +64,7 @@ class PreparedDenoise(nn.Module):
     def forward(
         self, noise_BHA: Tensor, keys_LBGPD: Tensor, values_LBGPD: Tensor, prefix_mask_BP: Tensor | None
     ) -> Tensor:
-        """Return actions_BHA as `Denoise.forward` does."""
+        """Compute actions_BHA as `Denoise.forward` does."""
         rope, bias = self._stage[0].suffix_geometry(noise_BHA, keys_LBGPD, prefix_mask_BP)
         x = noise_BHA
         for modulations_NBM in self.modulations_KNBM:
@@ -87,7 +87,7 @@ class PreparedDenoise(nn.Module):
 
 
 def prepare(stage: nn.Module, wrap: Wrap | None = None) -> Callable[..., Any]:
-    """Return the stage, prepared where there is something to prepare, its bulk wrapped."""
+    """Prepare a stage where there is something to prepare, and wrap the bulk of its work."""
     if isinstance(stage, Denoise):
         return PreparedDenoise(stage, wrap)
     if wrap is None:

@@ -9,7 +9,7 @@ Tables = tuple[Tensor, Tensor]
 
 
 def half_tables(tables: Tables, batch: int) -> Tables:
-    """Return cos and sin, whose halves are equal, as rows of all tokens of a batch, (B T, D / 2)."""
+    """Take one half of cos and sin, whose halves are equal, as rows of all tokens of a batch (B T, D / 2)."""
     cos, sin = (_half(table, batch) for table in tables)
     return cos, sin
 
@@ -27,7 +27,7 @@ class ConsecutivePositions:
         self._known: dict[tuple[int, int, int, torch.device], Tables] = {}
 
     def __call__(self, first: int, count: int, batch: int, device: torch.device) -> Tables:
-        """Return cos and sin of positions first to first + count - 1, each (B count, D / 2)."""
+        """Look up cos and sin of positions first to first + count - 1, each (B count, D / 2)."""
         key = (first, count, batch, device)
         if key not in self._known:
             positions_1P = torch.arange(first, first + count, device=device)[None]

@@ -25,7 +25,7 @@ from policies.pi05.vision import PatchEmbeddings
 def add_norm(
     x_SW: Tensor, delta_SW: Tensor | None, norm: Norm, inverse_scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return what the launcher leaves in `x_SW`, and what it returns."""
+    """Compute what the launcher leaves in `x_SW`, and what it returns."""
     total = x_SW if delta_SW is None else x_SW + delta_SW
     if norm.bias_W is None:
         normed = rms_normalise(total) * norm.weight_W
@@ -46,7 +46,7 @@ def geglu(gate_up_S2F: Tensor, inverse_scale: Tensor) -> Tensor:
 def rope_split(
     qkv_SN: Tensor, rope: tuple[Tensor, Tensor], heads: int, keys_shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries (of `heads` heads), keys and values as the launcher writes them, float32."""
+    """Compute queries (of `heads` heads), keys and values as the launcher writes them, float32."""
     batch, kv_heads, tokens, dim = keys_shape
     parts = qkv_SN.float().view(batch, tokens, heads + 2 * kv_heads, dim).transpose(1, 2)
     cos, sin = (table.view(batch, 1, tokens, dim // 2) for table in rope)
@@ -87,7 +87,7 @@ def split_attention(
     values_BGHD: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """Return attended_BXHD, float32."""
+    """Compute attended_BXHD, float32."""
     heads = queries_BXHD.shape[1] // keys_BGHD.shape[1]
     keys = torch.cat((prefix_keys_BGPD, keys_BGHD), dim=2).float().repeat_interleave(heads, dim=1)
     values = torch.cat((prefix_values_BGPD, values_BGHD), dim=2).float().repeat_interleave(heads, dim=1)

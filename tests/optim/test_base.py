@@ -102,7 +102,7 @@ def test_eager_computes_the_stage_and_counts() -> None:
     assert (stages["vision"].backend, stages["vision"].calls, stages["prefix"].calls) == ("eager", 1, 0)
 
 
-def test_each_pass_gets_its_stages_examples() -> None:
+def test_each_backend_gets_its_stages_examples() -> None:
     recording = Recording([])
     sources = _sources(vision=[(torch.ones(1),)], denoise=[(torch.ones(1),), (None,)])
     stages = apply_backends(sources, dict.fromkeys(STAGES, recording))
@@ -110,7 +110,7 @@ def test_each_pass_gets_its_stages_examples() -> None:
     assert stages["vision"].details == {"precision": "bf16"}
 
 
-def test_stage_without_a_pass_is_refused() -> None:
+def test_stage_without_a_backend_is_refused() -> None:
     backends = _backends()
     del backends["denoise"]
     with pytest.raises(
@@ -121,7 +121,7 @@ def test_stage_without_a_pass_is_refused() -> None:
         apply_backends({**_sources(), "tail": StageContext("tail", Double())}, _backends())
 
 
-def test_pass_that_fails_is_an_error_that_names_stage_pass_and_cause() -> None:
+def test_backend_that_fails_is_an_error_that_names_stage_backend_and_cause() -> None:
     with pytest.raises(
         BackendError,
         match=r"optim.prefix=Failing\(\) did not engage: ImportError: no module named 'tensorrt'",
@@ -129,7 +129,7 @@ def test_pass_that_fails_is_an_error_that_names_stage_pass_and_cause() -> None:
         apply_backends(_sources(), _backends(prefix=Failing()))
 
 
-def test_pass_that_cannot_run_here_is_refused_before_anything_is_loaded() -> None:
+def test_backend_that_cannot_run_here_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(
         CannotRun, match=r"optim.prefix=Failing\(\) cannot run here: install tensorrt for prefix"
     ) as raised:
@@ -150,7 +150,7 @@ def test_on_mismatch_decides_between_an_error_and_a_counted_call_of_the_eager_st
         apply_backends(sources, _backends(), on_mismatch="ignore")
 
 
-def test_pass_that_hands_the_eager_stage_back_is_refused() -> None:
+def test_backend_that_hands_the_eager_stage_back_is_refused() -> None:
     with pytest.raises(
         BackendError, match=r"optim.vision=HandsBack\(\) must return a CountedStage, got Double"
     ):

@@ -87,7 +87,7 @@ def test_attention_kernels_meet_their_references(shape: tuple[int, ...], masked:
 
 # images, tokens, heads, head dimension
 @pytest.mark.parametrize("shape", [(2, 256, 16, 72), (3, 100, 4, 16), (1, 37, 2, 128)])
-def test_attention_within_images_meets_its(shape: tuple[int, ...]) -> None:
+def test_attention_within_images_meets_its_reference(shape: tuple[int, ...]) -> None:
     images, tokens, heads, dim = shape
     qkv, inverse_scale = draw(0, images * tokens, 3 * heads * dim), torch.tensor(100.0, device="cuda")
     attended = image_attention(qkv, images, dim, inverse_scale)

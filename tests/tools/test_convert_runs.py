@@ -54,7 +54,7 @@ def test_the_parts_become_one_run_that_says_what_is_left_out(parts: list[Path], 
 
 def test_a_run_alone_only_gains_its_plan_and_the_reason(parts: list[Path], tmp_path: Path) -> None:
     assert convert(parts[:1], tmp_path / "out") == 0
-    before, after = (json.loads((of / "run.json").read_text()) for of in (parts[0], tmp_path / "out"))
+    before, after = (json.loads((run / "run.json").read_text()) for run in (parts[0], tmp_path / "out"))
     added = {name: after.pop(name) for name in ("episodes", "inferences_left_out")}
     assert after == before
     assert added["inferences_left_out"] == "a machine was shared"

@@ -45,8 +45,8 @@ def root(tmp_path: Path) -> Path:
     for name in (NAME, "early"):
         (tmp_path / REPORTS / f"{name}.md").write_text("In one run\n7 of 9 succeeded.\n")
     row = {"denoise_steps": None, "weights": "none", "protocol": "libero_goal, quick", "machine": "a CPU"}
-    told = {"policy": "oracle", "successes": 7, "finished": 9, "report": f"{REPORTS}/early.md"}
-    (tmp_path / REPORTED).write_text(json.dumps([row | told | {"quote": "run 7 of 9"}]))
+    figure = {"policy": "oracle", "successes": 7, "finished": 9, "report": f"{REPORTS}/early.md"}
+    (tmp_path / REPORTED).write_text(json.dumps([row | figure | {"quote": "run 7 of 9"}]))
     shutil.copy(ROOT / DATA / "2026-11-23_realtime" / "bench.json", tmp_path / BENCH)
     return tmp_path
 
@@ -143,19 +143,23 @@ def test_the_plot_is_a_picture_that_needs_nothing_else(root: Path) -> None:
     [
         (
             BENCH,
-            lambda of: of["settings"][0]["policies"][1]["engagement"]["prefix"].update(misses=1),
+            lambda record: record["settings"][0]["policies"][1]["engagement"]["prefix"].update(misses=1),
             "missed 1",
         ),
-        (REPORTED, lambda of: of[0].update(quote="run 8 of 9"), "quote 'run 8 of 9' is not in docs/results/"),
-        (FAST, lambda of: of.update(planned_episodes=51), "50 of 51 planned episodes are recorded"),
+        (
+            REPORTED,
+            lambda figures: figures[0].update(quote="run 8 of 9"),
+            "quote 'run 8 of 9' is not in docs/results/",
+        ),
+        (FAST, lambda run: run.update(planned_episodes=51), "50 of 51 planned episodes are recorded"),
         (
             FAST,
-            lambda of: of.update(weights_label=RANDOM_WEIGHTS),
+            lambda run: run.update(weights_label=RANDOM_WEIGHTS),
             f"{RANDOM_WEIGHTS}: success means nothing",
         ),
         (
             FAST,
-            lambda of: of["config"]["suite"].update(max_steps=9),
+            lambda run: run["config"]["suite"].update(max_steps=9),
             "suite.max_steps of the two runs must be the same",
         ),
     ],

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.analysis.summary import is_random
+from eval.records.schema import HOST_TO_HOST
 from eval.render.tables import Block, Sentence, Table
-from optim.bench.tables import HOST_TO_HOST, Component, components, problems, title
+from optim.bench.tables import Component, components, problems, title
 from policies.pi05.dims import STAGES
 from tools.results.runs import DATA
 
@@ -49,7 +50,7 @@ class Bench:
 
 
 def read_benches(root: Path) -> list[Bench]:
-    """Return every bench, the last recorded first.
+    """Read every bench, the last recorded first.
 
     Raises:
         ValueError: a call missed its engine, in the file that is named.
@@ -72,7 +73,7 @@ def read_benches(root: Path) -> list[Bench]:
 
 
 def latency(bench: Bench) -> list[Block]:
-    """Return what a bench says: its setting, its plot, and a row for each policy."""
+    """Present a bench: its setting, its plot, and a row for each policy."""
     [(most, first), *_] = bench.times.items()
     setting = bench.record["settings"][0]
     weights = f"weights `{bench.weights_label}`"
@@ -120,6 +121,6 @@ def _time(record: Mapping[str, Any]) -> datetime:
 
 
 def _with_engine(policy: Mapping[str, Any]) -> str:
-    """Return a policy's label, with the TensorRT that it ran on, if any."""
+    """Label a policy, with the TensorRT that it ran on, if any."""
     flavours = {stage["details"].get("flavour") for stage in policy["engagement"].values()} - {None}
     return f"{policy['label']} ({', '.join(sorted(flavours))})" if flavours else str(policy["label"])

@@ -28,7 +28,7 @@ GENERATED = (f"{REPORTS}/*.svg", f"{REPORTS}/*.html", f"{DATA}/*/compare_*.md")
 
 
 def files(root: Path) -> dict[Path, str]:
-    """Return what the data give, by file.
+    """Write the text of each file from the data; none is touched.
 
     Raises:
         OSError, ValueError: the data are not as they must be, or a README has no place for them.
@@ -40,13 +40,13 @@ def files(root: Path) -> dict[Path, str]:
     }
     given = {path: _replace_part(path, to_markdown(blocks)) for path, blocks in parts.items()}
     given |= {root / REPORTS / bench.plot: latency_svg(bench) for bench in benches}
-    for name, of_report in runs.items():
-        given |= comparisons(of_report) | pages(root, name, of_report)
+    for name, report_runs in runs.items():
+        given |= comparisons(report_runs) | pages(root, name, report_runs)
     return given
 
 
 def _replace_part(path: Path, text: str) -> str:
-    """Return a file's text with what stands between the markers replaced."""
+    """Replace what stands between the markers in a file's text; the file stays as it is."""
     before = path.read_text(encoding="utf-8")
     head, begin, rest = before.partition(BEGIN)
     _, end, tail = rest.partition(END)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from eval.records.schema import HOST_TO_HOST
 from eval.report.plots import Axis, line, rect, text_at, ticks
-from optim.bench.tables import HOST_TO_HOST, Component
+from optim.bench.tables import Component
 from policies.pi05.dims import STAGES
 from tools.results.bench import Bench
 
@@ -33,7 +34,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", s
 
 
 def latency_svg(bench: Bench) -> str:
-    """Return medians by stage as an SVG file."""
+    """Draw medians by stage as an SVG file."""
     base = next(iter(bench.times[next(iter(bench.times))]))
     longest = max(
         times[HOST_TO_HOST].stats.p50_ms for policies in bench.times.values() for times in policies.values()
@@ -77,7 +78,7 @@ def _legend(y: float) -> list[Markup]:
 
 
 def _bar(policy: str, times: Mapping[str, Component], x: Axis, top: float) -> list[Markup]:
-    """Return a policy's row: the whole, and the stages over it, which leaves what is around them."""
+    """Draw a policy's row: the whole, and the stages over it, which leaves what is around them."""
     whole = times[HOST_TO_HOST]
     whole_ms = whole.stats.p50_ms
     faster = "" if whole.speedup == 1 else f", {whole.speedup:.2f}x"

@@ -17,7 +17,7 @@ Runs = Mapping[Path, Run]
 
 
 def read_runs(root: Path) -> dict[str, Runs]:
-    """Return the runs of each report, by its name.
+    """Read the runs of each report, by its name.
 
     Raises:
         OSError, ValueError: a run cannot be read.
@@ -29,7 +29,7 @@ def read_runs(root: Path) -> dict[str, Runs]:
 
 
 def comparisons(runs: Runs) -> dict[Path, str]:
-    """Return what `eval.compare` writes for each run with as many denoise steps as the base beside it.
+    """Compare, as `eval.compare` does, each run with the base beside it if their denoise steps are the same.
 
     Raises:
         ValueError: naming the run that cannot be compared.
@@ -47,7 +47,7 @@ def comparisons(runs: Runs) -> dict[Path, str]:
 
 
 def pages(root: Path, name: str, runs: Runs) -> dict[Path, str]:
-    """Return what `eval.report` makes of the runs that have inferences, where any has."""
+    """Build the page that `eval.report` makes of the runs that have inferences, where any has."""
     timed = [Source(folder, run) for folder, run in runs.items() if run.inferences]
     if not timed:
         return {}

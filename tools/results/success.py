@@ -42,7 +42,7 @@ class Row:
     max_batch: int = 1
 
     def cells(self) -> tuple[str, ...]:
-        """Return the cells under `COLUMNS`, but for the denoise steps."""
+        """Cells under `COLUMNS`, but for the denoise steps."""
         links = {"report": self.report, "records": self.records}
         return (
             self.policy + (f", batches of up to {self.max_batch}" if self.max_batch > 1 else ""),
@@ -54,25 +54,27 @@ class Row:
         )
 
     def place(self) -> tuple[Any, ...]:
-        """Return what sorts rows: more episodes first, then by policy, then more denoise steps first."""
+        """Sort key: more episodes first, then by policy, then more denoise steps first."""
         names = (self.policy, self.weights, self.protocol, self.machine)
         return (-self.finished, *names, self.max_batch, -(self.denoise_steps or 0))
 
 
 def rate(successes: int, finished: int, errors: int) -> str:
-    """Return a cell under `SUCCESS`."""
+    """A cell under `SUCCESS`."""
     interval = wilson(successes, finished)
     text = f"{successes} / {finished} ({percent_interval(interval.low, interval.high)})"
     return f"{text}, errors: {errors}" if errors else text
 
 
 def success(root: Path, runs: Mapping[str, Runs]) -> list[Block]:
-    """Return every committed success; neighbours that differ in their denoise steps alone share a row.
+    """Tabulate every committed success; neighbours that differ in their denoise steps alone share a row.
 
     Raises:
         ValueError: a run's success means nothing, or a quote is not in its report.
     """
-    rows = [_recorded(root, folder, run) for of_report in runs.values() for folder, run in of_report.items()]
+    rows = [
+        _recorded(root, folder, run) for report_runs in runs.values() for folder, run in report_runs.items()
+    ]
     for path in sorted((root / DATA).glob("*/reported.json")):
         rows += _reported(root, path)
     table = []
@@ -80,8 +82,8 @@ def success(root: Path, runs: Mapping[str, Runs]) -> list[Block]:
         steps = [str(row.denoise_steps or NONE) for row in group]
         cells[2] += ", each" if len(steps) > 1 else ""
         table.append((policy, ", ".join(steps), *cells))
-    told = Sentence("Success with trained weights. A row without records was read off its report.")
-    return [told, Table(COLUMNS, table, texts=len(COLUMNS))]
+    caption = Sentence("Success with trained weights. A row without records was read off its report.")
+    return [caption, Table(COLUMNS, table, texts=len(COLUMNS))]
 
 
 def _recorded(root: Path, folder: Path, run: Run) -> Row:
@@ -110,7 +112,7 @@ def _recorded(root: Path, folder: Path, run: Run) -> Row:
 
 
 def _max_batch(runner: Mapping[str, Any]) -> int:
-    """Return how many requests a runner serves together at most; one that says nothing of it serves 1."""
+    """How many requests a runner serves together at most; one that says nothing of it serves 1."""
     return max(runner.get("batch_sizes") or [runner.get("max_batch", 1)])
 
 

@@ -125,7 +125,7 @@ class Sizes:
                 )
 
     def blocks(self, rows: int) -> dict[str, int]:
-        """Return how the kernel cuts its work for so many rows; chosen for 132 processors (docs/results)."""
+        """Cut the kernel's work for so many rows; chosen for 132 processors (docs/results)."""
         block_rows = min(MOST_ROWS, max(16, 1 << (rows - 1).bit_length()))
         inner = min(self.width, self.heads * self.head_dim, self.mlp_dim)
         split = min(MOST_WARPS, inner // 16)
@@ -142,18 +142,18 @@ class Sizes:
 
 
 def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Return rows first[0], second[0], first[1], second[1], ..."""
+    """Alternate rows: first[0], second[0], first[1], second[1], ..."""
     return torch.stack((first, second), dim=1).flatten(0, 1)
 
 
 def pack_qkv(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
-    """Return one weight whose rows pair the partners of RoPE: d, d + D / 2 for each d of a head."""
+    """Pack a weight whose rows pair the partners of RoPE: d, d + D / 2 for each d of a head."""
     heads = [*q.split(dim), *k.split(dim), *v.split(dim)]
     return torch.cat([interleave(head[: dim // 2], head[dim // 2 :]) for head in heads])
 
 
 def new_scratch(sizes: Sizes, prefix: PrefixCache, batch: int, horizon: int) -> Scratch:
-    """Return scratch memory on the prefix's device; only the counter is written."""
+    """Allocate scratch memory on the prefix's device; only the counter is written."""
     keys = prefix.keys_LB1PD
     rows, split = batch * horizon, splits(keys.shape[3]) + splits(horizon)
     new = functools.partial(torch.empty, device=keys.device, dtype=keys.dtype)
@@ -174,5 +174,5 @@ def new_scratch(sizes: Sizes, prefix: PrefixCache, batch: int, horizon: int) -> 
 
 
 def splits(tokens: int) -> int:
-    """Return how many blocks of keys there are."""
+    """Count the blocks of keys that so many tokens fill."""
     return -(-tokens // BLOCK_KEYS)

@@ -75,5 +75,5 @@ def launch(
 
 @functools.cache
 def programs(device: torch.device) -> int:
-    """Return one program for each processor: all must be resident, since they wait for each other."""
+    """Count one program for each processor: all must be resident, since they wait for each other."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

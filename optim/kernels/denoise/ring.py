@@ -122,7 +122,7 @@ def pack_for_ring(weights: Weights, sizes: Sizes) -> Weights:
 
 
 def ring_order(weight_LCK: Tensor, columns: int, tiles: int, inner: int) -> Tensor:
-    """Return a weight in the order in which its chunks go through the ring, of the same shape.
+    """Put a weight in the order in which its chunks go through the ring; its shape stays.
 
     A program has `tiles` tiles of so many columns; a chunk is WARPS * inner of K of one of them, tiles in
     turn. In a chunk, a warp's part of K comes after the other, in it column after column; where inner is 64

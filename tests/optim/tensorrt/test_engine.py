@@ -10,7 +10,7 @@ from optim.tensorrt.engine import wiring
 
 
 def _compiled(swapped: bool = False, leftover: bool = False) -> fx.Graph:
-    """Return a graph as Torch-TensorRT leaves it: an engine of x and z with two results, y unused."""
+    """Build a graph as Torch-TensorRT leaves it: an engine of x and z with two results, y unused."""
     graph = fx.Graph()
     x, _, z = (graph.placeholder(name) for name in "xyz")
     engine = graph.call_module("_run_on_acc_0", (z, x))

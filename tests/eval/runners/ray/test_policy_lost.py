@@ -113,10 +113,8 @@ def test_a_late_answer_of_a_policy_that_died_does_not_end_the_new_one(
     plan = replace(plan, make_env=Steps)
     recorded = run(tmp_path / "ray", plan, "ray", workers=2, retries=1, quiet_episodes=0)
     assert results(recorded) == expected
-    assert [(error.key, error.error_type) for error in recorded.superseded] == [
-        (killing, "PolicyLost"),
-        (late, "PolicyLost"),
-    ]
+    errors = [(error.key, error.error_type) for error in recorded.superseded]  # as their retries ended
+    assert sorted(errors) == sorted([(killing, "PolicyLost"), (late, "PolicyLost")])
     assert builds.count == 2
 
 
