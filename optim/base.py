@@ -122,7 +122,7 @@ class CountedStage:
         self.engine = engine
 
     def __call__(self, *args: Tensor | None) -> Any:
-        """Return what the engine returns.
+        """Call the engine, or the fallback where the engine was built for other inputs.
 
         Raises:
             StageMismatch: the engine was built for other inputs and there is no fallback.
@@ -178,7 +178,7 @@ class Backend(ABC):
 
     @abstractmethod
     def __call__(self, source: StageContext) -> CountedStage:
-        """Return the stage, optimised."""
+        """Build an optimised stage; raise where that is not possible."""
 
 
 def check_backends(backends: Mapping[str, Backend], device: torch.device, dtype: torch.dtype) -> None:
@@ -201,7 +201,7 @@ def check_backends(backends: Mapping[str, Backend], device: torch.device, dtype:
 def apply_backends(
     sources: Mapping[str, StageContext], backends: Mapping[str, Backend], *, on_mismatch: str = "raise"
 ) -> dict[str, CountedStage]:
-    """Return every stage, optimised by its backend.
+    """Let each stage's backend optimise it.
 
     Args:
         sources: of each stage; `Pi05Policy.example_inputs` makes their examples.

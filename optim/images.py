@@ -45,7 +45,7 @@ class GraphedImages:
                 )
 
     def __call__(self, frames: Frames, size: int, device: torch.device) -> Tensor:
-        """Return images_BNCHW, float32 in [-1, 1], on the device; size and device are those of the capture.
+        """Load images_BNCHW, float32 in [-1, 1], on the device; size and device are those of the capture.
 
         Raises:
             StageMismatch: frames of a shape that was not among the examples.

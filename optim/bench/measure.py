@@ -53,7 +53,7 @@ def bench_setting(
     requests: Sequence[Request],
     options: BenchConfig,
 ) -> dict[str, Any]:
-    """Return the record of one setting: its policies built, compared with eager float32, and timed.
+    """Build the policies of one setting, compare them with eager float32, time them, and make the record.
 
     Args:
         backends: of each row, by its overrides.
@@ -83,7 +83,7 @@ def bench_setting(
 def time_policies(
     policies: Sequence[Pi05Policy], requests: Sequence[Request], rounds: int, warmup: int
 ) -> list[list[dict[str, Any]]]:
-    """Return the samples of each policy, in the order of the policies.
+    """Time policies in turns; a list of samples for each, in the order of the policies.
 
     In round r every policy gets request r; who begins changes from round to round.
     """
@@ -102,7 +102,7 @@ def time_policies(
 
 
 def parity_of(actions: Sequence[Actions], reference: Sequence[Actions]) -> dict[str, Any]:
-    """Return the worst numbers over all observations.
+    """Compare actions with the reference's; keep the worst numbers over all observations.
 
     Raises:
         ParityError: a number is not finite.
@@ -118,7 +118,7 @@ def parity_of(actions: Sequence[Actions], reference: Sequence[Actions]) -> dict[
 
 
 def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
-    """Return what the first policy's configuration gives in eager float32; its weights are freed."""
+    """Run the first policy's configuration in eager float32; its weights are freed."""
     with user_errors():
         policy = _shaped(config, eager_float32(config))
     reference = [infer_once(policy, request)[0] for request in requests]
@@ -128,7 +128,7 @@ def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
 
 
 def eager_float32(config: BenchRun) -> Pi05Policy:
-    """Return the policy in eager float32, whatever precision is configured."""
+    """Build the policy in eager float32, whatever precision is configured."""
     exact = replace(config, policy=replace(config.policy, precision="float32"))
     return eager_policy(exact, load(exact))
 
@@ -204,7 +204,7 @@ def _row_record(candidate: Candidate, samples: Sequence[Mapping[str, Any]], expe
 
 
 def _floors(policy: Pi05Policy, inputs: Sequence[Mapping[str, int]]) -> dict[str, float] | None:
-    """Return the least milliseconds of each stage, the mean over the inputs, where a ceiling is known."""
+    """Compute the least milliseconds of each stage, the mean over the inputs, where a ceiling is known."""
     name = torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else None
     ceiling = find_ceiling(name)
     if ceiling is None:
@@ -212,8 +212,8 @@ def _floors(policy: Pi05Policy, inputs: Sequence[Mapping[str, int]]) -> dict[str
     dtype = str(policy.dtype).removeprefix("torch.")
     floors = {}
     for stage in STAGES:
-        said = policy.stages[stage].details.get("precision", dtype)
-        precision = SHORT_PRECISIONS.get(said, said)
+        precision = policy.stages[stage].details.get("precision", dtype)
+        precision = SHORT_PRECISIONS.get(precision, precision)
         if precision not in ceiling.flops_per_s:
             continue
         each = [floor_ms(_work(policy, sizes)[stage], ceiling, precision) for sizes in inputs]
@@ -241,7 +241,7 @@ def _calls(policy: Pi05Policy) -> dict[str, tuple[int, int]]:
 
 
 def _used(device: torch.device) -> int:
-    """Return the bytes of the GPU that are in use, by torch and by others; 0 without one."""
+    """Count the bytes of the GPU that are in use, by torch and by others; 0 without one."""
     if device.type != "cuda":
         return 0
     available, total = torch.cuda.mem_get_info(device)
