@@ -188,7 +188,7 @@ class Fused(Backend):
         require_triton()
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Capture denoise as one kernel, for each number of rows the fastest that can run."""
+        """Capture denoise as one kernel, for each number of rows the faster one that can run."""
         stage = source.stage
         assert isinstance(stage, Denoise)
         sizes = sizes_of(stage)
