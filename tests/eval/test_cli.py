@@ -146,7 +146,10 @@ def test_a_run_on_a_suite_that_the_checkpoint_does_not_know_carries_a_warning(
     assert done.returncode == 0, done.stderr
     warning = "checkpoint=reference was trained for libero_spatial, not for libero_goal"
     assert f"warning: {warning}" in done.stderr
-    assert [note.partition(";")[0] for note in read_run(tmp_path / "run").run["notes"]] == [warning]
+    steps = "suite.max_steps=1, not the 300 of libero_goal: success is not comparable with that of others"
+    run = read_run(tmp_path / "run").run
+    assert [note.partition(";")[0] for note in run["notes"]] == [warning, steps]
+    assert run["config"]["checkpoint"]["path"] == "policies/reference/weights"
     assert f"warning: {warning}" in " ".join(done.stdout.split())
 
 
