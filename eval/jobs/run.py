@@ -41,11 +41,11 @@ def run_jobs(folder: Path, records: list[JobRecord], run_job: RunJob, refused: M
         log = folder / record.folder / LOG_FILE
         log.parent.mkdir(parents=True, exist_ok=True)
         print_info(f"{place}: running, what it prints is in {log}")
-        said_before = log.stat().st_size if log.exists() else 0
+        printed_before = log.stat().st_size if log.exists() else 0
         start_s = time.monotonic()
         status = run_job(_arguments(folder, record), log)
         wall_s = round(time.monotonic() - start_s, 1)
-        error = None if status == 0 else _why(log, said_before, status)
+        error = None if status == 0 else _why(log, printed_before, status)
         records[i] = replace(record, status=status, wall_s=wall_s, error=error)
         write_job_records(folder, records)
         print_info(f"{place}: {error or 'finished'}, {wall_s:.0f} s")
@@ -105,9 +105,9 @@ def _arguments(folder: Path, record: JobRecord) -> list[str]:
     return [*record.overrides, *group, quoted("hydra.run.dir", str(run))]
 
 
-def _why(log: Path, said_before: int, status: int) -> str:
+def _why(log: Path, printed_before: int, status: int) -> str:
     """Word why a job ended, by the last error in its log after the bytes of earlier attempts."""
-    text = log.read_bytes()[said_before:].decode(errors="replace")
+    text = log.read_bytes()[printed_before:].decode(errors="replace")
     said = [line for line in text.splitlines() if line.startswith("error: ")]
     return f"exit status {status}" + (
         f": {said[-1].removeprefix('error: ')}" if said else f", see {log.name}"

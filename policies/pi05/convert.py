@@ -120,7 +120,7 @@ def convert_checkpoint(
 
 
 def config_json(dims: Pi05Dims, dtypes: set[torch.dtype]) -> dict[str, Any]:
-    """Return the config.json of openpi's converter, or the native one for sizes that it has no name for."""
+    """Write sizes as openpi's converter does, or in the native form where openpi has no name for them."""
     variants = {gemma: name for name, gemma in GEMMA_VARIANTS.items()}
     config = {
         "action_dim": dims.action_dim,

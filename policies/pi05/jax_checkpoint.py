@@ -36,7 +36,7 @@ class JaxArray:
 
 
 def params_folder(folder: Path) -> Path | None:
-    """Return the store of a step folder (`params` in it) or of a `params` folder; None for other folders."""
+    """Find the store of a step folder (`params` in it) or of a `params` folder; None for other folders."""
     for candidate in (folder / "params", folder):
         if (candidate / MANIFEST).is_file() or (candidate / METADATA).is_file():
             return candidate
@@ -162,7 +162,7 @@ def _by_path(arrays: Mapping[str, JaxArray], params: Path) -> dict[str, JaxArray
 
 
 def _ask(params: Path, name: str, question: Callable[[], Any]) -> Any:
-    """Return what tensorstore answers; its errors name the array and the way out."""
+    """Ask tensorstore; its errors name the array and the way out."""
     try:
         return question()
     except (ValueError, OSError, KeyError, NotImplementedError) as error:

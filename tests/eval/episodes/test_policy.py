@@ -159,7 +159,7 @@ def test_a_missing_device_is_refused_before_weights_load(monkeypatch: pytest.Mon
         built(config(policy=PolicyConfig("baseline", "pi05", device="cuda")))
 
 
-def test_a_pass_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def engage(*_: Any) -> None:
         raise ImportError("no module named 'tensorrt'")
 
@@ -169,7 +169,7 @@ def test_a_pass_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_pass_that_cannot_run_on_this_machine_is_refused_before_weights_load() -> None:
+def test_a_backend_that_cannot_run_on_this_machine_is_refused_before_weights_load() -> None:
     graph = {"_target_": "optim.cuda_graph.CudaGraph"}
     with pytest.raises(
         CannotRun, match=r"^optim/denoise=cuda_graph cannot run here: it needs an .*; choose optim/den"
@@ -196,7 +196,7 @@ class Examined(Backend):
         return serve(source, "examined", lambda args: source.stage.forward, tolerance=0.0)
 
 
-def test_a_pass_gets_captured_examples_the_calibration_and_the_hash_of_the_weights(
+def test_a_backend_gets_captured_examples_the_calibration_and_the_hash_of_the_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(build_module, "load_scales", lambda checkpoint, path: {"prefix": {"layers.0": path}})
