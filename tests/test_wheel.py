@@ -59,7 +59,7 @@ def test_commands_of_the_wheel_are_its_own_where_a_folder_has_its_packages(
 ) -> None:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "__init__.py").write_text("raise SystemExit('not ours')")
-    for module in ("eval", "eval.compare", "optim.bench_table"):
+    for module in ("eval", "eval.compare", "eval.summary"):
         command = [scripts / "python", "-m", module, "--help"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout.startswith(f"usage: python -m {module}")) == (0, True)
