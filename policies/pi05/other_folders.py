@@ -1,6 +1,7 @@
 """Folders that are no checkpoint but lead to one: whose they are, and the way from each."""
 
 import json
+import shlex
 from pathlib import Path
 
 from policies.pi05.weight_files import INDEX, WEIGHTS
@@ -87,9 +88,11 @@ def _merge_command(folder: Path) -> str:
         "from lerobot.configs.policies import PreTrainedConfig; "
         "from lerobot.policies.pi05.modeling_pi05 import PI05Policy; "
         "from peft import PeftModel; "
-        f"config = PreTrainedConfig.from_pretrained('{folder}'); "
+        f"config = PreTrainedConfig.from_pretrained({json.dumps(str(folder))}); "
         "config.use_peft = False; "
-        f"policy = PI05Policy.from_pretrained('{base}', config=config); "
-        f"PeftModel.from_pretrained(policy, '{folder}').merge_and_unload().save_pretrained('OUT')"
+        f"policy = PI05Policy.from_pretrained({json.dumps(base)}, config=config); "
+        f"merged = PeftModel.from_pretrained(policy, {json.dumps(str(folder))}).merge_and_unload(); "
+        'merged.save_pretrained("OUT")'
     )
-    return f'python -c "{code}" && cp {folder}/policy_p*processor* OUT'
+    # the base's name is somebody's text: quoted, a shell runs none of it
+    return f"python -c {shlex.quote(code)} && cp {shlex.quote(str(folder))}/policy_p*processor* OUT"

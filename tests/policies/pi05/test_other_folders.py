@@ -1,6 +1,7 @@
 """Folders that are no checkpoint: the error says whose they are and what to do."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,16 +31,30 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(tmp_path: Path) -
         find_weights(folder)
     text = str(caught.value)
     assert "(adapter_config.json, adapter_model.safetensors)" in text
-    assert "PI05Policy.from_pretrained('lerobot/pi05_base', config=config)" in text
-    assert f"PeftModel.from_pretrained(policy, '{folder}').merge_and_unload().save_pretrained('OUT')" in text
+    assert 'PI05Policy.from_pretrained("lerobot/pi05_base", config=config)' in text
+    assert f'PeftModel.from_pretrained(policy, "{folder}").merge_and_unload()' in text
     assert f"cp {folder}/policy_p*processor* OUT; then set checkpoint.path=OUT" in text
-    code = text.partition('python -c "')[2].partition('"')[0]
-    compile(code, "merge", "exec")
+    compile(merge_code(text), "merge", "exec")
+
+
+def merge_code(text: str) -> str:
+    """The code that a shell hands to Python when somebody runs the command of the message."""
+    words = shlex.split(text[text.index("python -c") :].partition("; then set")[0])
+    assert words[3] == "&&"
+    return words[2]
+
+
+def test_a_shell_runs_nothing_of_an_adapters_text(tmp_path: Path) -> None:
+    base = "me/base\" ; touch pwned ; echo '"
+    folder = adapter(tmp_path / "lora", json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(ValueError, match="is a LoRA adapter") as caught:
+        find_weights(folder)
+    compile(merge_code(str(caught.value)), "merge", "exec")
 
 
 def test_an_adapter_without_its_config_leaves_the_base_open(tmp_path: Path) -> None:
     touch(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"PI05Policy\.from_pretrained\('BASE', config=config\)"):
+    with pytest.raises(ValueError, match=r'PI05Policy\.from_pretrained\("BASE", config=config\)'):
         find_weights(tmp_path)
 
 
