@@ -16,10 +16,6 @@ Answer = Any  # a reference to what an actor returns, when it has
 DIED = (RayActorError, OutOfMemoryError)  # the latter where Ray's memory monitor killed the process
 
 
-class ProcessDied(RunnerError):
-    """A process ended before it gave its first answer."""
-
-
 def first_answers(answers: Sequence[Answer], timeout_s: float | None = None) -> list[Any]:
     """Wait for first answers; raise what a process raised.
 
@@ -27,7 +23,7 @@ def first_answers(answers: Sequence[Answer], timeout_s: float | None = None) -> 
         timeout_s: `runner.start_timeout_s`; None waits for ever.
 
     Raises:
-        ProcessDied: a process ended; RunnerError: one takes too long.
+        RunnerError: a process ended, or takes too long.
     """
     try:
         return list(ray.get(answers, timeout=timeout_s))
@@ -39,7 +35,7 @@ def first_answers(answers: Sequence[Answer], timeout_s: float | None = None) -> 
     except RayTaskError as error:
         raise error.cause from error
     except DIED as error:
-        raise ProcessDied(f"a process of the runner did not start: {exit_detail(error)}") from error
+        raise RunnerError(f"a process of the runner did not start: {exit_detail(error)}") from error
 
 
 def cause_of_death(answer: Answer) -> str | None:
