@@ -1,18 +1,21 @@
 """Files: where the project lies, and writing a file or a folder in one step."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, or the site-packages that the wheel lies in
 IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 OUTPUTS = ROOT / "outputs" if IS_CHECKOUT else Path("outputs")  # site-packages are nobody's notebook
+MAX_DEPTH = 100  # of a JSON file that is read; no program writes such files half as deep
 
 
 def search_current_folder_last() -> None:
@@ -50,24 +53,37 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a folder beside `path` to fill, and move it to `path` in one step at the end.
 
-    When the body raises, nothing is left of it. Raises FileExistsError where `path` is a file or a folder
+    When the body raises, nothing is left of it; what a killed process left of the same `path` is removed
+    here, unless a process that lives is filling it. Raises FileExistsError where `path` is a file or a folder
     with something in it, FileNotFoundError where the folder that it goes into is not there.
+
+    Args:
+        durable: all of it survives a loss of power that comes after this.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; name a new folder, or remove it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to put {path.name} into; create it")
     temporary = _beside(path)
-    try:
-        temporary.mkdir()
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with contextlib.ExitStack() as held:
+        with _lock(path.parent):  # or another process could remove the folder before it is locked
+            _remove_left_behind(path)
+            temporary.mkdir()
+            held.enter_context(_lock(temporary))
+        try:
+            yield temporary
+            if durable:
+                for below in (*temporary.rglob("*"), temporary):
+                    sync(below)
+            temporary.replace(path)
+            if durable:
+                sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
@@ -89,12 +105,61 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; ValueError where it holds anything else."""
+@contextlib.contextmanager
+def _lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process at the latest; yield whether it is held.
+
+    It is not where another process holds it and `wait` is false, or the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        content = json.loads(path.read_text())
+        is_held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove the folders that killed processes began to fill for `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    for left in path.parent.iterdir():
+        if pattern.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            with contextlib.suppress(OSError), _lock(left, wait=False) as is_held:  # another user's stays
+                if is_held:
+                    shutil.rmtree(left)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError where it holds none, or lists and objects deeper than `MAX_DEPTH`."""
+    too_deep = f"{path} must not nest lists and objects deeper than {MAX_DEPTH}; it is damaged, copy it again"
+    try:
+        content = json.loads(path.read_bytes())
     except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path} is not JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        level = [item for outer in level for item in _items(outer)]
+    if level:
+        raise ValueError(too_deep)
+    return content
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; ValueError where it holds anything else."""
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a JSON object, got {type(content).__name__}")
     return content
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """What a list or an object holds; nothing for a single value."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

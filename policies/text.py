@@ -1,8 +1,15 @@
-"""Words for messages: counts, and the first few names of many."""
+"""Words for messages: counts, the first few names of many, values of files, words of a command."""
 
+import json
+import re
+import shlex
 from collections.abc import Iterable
+from typing import Any
 
 SHOWN = 10
+BRIEF = 100
+# Words that Hydra takes for themselves: with a slash, or like a file's name.
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]*/[A-Za-z0-9_./-]*|[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_]+")
 
 
 def pluralize(number: int | str, noun: str) -> str:
@@ -17,8 +24,32 @@ def shorten(names: Iterable[object], separator: str = ", ") -> str:
     return separator.join(every[:SHOWN]) + rest
 
 
+def brief(value: Any) -> str:
+    """Write a value of a JSON file on one line: text as it is, else JSON; the first `BRIEF` characters."""
+    plain = isinstance(value, str) and value.isprintable()
+    text = value if plain else json.dumps(value)
+    return text if len(text) <= BRIEF else f"{text[:BRIEF]}..."
+
+
 def listing(title: str, names: Iterable[str]) -> str:
     """Word one list of an error: a count and a title, then a line for each of the first names in order."""
     names = sorted(names)
     indent = "\n    "
     return f"\n  {len(names)} {title}:{indent}{shorten(names, indent)}"
+
+
+def quoted(key: str, value: str) -> str:
+    """Write an override that sets a key to a text.
+
+    Unquoted, Hydra reads `a,b` as two values and `2026_11` as a number. `${` is escaped, with the backslashes
+    before it, or Hydra would look up what follows; likewise a quote, also the last one.
+    """
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    text = re.sub(r"(\\+)\Z", r"\1\1", text)
+    return f"{key}='{text}'"
+
+
+def shell_override(key: str, value: str) -> str:
+    """Write the override that sets a key to a text as one word for a shell, unquoted where that will do."""
+    return shlex.quote(f"{key}={value}" if _PLAIN.fullmatch(value) else quoted(key, value))

@@ -1,12 +1,12 @@
-"""Overrides: parse them, quote texts, and multiply lists: `policy=a,b denoise.steps=10,3` is four runs."""
+"""Overrides: parse them, and multiply lists: `policy=a,b denoise.steps=10,3` is four runs."""
 
-import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 
 from eval.config.schema import ConfigError
+from policies.text import quoted as quoted
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -32,16 +32,6 @@ def choices(override: Override) -> list[str]:
             f"{key_of(override)} must be one value or a list of values, got {override.input_line!r}"
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
-def quoted(key: str, value: str) -> str:
-    """Write an override that sets a key to a text.
-
-    Unquoted, Hydra reads `a,b` as two values and `2026_11` as a number. `${` is escaped, with the backslashes
-    before it, or Hydra would look up what follows.
-    """
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def refuse_hydra(override: Override, command: str, instead: str) -> None:

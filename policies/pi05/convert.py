@@ -10,7 +10,6 @@ cannot be written; 130 after ctrl-C.
 
 import argparse
 import json
-import shlex
 import shutil
 import signal
 import sys
@@ -26,11 +25,12 @@ from torch import Tensor
 
 from policies.files import new_folder
 from policies.pi05.checkpoint_layouts import check_finite
-from policies.pi05.dims import GEMMA_VARIANTS, Pi05Dims
+from policies.pi05.dims import GEMMA_VARIANTS, MAX_HORIZON, Pi05Dims
 from policies.pi05.jax_checkpoint import JaxArray, find_params, open_arrays, source_hashes
 from policies.pi05.jax_tensors import ROWS, Slice, derive_dims, read_sizes
 from policies.pi05.safetensors_stream import write_safetensors
 from policies.pi05.weight_files import WEIGHTS
+from policies.text import shell_override
 
 HORIZON = 10  # of pi05_libero (openpi training/config.py); no file of a JAX checkpoint says it
 SPARE_BYTES = 2**28  # that the disk must have beside the tensors
@@ -54,14 +54,14 @@ class Conversion:
     def evaluation(self) -> str:
         """Word the command that evaluates the result."""
         choice = {"openpi": "pi05_libero", "native": "native"}[self.layout]
-        words = [f"checkpoint={choice}", f"checkpoint.path={self.folder}"]
+        words = [f"checkpoint={choice}", shell_override("checkpoint.path", str(self.folder))]
         if len(self.norm_stats) != 1:
             words.append("checkpoint.norm_stats=FILE")
         elif self.layout == "native":
-            words.append(f"checkpoint.norm_stats={self.norm_stats[0]}")
+            words.append(shell_override("checkpoint.norm_stats", str(self.norm_stats[0])))
         if self.dims.action_horizon != HORIZON:
             words.append(f"checkpoint.horizon={self.dims.action_horizon}")
-        return shlex.join(["python", "-m", "eval", *words, "checkpoint.tokenizer=FILE"])
+        return " ".join(["python", "-m", "eval", *words, "checkpoint.tokenizer=FILE"])
 
 
 def convert_checkpoint(
@@ -79,8 +79,8 @@ def convert_checkpoint(
         OSError: `source` is not there, `destination` is, or the disk has no room.
         ValueError: the arrays are not those of openpi's pi0.5, or one has a number that is not finite.
     """
-    if horizon < 1:
-        raise ValueError(f"--horizon must be >= 1, got {horizon}")
+    if not 1 <= horizon <= MAX_HORIZON:
+        raise ValueError(f"--horizon must be 1 to {MAX_HORIZON}, got {horizon}")
     params = find_params(source.expanduser())
     destination = destination.expanduser().absolute()
     source_sha256 = source_hashes(params)
@@ -93,7 +93,7 @@ def convert_checkpoint(
     layout = {part.key: (arrays[path].dtype, part.shape) for path in paths for part in slices[path]}
     num_bytes = sum(array.num_bytes for array in arrays.values())
     config = config_json(dims, {array.dtype for array in arrays.values()})
-    with new_folder(destination) as temporary:
+    with new_folder(destination, durable=True) as temporary:
         _check_room(destination.parent, num_bytes)
         stats = _copy_norm_stats(params.parent, temporary)
         (temporary / "config.json").write_text(json.dumps(config, indent=1))

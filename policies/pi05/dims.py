@@ -1,7 +1,7 @@
 """Sizes of a pi0.5 network, and how each checkpoint format names them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 FORMS = ("lean", "full")
@@ -12,6 +12,12 @@ PALIGEMMA_VOCAB = 257152
 OPENPI_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 LIBERO_MASKED_CAMERAS = ("right_wrist_0_rgb",)  # LIBERO has two cameras (openpi policies/libero_policy.py)
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0  # of the time embedding (openpi models_pytorch/pi0_pytorch.py)
+# What a file or a command line may ask for at most, well above what anybody trains: larger numbers are slips,
+# and would end only when the memory does.
+MAX_DENOISE_STEPS = 1000
+MAX_HORIZON = 1000
+MAX_PROMPT_TOKENS = 8192  # Gemma's context
+MAX_CAMERAS = 16
 OPENPI_MAX_TOKEN_LEN = 200  # pi0.5's default in openpi models/pi0_config.py; not in the converted config.json
 
 
@@ -41,6 +47,8 @@ class GemmaDims:
     head_dim: int
 
 
+VISION_SIZES = tuple(entry.name for entry in fields(VisionDims))
+GEMMA_SIZES = tuple(entry.name for entry in fields(GemmaDims))
 SO400M = VisionDims(intermediate_size=4304, hidden_size=1152, layers=27, heads=16)  # SigLIP So400m/14
 # openpi models/gemma.py `get_config`; LoRA variants hold adapters that this code does not merge.
 GEMMA_VARIANTS: dict[str, GemmaDims] = {
@@ -74,6 +82,11 @@ class Pi05Dims:
         _check_positive("expert", asdict(self.expert))
         flat = ("vocab_size", "action_horizon", "action_dim", "max_token_len", "image_size", "patch_size")
         _check_positive("", {name: getattr(self, name) for name in flat})
+        for name, most in (("action_horizon", MAX_HORIZON), ("max_token_len", MAX_PROMPT_TOKENS)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be 1 to {most}, got {getattr(self, name)!r:.100}")
+        if len(self.cameras) > MAX_CAMERAS:
+            raise ValueError(f"cameras must be at most {MAX_CAMERAS}, got {len(self.cameras)}")
         if self.vision.hidden_size % self.vision.heads:
             raise ValueError(
                 f"vision.hidden_size must be a multiple of vision.heads={self.vision.heads}, "
@@ -122,9 +135,9 @@ class Pi05Dims:
         return _checked(
             source,
             vocab_size=_get(config, "vocab_size", source),
-            vision=VisionDims(**_group(config, "vision", VisionDims, source)),
-            prefix=GemmaDims(**_group(config, "prefix", GemmaDims, source)),
-            expert=GemmaDims(**_group(config, "expert", GemmaDims, source)),
+            vision=VisionDims(**_group(config, "vision", VISION_SIZES, source)),
+            prefix=GemmaDims(**_group(config, "prefix", GEMMA_SIZES, source)),
+            expert=GemmaDims(**_group(config, "expert", GEMMA_SIZES, source)),
             action_horizon=_get(config, "action_horizon", source),
             action_dim=_get(config, "action_dim", source),
             max_token_len=_get(config, "max_token_len", source),
@@ -158,13 +171,13 @@ class Pi05Dims:
         """Read lerobot's config.json (`PI05Config`); `sizes` are those of its variants, pi0.5's if None."""
         kind = _get(config, "type", source)
         if kind != "pi05":
-            raise ValueError(f"type must be 'pi05', got {kind!r} in {source}; this is another policy")
+            raise ValueError(f"type must be 'pi05', got {kind!r:.100} in {source}; this is another policy")
         resolution = _get(config, "image_resolution", source)
         if not isinstance(resolution, list) or len(resolution) != 2:
-            raise ValueError(f"image_resolution must be [height, width], got {resolution!r} in {source}")
+            raise ValueError(f"image_resolution must be [height, width], got {resolution!r:.100} in {source}")
         height, width = resolution
         if height != width:
-            raise ValueError(f"image_resolution must be square, got {height}x{width} in {source}")
+            raise ValueError(f"image_resolution must be square, got {height!r:.50}x{width!r:.50} in {source}")
         return _from_variants(
             config,
             source,
@@ -190,16 +203,16 @@ class NamedSizes:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], source: str) -> "NamedSizes":
         """Read sizes.json, which lies beside lerobot's config.json where the network is a small one."""
-        vision = _get(raw, "vision", source)
+        vision = _group(raw, "vision", (*_VISION_KEYS.values(), "patch"), source)
         return cls(
-            {name: GemmaDims(**_group(raw, name, GemmaDims, source)) for name in GEMMA_VARIANTS},
-            VisionDims(**{name: _get(vision, key, f"{source} vision") for name, key in _SIZES_JSON.items()}),
+            {name: GemmaDims(**_group(raw, name, GEMMA_SIZES, source)) for name in GEMMA_VARIANTS},
+            VisionDims(**{name: vision[key] for name, key in _VISION_KEYS.items()}),
             _get(raw, "vocab", source),
-            _get(vision, "patch", f"{source} vision"),
+            vision["patch"],
         )
 
 
-_SIZES_JSON = {"intermediate_size": "mlp", "hidden_size": "width", "layers": "depth", "heads": "heads"}
+_VISION_KEYS = {"intermediate_size": "mlp", "hidden_size": "width", "layers": "depth", "heads": "heads"}
 
 
 def _from_variants(
@@ -237,7 +250,7 @@ def _variant(
     name = _get(config, key, source)
     if not isinstance(name, str) or name not in variants:
         raise ValueError(
-            f"{key} must be one of {sorted(variants)}, got {name!r} in {source}; "
+            f"{key} must be one of {sorted(variants)}, got {name!r:.100} in {source}; "
             "merge LoRA adapters before converting, or add the variant's sizes to policies/pi05/dims.py"
         )
     return variants[name]
@@ -252,18 +265,17 @@ def _get(config: Mapping[str, Any], key: str, source: str) -> Any:
     return config[key]
 
 
-def _group(config: Mapping[str, Any], key: str, kind: type, source: str) -> dict[str, int]:
+def _group(config: Mapping[str, Any], key: str, wanted: Sequence[str], source: str) -> dict[str, int]:
     group = _get(config, key, source)
     if not isinstance(group, Mapping):
-        wanted = ", ".join(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        raise ValueError(f"{key} must be an object with {wanted}, got {group!r} in {source}")
-    return {name: _get(group, name, f"{source} {key}") for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+        raise ValueError(f"{key} must be an object with {', '.join(wanted)}, got {group!r:.100} in {source}")
+    return {name: _get(group, name, f"{source} {key}") for name in wanted}
 
 
 def _names(config: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
     names = _get(config, key, source)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{key} must be a list of names, got {names!r} in {source}")
+        raise ValueError(f"{key} must be a list of names, got {names!r:.100} in {source}")
     return tuple(names)
 
 
@@ -279,7 +291,7 @@ def _check_positive(prefix: str, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         if type(size) is not int or size < 1:  # isinstance would let True pass
             raise ValueError(
-                f"{prefix}{'.' if prefix else ''}{name} must be a whole number >= 1, got {size!r}"
+                f"{prefix}{'.' if prefix else ''}{name} must be a whole number >= 1, got {size!r:.100}"
             )
 
 

@@ -1,6 +1,5 @@
 """Arrays of an orbax checkpoint in a local folder, read with tensorstore alone: no JAX, no orbax."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies.files import read_json_object
 from policies.pi05.weight_files import file_sha256
 from policies.text import shorten
 
@@ -126,9 +126,9 @@ def _metadata(params: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not orbax's description of a tree: {error}; copy it again") from error
+        return read_json_object(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {METADATA} is orbax's description of a tree: copy it again") from error
 
 
 def _jax_array(params: Path, name: str, array: Any) -> JaxArray:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policies.pi05.dims import MAX_CAMERAS, MAX_DENOISE_STEPS, MAX_HORIZON, MAX_PROMPT_TOKENS
+from policies.text import brief, shorten
+
 HONOURED = frozenset(
     {
         "type",
@@ -65,6 +68,15 @@ DTYPES = ("float32", "bfloat16")
 FEATURE_TYPES = ("VISUAL", "STATE", "ACTION")
 NORM_MODES = {"MEAN_STD": "mean_std", "QUANTILES": "quantile"}  # to checkpoint.norm_mode
 COPY = "copy it from the training run"
+# Counts, each with its range; lerobot's defaults are 50, 50, 10, 200 and 0.
+COUNTS: Mapping[str, tuple[int, int]] = {
+    "chunk_size": (1, MAX_HORIZON),
+    "n_action_steps": (1, MAX_HORIZON),
+    "num_inference_steps": (1, MAX_DENOISE_STEPS),
+    "tokenizer_max_length": (1, MAX_PROMPT_TOKENS),
+    "empty_cameras": (0, MAX_CAMERAS - 1),
+}
+PERIODS = (1e-6, 1e6)  # of the time embedding, whose times are 0 to 1
 STATE, ACTION = "observation.state", "action"
 STATE_SHAPE, ACTION_SHAPE = (8,), (7,)  # LIBERO's
 
@@ -111,19 +123,16 @@ def read_lerobot_config(raw: Mapping[str, Any], source: str) -> LerobotConfig:
     dtype = raw.get("dtype")
     if dtype not in (None, *DTYPES):
         raise refusal("dtype", f"one of {DTYPES}", dtype, source, "policy.precision chooses it here")
-    counts = {name: _count(raw, name, source) for name in ("chunk_size", "n_action_steps")}
+    counts = {name: read_count(raw.get(name, 0), name, COUNTS[name], source) for name in COUNTS}
     if counts["n_action_steps"] > counts["chunk_size"]:
         wanted = f"at most chunk_size={counts['chunk_size']}"
         raise refusal("n_action_steps", wanted, counts["n_action_steps"], source, "a chunk has no more")
     return LerobotConfig(
         source=source,
         **counts,
-        num_inference_steps=_count(raw, "num_inference_steps", source),
-        min_period=_period(raw, "min_period", source),
-        max_period=_period(raw, "max_period", source),
-        tokenizer_max_length=_count(raw, "tokenizer_max_length", source),
+        min_period=read_number(raw["min_period"], "min_period", PERIODS, source),
+        max_period=read_number(raw["max_period"], "max_period", PERIODS, source),
         dtype=dtype,
-        empty_cameras=_count(raw, "empty_cameras", source, least=0) if "empty_cameras" in raw else 0,
         input_features=read_features(raw["input_features"], "input_features", source),
         output_features=read_features(raw["output_features"], "output_features", source),
         norm_map=read_norm_map(raw["normalization_mapping"], "normalization_mapping", source),
@@ -137,7 +146,7 @@ def read_features(raw: Any, key: str, source: str) -> dict[str, Feature]:
         raise refusal(key, "an object", raw, source, COPY)
     features = {}
     for name, entry in raw.items():
-        what = f"{key}.{name}"
+        what = f"{key}.{brief(name)}"
         if not isinstance(entry, Mapping) or set(entry) != {"type", "shape"}:
             raise refusal(what, "an object with type and shape", entry, source, COPY)
         kind, shape = entry["type"], entry["shape"]
@@ -151,7 +160,9 @@ def read_features(raw: Any, key: str, source: str) -> dict[str, Feature]:
         wanted = {"STATE": (STATE, STATE_SHAPE), "ACTION": (ACTION, ACTION_SHAPE)}.get(kind)
         if wanted and (name, feature.shape) != wanted:
             robot = f"{wanted[0]} with shape {list(wanted[1])}, as LIBERO has"
-            raise refusal(what, robot, f"shape {shape}", source, "these weights belong to another robot")
+            raise refusal(
+                what, robot, f"{name} with shape {shape}", source, "these weights belong to another robot"
+            )
         if kind == "VISUAL" and (len(shape) != 3 or shape[0] != 3):
             raise refusal(f"{what}.shape", "[3, height, width]", shape, source, "LIBERO has colours")
     return features
@@ -169,7 +180,7 @@ def read_norm_map(raw: Any, key: str, source: str) -> dict[str, str]:
     if modes["VISUAL"] != "IDENTITY":
         raise refusal(f"{key}.VISUAL", "IDENTITY", modes["VISUAL"], source, "pi0.5 scales levels alone")
     for kind in ("STATE", "ACTION"):
-        if modes[kind] not in NORM_MODES:
+        if modes[kind] not in tuple(NORM_MODES):
             wanted = f"one of {tuple(NORM_MODES)}"
             raise refusal(f"{key}.{kind}", wanted, modes[kind], source, "train with one of them")
     return modes
@@ -178,7 +189,7 @@ def read_norm_map(raw: Any, key: str, source: str) -> dict[str, str]:
 def refuse_unknown(prefix: str, raw: Mapping[str, Any], known: Collection[str], source: str) -> None:
     """Raise ValueError for keys that are not in the lists."""
     if unknown := sorted(raw.keys() - set(known)):
-        named = ", ".join(f"{prefix}{key}={_short(raw[key])}" for key in unknown)
+        named = shorten(f"{prefix}{brief(key)}={brief(raw[key])}" for key in unknown)
         raise ValueError(
             f"{source} says {named}, which this project does not know and lerobot 0.6.2 does not write; "
             "it may change actions: find out what it does, and remove the key where it does nothing"
@@ -197,23 +208,20 @@ def check_accepted(
 
 def refusal(key: str, wanted: str, got: Any, source: str | Path, way_out: str) -> ValueError:
     """Word the error for a value that is not honoured."""
-    return ValueError(f"{key} must be {wanted}, got {_short(got)} in {source}; {way_out}")
+    return ValueError(f"{key} must be {wanted}, got {brief(got)} in {source}; {way_out}")
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _count(raw: Mapping[str, Any], key: str, source: str, least: int = 1) -> int:
-    value = raw[key]
-    if type(value) is not int or value < least:
-        raise refusal(key, f"a whole number >= {least}", value, source, COPY)
+def read_count(value: Any, key: str, bounds: tuple[int, int], source: str | Path) -> int:
+    """Read a whole number; ValueError for anything else, or outside of the bounds."""
+    least, most = bounds
+    if type(value) is not int or not least <= value <= most:
+        raise refusal(key, f"a whole number {least} to {most}", value, source, COPY)
     return value
 
 
-def _period(raw: Mapping[str, Any], key: str, source: str) -> float:
-    value = raw[key]
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
-        raise refusal(key, "a number > 0", value, source, COPY)
+def read_number(value: Any, key: str, bounds: tuple[float, float], source: str | Path) -> float:
+    """Read a number; ValueError for anything else, or outside of the bounds."""
+    least, most = bounds
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise refusal(key, f"a number {least:g} to {most:g}", value, source, COPY)
     return float(value)

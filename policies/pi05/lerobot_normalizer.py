@@ -1,6 +1,8 @@
 """lerobot's normalisation: its own formulas, in float32 (processor/normalize_processor.py)."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ class LerobotNormalizer(Normalizer):
     Raises ValueError as `Normalizer` does, and for statistics of another length.
     """
 
+    dtype = np.float32
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in NORM_MODES[self.mode]:
@@ -30,22 +34,22 @@ class LerobotNormalizer(Normalizer):
 
     def normalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scale x, shape (..., dim)."""
-        value, (first, second) = x.astype(np.float32), self._stats()
+        value, (first, _) = x.astype(np.float32), self.pair
         if self.mode == "mean_std":
-            return ((value - first) / (second + np.float32(self.eps))).astype(np.float64)
-        return (2 * (value - first) / self._range(first, second) - 1).astype(np.float64)
+            return ((value - first) / self.divisor).astype(np.float64)
+        return (2 * (value - first) / self.divisor - 1).astype(np.float64)
 
     def unnormalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Undo `normalize`, shape (..., dim)."""
-        value, (first, second) = x.astype(np.float32), self._stats()
+        value, (first, second) = x.astype(np.float32), self.pair
         if self.mode == "mean_std":
             return (value * second + first).astype(np.float64)
-        return ((value + 1) * self._range(first, second) / 2 + first).astype(np.float64)
+        return ((value + 1) * self.divisor / 2 + first).astype(np.float64)
 
-    def _stats(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        first, second = (self.stats[name].astype(np.float32) for name in NORM_MODES[self.mode])
-        return first, second
-
-    def _range(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    @cached_property
+    def divisor(self) -> NDArray[Any]:
+        (first, second), eps = self.pair, np.float32(self.eps)
+        if self.mode == "mean_std":
+            return second + eps
         width = second - first
-        return np.where(width == 0, np.float32(self.eps), width)
+        return np.where(width == 0, eps, width)

@@ -6,7 +6,6 @@ size) in levels 0 to 255, `out.normalised_actions` and `out.actions` (B, horizon
 instructions.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.base import ACTION_DIM, Observation
+from policies.files import read_json
 from policies.pi05.checkpoint import Checkpoint, load_checkpoint
 from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.comparison import Comparison, check_tensors, compare_output, read_recording
@@ -21,6 +21,7 @@ from policies.pi05.dims import FORMS, Pi05Dims
 from policies.pi05.norm_stats import STATE_DIM
 from policies.pi05.policy import run_stages
 from policies.pi05.timing import StageTimer
+from policies.text import brief
 
 RECORDING, PROMPTS = "io.safetensors", "prompts.json"
 # The largest difference in float32: no token, a fifth of a level, a ten-thousandth of an action.
@@ -106,12 +107,10 @@ def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
 
 def _observations(recorded: dict[str, Tensor], prompts: Path) -> list[Observation]:
     states = recorded["in.state"].numpy()
-    try:
-        instructions = json.loads(prompts.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{prompts} is not JSON: {error}") from error
-    if not isinstance(instructions, list) or len(instructions) != len(states):
-        raise ValueError(f"{prompts} must list {len(states)} instructions, got {instructions!r}")
+    instructions = read_json(prompts)
+    is_list = isinstance(instructions, list) and all(isinstance(text, str) for text in instructions)
+    if not is_list or len(instructions) != len(states):
+        raise ValueError(f"{prompts} must list {len(states)} instructions, got {brief(instructions)}")
     return [
         Observation(
             {
@@ -119,7 +118,7 @@ def _observations(recorded: dict[str, Tensor], prompts: Path) -> list[Observatio
                 "robot0_eye_in_hand_image": recorded["in.wrist_image"][i].numpy(),
             },
             states[i],
-            str(instruction),
+            instruction,
         )
         for i, instruction in enumerate(instructions)
     ]

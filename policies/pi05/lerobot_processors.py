@@ -9,17 +9,22 @@ from typing import Any
 from policies.files import read_json_object
 from policies.pi05.lerobot_config import (
     COPY,
+    COUNTS,
     Feature,
     check_accepted,
+    read_count,
     read_features,
     read_norm_map,
+    read_number,
     refusal,
     refuse_unknown,
 )
+from policies.pi05.norm_stats import LEROBOT_EPS
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 PALIGEMMA_TOKENIZER = "google/paligemma-3b-pt-224"  # pi0.5's; lerobot >= 0.6.2 saves a copy in tokenizer/
 RELATIVE = "relative_actions_processor"
+EPS = (0.0, 1.0)  # of a normaliser; a larger one would hide the statistics
 _ABSOLUTE = "this policy acts by LIBERO's own deltas and adds no state"
 _CODE = "this policy's prompt is fixed"
 
@@ -104,10 +109,12 @@ def read_preprocessor(folder: Path) -> Preprocessor:
     path = folder / PREPROCESSOR
     steps = _read_steps(path, PRE_STEPS)
     tokenizer = steps["tokenizer_processor"]["config"]
-    max_length = tokenizer.get("max_length")
-    if type(max_length) is not int or max_length < 1:
-        key = "tokenizer_processor.max_length"
-        raise refusal(key, "a whole number >= 1", max_length, path, COPY)
+    max_length = read_count(
+        tokenizer.get("max_length"),
+        "tokenizer_processor.max_length",
+        COUNTS["tokenizer_max_length"],
+        path,
+    )
     return Preprocessor(
         _normalisation(steps["normalizer_processor"], "normalizer_processor", path),
         _rename_map(steps.get("rename_observations_processor", {}), path),
@@ -134,9 +141,11 @@ def _read_steps(path: Path, rules: Mapping[str, StepRule]) -> dict[str, dict[str
     steps: dict[str, dict[str, Any]] = {}
     for entry in entries:
         name = entry.get("registry_name")
-        if name not in rules:
+        if not isinstance(name, str) or name not in rules:
             known = ", ".join(rules)
-            raise refusal("a step", f"one of {known}", name or entry, path, "this policy has no other steps")
+            raise refusal(
+                "registry_name of a step", f"one of {known}", name or entry, path, "there are no other steps"
+            )
         if name in steps:
             raise ValueError(f"{path} has the step {name} twice; this policy has it once")
         rule = rules[name]
@@ -165,9 +174,7 @@ def _read_steps(path: Path, rules: Mapping[str, StepRule]) -> dict[str, dict[str
 
 def _normalisation(step: Mapping[str, Any], name: str, path: Path) -> Normalisation:
     config, source = step["config"], str(path)
-    eps = config.get("eps", 1e-8)  # lerobot's default (processor/normalize_processor.py)
-    if type(eps) not in (int, float) or not 0 <= eps < float("inf"):
-        raise refusal(f"{name}.eps", "a number >= 0", eps, source, COPY)
+    eps = read_number(config.get("eps", LEROBOT_EPS), f"{name}.eps", EPS, source)
     keys = config.get("normalize_observation_keys")
     if keys is not None and not (isinstance(keys, list) and "observation.state" in keys):
         wanted = "null, or a list with observation.state"
@@ -182,7 +189,7 @@ def _normalisation(step: Mapping[str, Any], name: str, path: Path) -> Normalisat
         )
     return Normalisation(
         source,
-        float(eps),
+        eps,
         read_norm_map(config.get("norm_map"), f"{name}.norm_map", source),
         read_features(config.get("features"), f"{name}.features", source),
         path.parent / file,

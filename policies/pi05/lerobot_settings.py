@@ -19,6 +19,7 @@ from policies.pi05.lerobot_processors import (
     read_postprocessor,
     read_preprocessor,
 )
+from policies.text import brief, shorten
 
 IMAGES = "observation.images."
 # What lerobot's LIBERO environment calls its cameras (envs/configs.py), and the slot that each feeds here.
@@ -90,7 +91,7 @@ def read_lerobot_folder(folder: Path, raw_config: Mapping[str, Any], tokenizer: 
     if tokenizer is None and preprocessor.tokenizer_name not in (PALIGEMMA_TOKENIZER, "tokenizer"):
         raise ValueError(
             f"tokenizer_processor.tokenizer_name must be {PALIGEMMA_TOKENIZER}, or tokenizer for a copy in "
-            f"the folder, got {preprocessor.tokenizer_name!r} in {folder / PREPROCESSOR}; "
+            f"the folder, got {preprocessor.tokenizer_name!r:.100} in {folder / PREPROCESSOR}; "
             "give that one's SentencePiece model, checkpoint.tokenizer=FILE"
         )
     live, masked = _cameras(config, preprocessor)
@@ -102,12 +103,14 @@ def _cameras(config: LerobotConfig, preprocessor: Preprocessor) -> tuple[tuple[s
     rename_map, source = preprocessor.rename_map, preprocessor.normalisation.source
     if unknown := sorted(rename_map.keys() - LIBERO_CAMERAS.keys()):
         raise ValueError(
-            f"rename_map in {source} renames {', '.join(unknown)}, but lerobot's LIBERO has "
+            f"rename_map in {source} renames {shorten(map(brief, unknown))}, but lerobot's LIBERO has "
             f"{', '.join(LIBERO_CAMERAS)}; correct the names where you know which camera is meant"
         )
     names = [rename_map.get(name, name) for name in LIBERO_CAMERAS]
     if len(set(names)) < len(names):
-        raise ValueError(f"rename_map in {source} gives two cameras one name: {rename_map}; correct it")
+        raise ValueError(
+            f"rename_map in {source} gives two cameras one name: {brief(rename_map)}; correct it"
+        )
     slots = dict(zip(names, LIBERO_CAMERAS.values(), strict=True))
     images = [name for name, feature in config.input_features.items() if feature.type == "VISUAL"]
     empty = [f"{EMPTY_CAMERA}{i}" for i in range(config.empty_cameras)]
@@ -118,9 +121,9 @@ def _cameras(config: LerobotConfig, preprocessor: Preprocessor) -> tuple[tuple[s
     # lerobot masks other cameras too, if its LIBERO feeds all it has (policies/utils.py)
     if not live or (others and len(live) < len(slots) and not rename_map):
         raise ValueError(
-            f"input_features in {config.source} has the cameras {', '.join(images) or 'none'}, but lerobot's "
-            f"LIBERO has {', '.join(LIBERO_CAMERAS)}; give rename_map of rename_observations_processor in "
-            f"{source} the names, from LIBERO's to these"
+            f"input_features in {config.source} has the cameras {shorten(map(brief, images)) or 'none'}, "
+            f"but lerobot's LIBERO has {', '.join(LIBERO_CAMERAS)}; give rename_map of "
+            f"rename_observations_processor in {source} the names, from LIBERO's to these"
         )
     return live, masked
 
@@ -143,6 +146,6 @@ def _require_equal(
     names = sorted(name for name in got.keys() | wanted.keys() if got.get(name) != wanted.get(name))
     raise ValueError(
         f"{key} in {normalisation.source} contradicts {config_key} in {config.source}: "
-        + ", ".join(f"{name} is {got.get(name)} there and {wanted.get(name)} here" for name in names)
+        + ", ".join(f"{brief(name)} is {got.get(name)} there and {wanted.get(name)} here" for name in names)
         + "; lerobot acts by the processor's: copy both from one training run"
     )

@@ -4,15 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from policies.base import ACTION_DIM
-from policies.text import shorten
+from policies.files import read_json_object
+from policies.text import brief, shorten
 
 STATE_DIM = 8  # eef position 3, axis-angle 3, gripper joints 2
 NORM_MODES = {"quantile": ("q01", "q99"), "mean_std": ("mean", "std")}
@@ -44,9 +46,11 @@ class Normalizer:
     Statistics have `dim` numbers, or `PADDED_DIM` of which the rest is padding. Dimensions that never move
     are allowed: eps keeps the divisor from zero.
 
-    Raises ValueError for an unknown `mode`, or statistics that are absent, of another length, not finite or
-    not in order.
+    Raises ValueError for an unknown `mode`, or statistics that are absent, of another length, not finite, not
+    in order, or divide by zero. They are checked in `dtype`, in which the formulas are computed.
     """
+
+    dtype: ClassVar[type[np.floating[Any]]] = np.float64
 
     stats: Stats
     mode: str
@@ -66,12 +70,35 @@ class Normalizer:
                 )
             self._check_values(name)
         first, second = NORM_MODES[self.mode]
+        low, high = self.pair
         if self.mode == "quantile":
-            if len(bad := np.flatnonzero(self.stats[first] > self.stats[second])):
-                wanted = f"at least {first}[{bad[0]}]={self.stats[first][bad[0]]}"
-                raise self._error(second, bad[0], wanted)
-        elif len(bad := np.flatnonzero(self.stats[second] < 0)):
+            if len(bad := np.flatnonzero(low > high)):
+                raise self._error(second, bad[0], f"at least {first}[{bad[0]}]={low[bad[0]]}")
+        elif len(bad := np.flatnonzero(high < 0)):
             raise self._error(second, bad[0], "at least 0")
+        with np.errstate(over="ignore"):
+            divisor = self.divisor
+        if len(bad := np.flatnonzero((divisor == 0) | ~np.isfinite(divisor))):
+            i, name = bad[0], self.dtype.__name__
+            what = f"{second}[{i}] - {first}[{i}]" if self.mode == "quantile" else f"{second}[{i}]"
+            raise ValueError(
+                f"{what} must divide with eps={self.eps:g} in {name}, got {divisor[i]} in {self.source}; "
+                "such numbers give no states or actions: compute the statistics again, or set eps above zero"
+            )
+
+    @cached_property
+    def pair(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The two statistics of the mode, each (dim,), in `dtype`."""
+        first, second = NORM_MODES[self.mode]
+        with np.errstate(over="ignore"):  # a number that `dtype` cannot hold is infinite, and refused
+            low = self.stats[first][: self.dim].astype(self.dtype)
+            return low, self.stats[second][: self.dim].astype(self.dtype)
+
+    @cached_property
+    def divisor(self) -> NDArray[Any]:
+        """What `normalize` divides by, (dim,)."""
+        first, second = self.pair
+        return (second - first if self.mode == "quantile" else second) + self.eps
 
     def _check_values(self, name: str) -> None:
         values = self.stats[name]
@@ -81,8 +108,10 @@ class Normalizer:
                 f"{values.shape} in {self.source}; they belong to another robot: set checkpoint.norm_stats "
                 "to those of the training data"
             )
-        if len(bad := np.flatnonzero(~np.isfinite(values))):
-            raise self._error(name, bad[0], "finite")
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(values.astype(self.dtype))
+        if len(bad := np.flatnonzero(~is_finite)):
+            raise self._error(name, bad[0], f"finite in {self.dtype.__name__}")
         padding = np.asarray(PADDING[name])
         is_padding = (np.abs(values[:, None] - padding) <= PADDING_ATOL).any(axis=1)
         if len(bad := np.flatnonzero(~is_padding[self.dim :])):
@@ -97,17 +126,15 @@ class Normalizer:
 
     def normalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scale x, shape (..., dim)."""
-        first, second = (self.stats[name][: self.dim] for name in NORM_MODES[self.mode])
-        if self.mode == "quantile":
-            return (x - first) / (second - first + self.eps) * 2.0 - 1.0
-        return (x - first) / (second + self.eps)
+        first, _ = self.pair
+        scaled = (x - first) / self.divisor
+        return scaled * 2.0 - 1.0 if self.mode == "quantile" else scaled
 
     def unnormalize(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Undo `normalize`, shape (..., dim)."""
-        first, second = (self.stats[name][: self.dim] for name in NORM_MODES[self.mode])
-        if self.mode == "quantile":
-            return (x + 1.0) / 2.0 * (second - first + self.eps) + first
-        return x * (second + self.eps) + first
+        first, _ = self.pair
+        scaled = (x + 1.0) / 2.0 if self.mode == "quantile" else x
+        return scaled * self.divisor + first
 
 
 def unit_stats() -> NormStats:
@@ -127,14 +154,15 @@ def unit_stats() -> NormStats:
 def read_json_stats(path: Path) -> NormStats:
     """Read openpi's norm_stats.json, which is also the native format; ValueError for anything else."""
     content = path.read_bytes()
-    try:
-        groups = json.loads(content)["norm_stats"]
-        state, actions = (_arrays(groups[name]) for name in ("state", "actions"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    groups = read_json_object(path).get("norm_stats")
+    if not isinstance(groups, dict) or not all(
+        isinstance(groups.get(name), dict) for name in ("state", "actions")
+    ):
         raise ValueError(
             f'norm stats must be {{"norm_stats": {{"state": {{...}}, "actions": {{...}}}}}}, '
-            f"got {path} ({type(error).__name__}: {error})"
-        ) from error
+            f"got norm_stats={brief(groups)} in {path}; copy them from the training run"
+        )
+    state, actions = (_arrays(groups[name], name, path) for name in ("state", "actions"))
     return NormStats(state, actions, OPENPI_EPS, str(path), hashlib.sha256(content).hexdigest())
 
 
@@ -177,9 +205,21 @@ def write_json_stats(path: Path, stats: NormStats) -> None:
     path.write_text(json.dumps({"norm_stats": groups}, indent=1))
 
 
-def _arrays(group: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-    arrays: dict[str, ArrayLike] = {name: value for name, value in group.items() if value is not None}
-    return {name: np.asarray(value, dtype=np.float64) for name, value in arrays.items()}
+def _arrays(group: Mapping[str, Any], feature: str, path: Path) -> dict[str, NDArray[np.float64]]:
+    arrays = {}
+    for name, values in group.items():
+        if values is None:
+            continue
+        try:
+            if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+                raise TypeError
+            arrays[name] = np.asarray(values, dtype=np.float64)
+        except (TypeError, OverflowError):
+            raise ValueError(
+                f"{feature}.{brief(name)} must be a list of numbers, got {brief(values)} in {path}; "
+                "copy the norm stats from the training run"
+            ) from None
+    return arrays
 
 
 def _lists(stats: Stats) -> dict[str, list[float]]:

@@ -4,7 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
+from policies.files import read_json_object
 from policies.pi05.weight_files import INDEX, WEIGHTS
+from policies.text import brief, shell_override
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as PEFT names them
 _TRAINER_FILES = ("metadata.pt", "optimizer.pt")  # openpi scripts/train_pytorch.py
@@ -47,7 +49,9 @@ def way_out(folder: Path) -> str:
             if (below / "params").is_dir():
                 return _convert(below)
             if any((below / name).is_file() for name in (WEIGHTS, INDEX, *ADAPTER_FILES)):
-                return f"it is the folder of a training run: set checkpoint.path={below}"
+                return (
+                    f"it is the folder of a training run: set {shell_override('checkpoint.path', str(below))}"
+                )
     if shards := sorted(folder.glob("model-*-of-*.safetensors")):
         return f"{shards[0].name} is one of several shards: copy {INDEX} from where it came from"
     return f"save it as one {WEIGHTS}, or as shards with {INDEX}"
@@ -61,10 +65,8 @@ def way_out_without_config(folder: Path) -> str:
 
 
 def _convert(step: Path) -> str:
-    return (
-        f"it is a JAX checkpoint: convert it with `python -m policies.pi05.convert {step} DST`, then set "
-        "checkpoint.path=DST"
-    )
+    command = shlex.join(["python", "-m", "policies.pi05.convert", str(step.absolute()), "DST"])
+    return f"it is a JAX checkpoint: convert it with `{command}`, then set checkpoint.path=DST"
 
 
 def _step(folder: Path) -> int:
@@ -77,13 +79,13 @@ def _merge_command(folder: Path) -> str:
     base = "BASE"
     path = folder / ADAPTER_FILES[0]
     if path.is_file():
-        try:
-            base = str(json.loads(path.read_text())["base_model_name_or_path"])
-        except (ValueError, KeyError, TypeError) as error:
+        name = read_json_object(path).get("base_model_name_or_path")
+        if not isinstance(name, str) or not name:
             raise ValueError(
-                f"{path} must name the network of its adapter in base_model_name_or_path "
-                f"({type(error).__name__}: {error}); copy it from the training run"
-            ) from error
+                f"base_model_name_or_path must name the network of the adapter, got {brief(name)} in {path}; "
+                "copy it from the training run"
+            )
+        base = name
     code = (
         "from lerobot.configs.policies import PreTrainedConfig; "
         "from lerobot.policies.pi05.modeling_pi05 import PI05Policy; "

@@ -1,7 +1,6 @@
 """Weight files: one safetensors file, or shards with an index, opened as one; their types and their hash."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from policies.text import listing, pluralize, shorten
+from policies.files import read_json
+from policies.text import brief, listing, pluralize, shorten
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # as huggingface_hub and transformers name it
@@ -104,10 +104,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path} is not JSON: {error}; download it again") from error
+    index = read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if (
         not isinstance(weight_map, dict)
@@ -115,8 +112,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         or not all(isinstance(name, str) for name in weight_map.values())
     ):
         raise ValueError(
-            f'{path} must be {{"weight_map": {{tensor: shard, ...}}}}, got {shorten([repr(index)[:200]])}; '
-            "download it again"
+            f'{path} must be {{"weight_map": {{tensor: shard, ...}}}}, got {brief(index)}; download it again'
         )
     return weight_map
 

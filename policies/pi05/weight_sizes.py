@@ -6,8 +6,10 @@ from pathlib import Path
 
 from policies.pi05.checkpoint_keys import EMBEDDING_KEY, EXPERT, LANGUAGE, TIED_EMBEDDING_KEY, TOWER
 from policies.pi05.dims import Pi05Dims
+from policies.text import brief, shorten
 
-_LAYER = re.compile(r"(.*\.layers)\.(\d+)\.(.*)")
+_LAYER = re.compile(r"(.*\.layers)\.([^.]*)\.(.*)")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")  # of a layer; pi0.5 has 27 at most
 _STACKS = {
     "vision.layers": f"{TOWER}encoder.layers",
     "prefix.depth": f"{LANGUAGE}layers",
@@ -36,9 +38,15 @@ _AXES: dict[str, tuple[tuple[str, int], ...]] = {
     "expert.num_heads * head_dim": ((f"{_EXPERT}.self_attn.q_proj.weight", 0),),
 }
 
+# what lerobot's config.json calls them, for errors
+_NAMES = {
+    "action_dim": "action_dim (max_action_dim of lerobot)",
+    "tokens_per_image": "tokens_per_image (of image_size, image_resolution of lerobot)",
+}
+
 
 def check_sizes(shapes: Mapping[str, tuple[int, ...]], key_prefix: str, dims: Pi05Dims, path: Path) -> None:
-    """Raise ValueError for sizes that no tensor of the file has, or layers in another number.
+    """Raise ValueError for sizes that no tensor of the file has, or layers in another number or with gaps.
 
     A network of these sizes can be built afterwards without more layers than the file has. A size is right
     where any of its tensors has it: a single tensor of another shape is for the list of all tensors.
@@ -47,7 +55,8 @@ def check_sizes(shapes: Mapping[str, tuple[int, ...]], key_prefix: str, dims: Pi
         shapes: by key.
         key_prefix: what the layout puts before every key; keys without it are not looked at.
     """
-    depths = dict.fromkeys(_STACKS.values(), 0)
+    layers: dict[str, set[int]] = {stack: set() for stack in _STACKS.values()}
+    strangers = []
     seen: dict[tuple[str, int], set[int]] = {}
     for key, shape in shapes.items():
         if not key.startswith(key_prefix):
@@ -56,20 +65,32 @@ def check_sizes(shapes: Mapping[str, tuple[int, ...]], key_prefix: str, dims: Pi
         if (layer := _LAYER.fullmatch(bare)) is not None:
             stack, number, rest = layer.groups()
             bare = f"{stack}.{rest}"
-            if stack in depths:
-                depths[stack] = max(depths[stack], int(number) + 1)
+            if stack in layers and _NUMBER.fullmatch(number):
+                layers[stack].add(int(number))
+            elif stack in layers:
+                strangers.append(key)
         for axis, size in enumerate(shape):
             seen.setdefault((bare, axis), set()).add(size)
-    if not any(depths.values()):
+    for stack, numbers in layers.items():
+        known = (key_prefix + f"{stack}.{number}." for number in sorted(numbers - set(range(len(numbers)))))
+        strangers += [f"{start}*" for start in known]
+    if strangers:
+        raise ValueError(
+            f"{path} must number the layers of a stack from 0 without a gap, got "
+            f"{shorten(map(brief, strangers))}; "
+            "these tensors belong to no layer: save or download the checkpoint again; nothing was loaded"
+        )
+    if not any(layers.values()):
         raise ValueError(
             f"{path} has no layers of this layout: no key like {key_prefix}{_PREFIX}.0.*, its first is "
             f"{min(shapes, default=None)}; check the layout (`checkpoint.layout`); nothing was loaded"
         )
-    implied = {size: {depths[stack]} for size, stack in _STACKS.items()} | {
+    implied = {size: {len(layers[stack])} for size, stack in _STACKS.items()} | {
         size: set().union(*(seen.get(axis, set()) for axis in axes)) for size, axes in _AXES.items()
     }
     differences = [
-        f"{size} is {' or '.join(map(str, sorted(implied[size])))} in the file, {configured} as configured"
+        f"{_NAMES.get(size, size)} is {' or '.join(map(str, sorted(implied[size])))} in the file, "
+        f"{configured!r:.100} as configured"
         for size, configured in _configured(dims)
         if implied[size] and configured not in implied[size]
     ]

@@ -1,11 +1,14 @@
-"""A message names a few things and says how many more there are."""
+"""A message names a few things and says how many more there are; a printed command means what it says."""
 
+import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from policies.pi05.checkpoint_files import find_weights
-from policies.text import SHOWN, shorten
+from policies.text import SHOWN, brief, quoted, shell_override, shorten
 
 
 def test_up_to_ten_names_are_all_shown_and_of_more_the_first_ten() -> None:
@@ -24,3 +27,46 @@ def test_a_folder_of_many_files_that_is_no_checkpoint_is_named_in_a_short_line(t
 def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="the folder has nothing in it; save"):
         find_weights(tmp_path)
+
+
+def test_a_value_in_a_message_is_one_short_line() -> None:
+    assert brief("a text") == "a text"
+    assert brief("two\nlines") == '"two\\nlines"'
+    assert brief("\ud800") == '"\\ud800"'
+    assert brief({"a": [1.5, None]}) == '{"a": [1.5, null]}'
+    assert brief(10**4000) == f"1{'0' * 99}..."
+
+
+TEXTS = [
+    *("/data/weights", "tokenizer.model", "openpi/pi05", "main", "null", "2026_11", "1e5", "true", "nan"),
+    *("/data/my weights", "a,b", "it's", "'", '"', "a=b", "~/x", "$HOME", "${oc.env:HOME}", "`id`", "; id"),
+    *(
+        "back\\slash",
+        "ends in \\",
+        "\\'",
+        "\\${x}",
+        "(a)",
+        "[1]",
+        "{a: 1}",
+        "é",
+        "",
+        " ",
+        "-/x",
+        "#",
+        "two\nlines",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_printed_override_reaches_the_configuration_as_it_is(text: str) -> None:
+    [word] = shlex.split(shell_override("checkpoint.path", text))
+    for override in (word, quoted("checkpoint.path", text)):
+        [parsed] = OverridesParser.create().parse_overrides([override])
+        assert not parsed.is_sweep_override()
+        value = parsed.value()
+        assert OmegaConf.create({"path": getattr(value, "text", value)}).path == text
+
+
+def test_an_ordinary_path_is_printed_as_it_is() -> None:
+    assert shell_override("checkpoint.path", "/data/a-b_1/last.d") == "checkpoint.path=/data/a-b_1/last.d"

@@ -237,11 +237,16 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["29999"]
 
 
-def test_a_horizon_below_one_is_refused(
-    step: Path, tmp_path: Path, run_main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("horizon", [0, 10**9])
+def test_a_horizon_that_no_chunk_has_is_refused(
+    horizon: int,
+    step: Path,
+    tmp_path: Path,
+    run_main: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_main(step, tmp_path / "out", "--horizon", 0) == 1
-    assert capsys.readouterr().err == "error: --horizon must be >= 1, got 0\n"
+    assert run_main(step, tmp_path / "out", "--horizon", horizon) == 1
+    assert capsys.readouterr().err == f"error: --horizon must be 1 to 1000, got {horizon}\n"
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

@@ -95,7 +95,7 @@ def test_a_description_that_is_not_json_is_refused(store: Write) -> None:
     for content in ("{", "[1]", "3"):
         (params / "_METADATA").write_text(content)
         with pytest.raises(
-            ValueError, match=r"_METADATA is not orbax's description of a tree: .*; copy it again"
+            ValueError, match=r"params/_METADATA (is not|must be a) JSON.*orbax's description .*: copy it"
         ):
             open_arrays(params)
 

@@ -82,7 +82,8 @@ def test_prompts_that_are_not_one_an_observation_are_refused(
 ) -> None:
     for content, message in (
         ("nonsense", "prompts.json is not JSON: "),
-        ('["one"]', "prompts.json must list 2 instructions, got ['one']"),
+        ('["one"]', 'prompts.json must list 2 instructions, got ["one"]'),
+        ("[1, 2]", "prompts.json must list 2 instructions, got [1, 2]"),
     ):
         (folder / "prompts.json").write_text(content)
         assert run(monkeypatch, folder) == 2

@@ -187,7 +187,9 @@ def test_tokenizer_length_is_that_of_the_full_form(saved: Folder, load_saved: Lo
 
 def test_image_resolution_must_be_that_of_the_weights(saved: Folder, load_saved: Load) -> None:
     saved.edit_config(image_resolution=[112, 112])
-    with pytest.raises(ValueError, match="tokens_per_image is 256 in the file, 64 as configured"):
+    with pytest.raises(
+        ValueError, match=r"image_resolution of lerobot.* is 256 in the file, 64 as configured"
+    ):
         load_saved()
     saved.edit_config(image_resolution=[224, 112])
     with pytest.raises(ValueError, match="image_resolution must be square, got 224x112"):

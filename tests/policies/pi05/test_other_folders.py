@@ -58,9 +58,17 @@ def test_an_adapter_without_its_config_leaves_the_base_open(tmp_path: Path) -> N
         find_weights(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_an_adapter_config_of_another_kind_is_named(tmp_path: Path, content: str) -> None:
-    with pytest.raises(ValueError, match=r"adapter_config\.json must name .* in base_model_name_or_path \("):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"adapter_config\.json is not JSON"),
+        ("[]", r"adapter_config\.json must be a JSON object, got list"),
+        ("{}", "base_model_name_or_path must name the network of the adapter, got null in .*json; copy"),
+        ('{"base_model_name_or_path": ["x"]}', r"base_model_name_or_path must name .*, got \[\"x\"\] in"),
+    ],
+)
+def test_an_adapter_config_of_another_kind_is_named(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         find_weights(adapter(tmp_path, content))
 
 

@@ -1,6 +1,7 @@
 """Normalisation statistics and formulas."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file as save_torch
 
 from policies.pi05.checkpoint import load_checkpoint
 from policies.pi05.checkpoint_config import CheckpointConfig
+from policies.pi05.lerobot_normalizer import LerobotNormalizer
 from policies.pi05.norm_stats import (
     Normalizer,
     read_json_stats,
@@ -82,11 +84,11 @@ def test_statistics_of_another_robot_are_refused_by_their_length() -> None:
 @pytest.mark.parametrize(
     ("mode", "name", "value", "wanted"),
     [
-        ("mean_std", "mean", np.nan, "finite"),
-        ("mean_std", "std", np.inf, "finite"),
+        ("mean_std", "mean", np.nan, "finite in float64"),
+        ("mean_std", "std", np.inf, "finite in float64"),
         ("mean_std", "std", -0.5, "at least 0"),
-        ("quantile", "q01", -np.inf, "finite"),
-        ("quantile", "q99", np.nan, "finite"),
+        ("quantile", "q01", -np.inf, "finite in float64"),
+        ("quantile", "q99", np.nan, "finite in float64"),
         ("quantile", "q99", -3.0, r"at least q01\[3\]=-1\.0"),
     ],
 )
@@ -137,7 +139,7 @@ def test_bad_statistics_are_refused_with_their_file_before_the_weights_are_read(
         load_checkpoint(config(layout="native", path=str(native.path)))
     path.write_text(path.read_text().replace("-1.5", "NaN", 1))
     with pytest.raises(
-        ValueError, match=r"q99\[0\] must be finite, got nan in actions in .*norm_stats\.json"
+        ValueError, match=r"q99\[0\] must be finite in float64, got nan in actions in .*norm_stats\.json"
     ):
         load_checkpoint(config(layout="native", path=str(native.path)))
 
@@ -154,17 +156,31 @@ def test_json_statistics_survive_a_round_trip(tmp_path: Path) -> None:
 def test_json_without_actions_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "norm_stats.json"
     path.write_text(json.dumps({"norm_stats": {"state": {"mean": [0.0]}}}))
-    with pytest.raises(ValueError, match=r"norm stats must be .*KeyError: 'actions'"):
+    with pytest.raises(ValueError, match=r"norm stats must be .*, got norm_stats=.*state.* in .*; copy"):
         read_json_stats(path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"[]", b'{"norm_stats": {"state": [1], "actions": [1]}}', b"{"]
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "json is not JSON"),
+        (b"{", "json is not JSON"),
+        (b"[]", "json must be a JSON object, got list"),
+        (b'{"norm_stats": {"state": [1], "actions": [1]}}', r"norm stats must be .*json; copy"),
+        (
+            b'{"norm_stats": {"state": {"mean": ["1"]}, "actions": {}}}',
+            "state.mean must be a list of numbers",
+        ),
+        (
+            b'{"norm_stats": {"state": {"mean": [true]}, "actions": {}}}',
+            r"of numbers, got \[true\] in .*json",
+        ),
+    ],
 )
-def test_json_of_another_kind_is_refused_by_file(tmp_path: Path, content: bytes) -> None:
+def test_json_of_another_kind_is_refused_by_file(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "norm_stats.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"norm stats must be .*, got .*norm_stats.json \("):
+    with pytest.raises(ValueError, match=message):
         read_json_stats(path)
 
 
@@ -219,3 +235,55 @@ def test_non_finite_actions_raise_and_name_the_row(bad: float) -> None:
     actions[1, 2, 31] = bad
     with pytest.raises(FloatingPointError, match=r"got 1 of 192 that are not, in rows \[1\]"):
         postprocess(actions)
+
+
+def stats_of(**changes: float) -> dict[str, np.ndarray]:
+    """Statistics of 7 numbers, whose fourth is changed."""
+    stats = {name: np.array(numbers) for name, numbers in unit_stats().actions.items()}
+    for name, value in changes.items():
+        stats[name][3] = value
+    return stats
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "value"),
+    [("mean_std", "std", 1e300), ("mean_std", "mean", -1e39), ("quantile", "q99", 1e39)],
+)
+def test_a_number_that_float32_cannot_hold_is_refused_where_lerobot_computes_in_it(
+    mode: str, name: str, value: float
+) -> None:
+    stats = stats_of(**{name: value})
+    Normalizer(stats, mode, 1e-6, 7, "here")
+    message = re.escape(f"{name}[3] must be finite in float32, got {value} in here")
+    with pytest.raises(ValueError, match=message):
+        LerobotNormalizer(stats, mode, 1e-8, 7, "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "changes", "eps", "what"),
+    [
+        (LerobotNormalizer, "quantile", {"q01": 0.5, "q99": 0.5}, 0.0, "q99[3] - q01[3]"),
+        (LerobotNormalizer, "quantile", {"q01": 1.0, "q99": 1.0 + 1e-9}, 0.0, "q99[3] - q01[3]"),
+        (LerobotNormalizer, "quantile", {"q01": 0.5, "q99": 0.5}, 1e-50, "q99[3] - q01[3]"),
+        (LerobotNormalizer, "quantile", {"q01": -3e38, "q99": 3e38}, 1e-8, "q99[3] - q01[3]"),
+        (LerobotNormalizer, "mean_std", {"std": 0.0}, 0.0, "std[3]"),
+        (LerobotNormalizer, "mean_std", {"std": 1e-60}, 1e-60, "std[3]"),
+        (Normalizer, "quantile", {"q01": 0.5, "q99": 0.5}, 0.0, "q99[3] - q01[3]"),
+        (Normalizer, "quantile", {"q01": -1e308, "q99": 1e308}, 1e-6, "q99[3] - q01[3]"),
+        (Normalizer, "mean_std", {"std": 0.0}, 0.0, "std[3]"),
+    ],
+)
+def test_statistics_that_divide_by_zero_or_by_infinity_are_refused_by_name(
+    kind: type[Normalizer], mode: str, changes: dict[str, float], eps: float, what: str
+) -> None:
+    message = re.escape(f"{what} must divide with eps={eps:g} in {kind.dtype.__name__}, got ")
+    with pytest.raises(ValueError, match=message + r"(0\.0|inf) in here"):
+        kind(stats_of(**changes), mode, eps, 7, "here")
+
+
+def test_a_dimension_that_never_moves_gives_finite_numbers_as_long_as_eps_divides() -> None:
+    for mode, changes in (("quantile", {"q01": 0.5, "q99": 0.5}), ("mean_std", {"std": 0.0})):
+        for kind, eps in ((Normalizer, 1e-6), (LerobotNormalizer, 1e-8)):
+            normalizer = kind(stats_of(**changes), mode, eps, 7, "here")
+            assert np.isfinite(normalizer.normalize(np.full(7, 0.6))).all()
+            assert np.isfinite(normalizer.unnormalize(np.full(7, 0.6))).all()

@@ -46,9 +46,12 @@ def test_a_million_layers_are_refused_in_a_second(
         ({"vision": VISION | {"hidden_size": 1152}}, r"vision\.hidden_size is 64 in the file, 1152"),
         ({"vision": VISION | {"intermediate_size": 4304}}, r"intermediate_size is 96 in the file, 4304"),
         ({"vocab_size": 576}, r"vocab_size is 512 in the file, 576"),
-        ({"action_dim": 7}, r"action_dim is 32 in the file, 7 "),
-        ({"patch_size": 16}, r"patch_size is 14 in the file, 16 .*tokens_per_image is 256 in the file, 196"),
-        ({"image_size": 448}, r"tokens_per_image is 256 in the file, 1024"),
+        ({"action_dim": 7}, r"action_dim .* is 32 in the file, 7 "),
+        (
+            {"patch_size": 16},
+            r"patch_size is 14 in the file, 16 .*tokens_per_image .* is 256 in the file, 196",
+        ),
+        ({"image_size": 448}, r"tokens_per_image .* is 256 in the file, 1024"),
     ],
 )
 def test_each_size_that_the_file_does_not_have_is_named(
@@ -64,4 +67,42 @@ def test_one_spoilt_tensor_is_listed_as_a_tensor(
 ) -> None:
     native.rewrite(lambda tensors: tensors.update({"action_in_proj.weight": torch.zeros(64, 31)}))
     with pytest.raises(ValueError, match=r"1 of another shape:\s+action_in_proj.weight: expected \[64, 32\]"):
+        load_checkpoint(config(layout="native", path=str(native.path)))
+
+
+LAYER = "paligemma_with_expert.paligemma.model.language_model.layers."
+
+
+@pytest.mark.parametrize(
+    ("number", "named"),
+    [
+        ("999999", r"layers\.999999\.x"),
+        ("9" * 5000, r"layers\.9+\.\.\."),
+        ("7", r"layers\.7\.\*"),
+        ("-1", r"layers\.-1\.x"),
+        ("02", r"layers\.02\.x"),
+        ("²", r"layers\.²\.x"),
+    ],
+)
+def test_a_layer_without_those_before_it_is_refused_before_a_build(
+    native: Folder, config: Callable[..., CheckpointConfig], number: str, named: str
+) -> None:
+    native.rewrite(lambda tensors: tensors.update({f"{LAYER}{number}.x": torch.zeros(1)}))
+    native.edit_config(prefix=PREFIX | {"depth": 10**6}, expert=EXPERT | {"depth": 10**6})
+    began = time.monotonic()
+    message = (
+        rf"model\.safetensors must number the layers of a stack from 0 without a gap, got .*{named}; these"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(config(layout="native", path=str(native.path)))
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_stack_without_its_first_layer_is_refused(
+    native: Folder, config: Callable[..., CheckpointConfig]
+) -> None:
+    native.rewrite(lambda t: [t.pop(key) for key in list(t) if key.startswith(f"{LAYER}0.")])
+    with pytest.raises(
+        ValueError, match=r"without a gap, got paligemma.*language_model\.layers\.2\.\*; these"
+    ):
         load_checkpoint(config(layout="native", path=str(native.path)))

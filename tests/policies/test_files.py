@@ -1,0 +1,88 @@
+"""A folder appears whole or not at all, what a killed process left of it goes; JSON is read or refused."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from policies.files import MAX_DEPTH, new_folder, read_json
+
+
+def fill_and_wait(path: Path) -> None:
+    """Begin to fill a folder, and never end."""
+    with new_folder(path) as temporary:
+        (temporary / "begun").touch()
+        time.sleep(60)
+
+
+def begin(path: Path) -> tuple[multiprocessing.process.BaseProcess, Path]:
+    """A process that fills the folder, and where."""
+    process = multiprocessing.get_context("spawn").Process(target=fill_and_wait, args=(path,))
+    process.start()
+    while not (begun := list(path.parent.glob(".new.*.tmp/begun"))):
+        assert process.is_alive()
+        time.sleep(0.01)
+    return process, begun[0].parent
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    process, left = begin(path)
+    try:
+        with new_folder(path) as temporary:
+            (temporary / "file").touch()
+        assert left.is_dir()  # its process lives
+        (path / "file").unlink()
+    finally:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert left.is_dir()
+    kept = tmp_path / ".newer.0123abcd.tmp"
+    kept.mkdir()
+    with new_folder(path) as temporary:
+        (temporary / "file").touch()
+    assert sorted(found.name for found in tmp_path.iterdir()) == [kept.name, "new"]
+
+
+def test_a_durable_folder_is_flushed_with_all_in_it_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+
+    def record(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        flushed.append((name.split(".")[-1] if name.startswith(".") else name, (tmp_path / "new").exists()))
+
+    monkeypatch.setattr("os.fsync", record)
+    with new_folder(tmp_path / "new", durable=True) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").touch()
+    assert sorted(flushed[:-1]) == [("file", False), ("inner", False), ("tmp", False)]
+    assert flushed[-1] == (tmp_path.name, True)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 10**5])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_json_that_nests_too_deep_is_refused_in_one_line(
+    tmp_path: Path, depth: int, opening: str, closing: str
+) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text(f"{opening * depth}1{closing * depth}")
+    with pytest.raises(
+        ValueError, match=r"deep\.json must not nest .* deeper than 100; it is damaged"
+    ) as refused:
+        read_json(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_json_may_nest_as_deep_as_any_program_writes_it(tmp_path: Path) -> None:
+    content: object = 1
+    for _ in range(MAX_DEPTH):
+        content = [content]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read_json(tmp_path / "a.json") == content
