@@ -28,6 +28,10 @@ PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 RESIZES = ("image_resolution", "resize_imgs_with_padding", "resize_shape", "image_resize_shape")
 # options that fetch weights from elsewhere, for a network whose own are loaded right after
 OTHER_WEIGHTS = {"pretrained_backbone_weights": None, "load_vlm_weights": False}
+REMEMBERS = {  # types of policy, and what they keep from one call to the next
+    "tdmpc": "the plan of its last call",
+    "lingbot_va": "a cache over the episode",
+}
 RUN_FOLDERS = ("pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model")
 
 
@@ -66,6 +70,11 @@ def find_folder(path: str, revision: str | None) -> Path:
 
 def adapt(config: Any, device: str, changes: Mapping[str, Any]) -> Any:
     """Set the device and `changes` in lerobot's configuration; ValueError for what cannot run here."""
+    if config.type in REMEMBERS:
+        raise ValueError(
+            f"policies of type {config.type} keep {REMEMBERS[config.type]}, and this adapter is for policies "
+            "without memory; write a policy of your own for it (docs/own_policy.md)"
+        )
     known = {item.name for item in fields(config)} - {"device"}
     if unknown := sorted(set(changes) - known):
         raise ValueError(

@@ -190,19 +190,19 @@ class LeRobotPolicy:
         """Predict a chunk (H, J) from prepared observations, oldest first."""
         amp = torch.autocast(self.device.type) if self._config.use_amp else nullcontext()
         with torch.inference_mode(), amp, _seeded(self.device, seed):
-            if self._queues:
-                self._fill_queues(seen)
-            [actions] = self._policy.predict_action_chunk(dict(seen[-1]))
+            now = self._fill_queues(seen) if self._queues else dict(seen[-1])
+            [actions] = self._policy.predict_action_chunk(now)
             return self._postprocess(actions).to("cpu", torch.float64).numpy()
 
-    def _fill_queues(self, seen: Sequence[dict[str, Any]]) -> None:
-        """Fill the policy's own queues, as lerobot's `select_action` does step by step."""
+    def _fill_queues(self, seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Fill the policy's own queues, as lerobot does, with its images stacked; return the last batch."""
         from lerobot.policies.utils import populate_queues
 
         for batch in seen:
             images = [batch[key] for key in self._config.image_features]
-            stacked = {**batch, IMAGES: torch.stack(images, dim=-4)} if images else batch
+            stacked = {**batch, IMAGES: torch.stack(images, dim=-4)} if images else dict(batch)
             self._policy._queues = populate_queues(self._policy._queues, stacked)
+        return stacked
 
     def _try_out(self) -> None:
         """Refuse a policy that gives no chunks, too short ones, or other ones for the same observation."""
