@@ -17,14 +17,8 @@ from eval.app import CommandError, command
 from eval.config.errors import one_line
 from eval.config.groups import policy_label
 from eval.config.schema import Config, ConfigError
-from eval.config.tasks import (
-    check,
-    check_folder,
-    choose_episodes,
-    choose_tasks,
-    refuse_ignored,
-    warnings_of,
-)
+from eval.config.targets import refuse_recorded_targets
+from eval.config.tasks import check, choose_episodes, choose_tasks, warnings_of
 from eval.episodes.plan import Plan
 from eval.episodes.resume import ResumedRun, reopen
 from eval.records import provenance
@@ -48,6 +42,8 @@ from eval.runners.base import Runner, RunnerError
 from eval.runners.recorder import RunFailed, RunRecorder
 from eval.sim.stack import SimulatorError
 from eval.sim.tasks import Task
+from eval.specs.base import PolicySpec
+from eval.specs.choose import checked_spec
 from eval.tracking.base import NullTracker, SafeTracker, TrackedRun, TrackingError
 from policies.seeding import Seeding
 from policies.text import pluralize
@@ -91,8 +87,15 @@ def find_start(cfg: DictConfig) -> Start:
         return Start(cfg, overrides, folder, before["overrides"], before, finished)
     refuse_joined(folder, before)
     cfg = compose("config", [*current_overrides(before["overrides"]), *overrides])
+    refuse_recorded_targets(cfg, overrides, config_folders())
     refuse_changed(folder, before, {"config": plain(cfg)})
     return Start(cfg, overrides, folder, before["overrides"], before, finished)
+
+
+def config_folders() -> list[Path]:
+    """The folders of `--config-dir`."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.provider == "command-line"]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -115,8 +118,7 @@ def run(cfg: DictConfig) -> None:
                 _show(summarise(start.finished), start.folder)
                 return
             config = check(start.cfg)
-            refuse_ignored(config, start.overrides)
-            check_folder(config)
+            spec = checked_spec(config, start.overrides)
             if start.before is None:
                 refuse_used(start.folder)
             # The network's modules take seconds to import; what is refused above needs none of them.
@@ -128,9 +130,9 @@ def run(cfg: DictConfig) -> None:
             tracker.check()
             earlier = stack.enter_context(reopen(start.folder)) if start.before else None
             left = episodes.left(earlier.done if earlier else ())
-            runner = stack.enter_context(closing(open_runner(config, tasks, left, start.folder)))
+            runner = stack.enter_context(closing(open_runner(config, spec, tasks, left, start.folder)))
             plan = make_plan(config, tasks, episodes, runner, earlier)
-            run_info = describe(start, config, plan, runner, earlier)
+            run_info = describe(start, config, spec, plan, runner, earlier)
             tracker.start(tracked_run(start, config, plan, run_info))
         except (*STARTING, OmegaConfBaseException) as error:
             raise CommandError(str(error)) from error
@@ -138,7 +140,7 @@ def run(cfg: DictConfig) -> None:
         print_info(announcement(plan, label, runner.about, start.folder))
         if settings := runner.about.get("settings"):
             print_info(f"checkpoint settings: {spell_settings(settings)}")
-        for warning in warnings_of(config):
+        for warning in warnings_of(config, has_stages=spec.has_stages):
             print_info(f"warning: {warning}")
         writer = earlier.writer if earlier else stack.enter_context(RunWriter(start.folder))
         recorder = RunRecorder(
@@ -178,13 +180,15 @@ def make_plan(
 
 
 def describe(
-    start: Start, config: Config, plan: Plan, runner: Runner, earlier: ResumedRun | None
+    start: Start,
+    config: Config,
+    spec: PolicySpec,
+    plan: Plan,
+    runner: Runner,
+    earlier: ResumedRun | None,
 ) -> dict[str, Any]:
     """Collect everything in run.json except the outcome."""
-    from eval.episodes.policy import choose_device
-
-    gpu = (choose_device(config.policy.device).index or 0) if config.runner.name == "local" else 0
-    origin = provenance.collect(gpu)
+    origin = provenance.collect(spec.gpu_index(config) if config.runner.name == "local" else 0)
     now = {
         "config": portable(plain(start.cfg)),
         "overrides": [*start.earlier, *start.overrides],
@@ -201,7 +205,7 @@ def describe(
         "simulator": dict(runner.simulator),
         "first_frame_sha256": None,
         "provenance": origin,
-        "notes": warnings_of(config),
+        "notes": warnings_of(config, has_stages=spec.has_stages),
         "resumed": [],
     }
 

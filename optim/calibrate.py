@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from eval.config.schema import ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import collect_requests
-from eval.episodes.policy import eager_policy, load
 from eval.records.observations import save_requests, spread
 from eval.render.console import print_info, report_console
 from eval.sim.stack import prepare
+from eval.specs.pi05_build import eager_policy, load
 from optim.commands import StagesRun, run_command, saved_requests
 from optim.core.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
 from policies.base import Request
@@ -99,7 +99,7 @@ def calibrate(checkpoint: Checkpoint, policy: Pi05Policy, requests: Sequence[Req
     """Measure the scales of a checkpoint on real observations.
 
     Args:
-        policy: runs the checkpoint's own stages (`eval.episodes.policy.eager_policy`).
+        policy: runs the checkpoint's own stages (`eval.specs.pi05_build.eager_policy`).
         source: of the requests, for the record.
 
     Raises:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.app import CommandError, command
-from eval.config.schema import Config, ConfigError, register_schema
+from eval.config.schema import Config, ConfigError, Pi05PolicyConfig, register_schema
 from eval.records.observations import load_requests
 from eval.sim.stack import SimulatorError
 from optim.base import StageMismatch
@@ -32,7 +32,7 @@ class StagesRun(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.policy.kind != "pi05":
+        if not isinstance(self.policy, Pi05PolicyConfig):
             raise ConfigError(
                 f"policy must be one with {self.wants}, got {self.policy.name!r}; choose policy=baseline"
             )

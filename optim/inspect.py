@@ -18,11 +18,11 @@ from eval.config.backends import make_backend
 from eval.config.schema import Config
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
-from eval.episodes.policy import choose_backends, eager_policy, load
 from eval.render.console import print_info, report_console
 from eval.render.tables import NONE, Table, to_console
 from eval.sim.stack import prepare
 from eval.sim.tasks import Task
+from eval.specs.pi05_build import choose_backends, eager_policy, load
 from optim.base import Args, CannotRun
 from optim.commands import StagesRun, run_command, saved_requests
 from optim.core.engines import signature
@@ -97,7 +97,9 @@ def run(config: InspectRun) -> None:
         Table(TOKENS, token_rows(policy, prompts), "Prefix tokens"),
     )
     console = report_console()
-    console.print(Text(f"{config.policy.name}, {checkpoint.weights_label}, {config.policy.form} form"))
+    console.print(
+        Text(f"{config.policy.name}, {checkpoint.weights_label}, {config.pi05_options().form} form")
+    )
     console.print(to_console(tables))
     if (problem := cannot_run(config)) is not None:
         console.print(Text(f"note: {problem}"), soft_wrap=True)

@@ -30,7 +30,7 @@ from eval.config import schema
 from eval.config.compose import configure
 from eval.config.groups import options, recipe
 from eval.config.multiply import choices, parse_overrides
-from eval.config.tasks import refuse_ignored
+from eval.specs.choose import checked_spec
 from eval.sweep.jobs import read_jobs
 from optim.bench.config import read_arguments
 from optim.calibrate import CalibrateRun
@@ -126,7 +126,7 @@ def parse_hydra(config_name: str, words: Sequence[str]) -> None:
         for job in itertools.product(*lists):
             config: Any = OmegaConf.to_object(compose(config_name, list(job)))
             if config_name == "config":
-                refuse_ignored(config, list(job))
+                checked_spec(config, list(job))
 
 
 def parse_bench(words: Sequence[str]) -> None:

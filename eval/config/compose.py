@@ -8,12 +8,22 @@ from omegaconf import OmegaConf
 from eval.config import schema
 from eval.config.groups import CONF
 from eval.config.schema import Config
+from eval.config.targets import refuse_recorded_targets
 
 
-def configure(overrides: Sequence[str]) -> Config:
-    """Compose and check what `python -m eval` would run with these overrides."""
+def configure(overrides: Sequence[str], typed: Sequence[str] | None = None) -> Config:
+    """Compose and check what `python -m eval` would run with these overrides.
+
+    Args:
+        typed: the overrides of this command line, where others come from a record.
+
+    Raises ConfigError, among others, for a `_target_` that the record alone names.
+    """
     schema.register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", list(overrides)))
+        cfg = compose("config", list(overrides))
+    if typed is not None:
+        refuse_recorded_targets(cfg, typed)
+    config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -48,6 +49,9 @@ def one_line(error: BaseException) -> str:
         return _several_values(several[1], several[2])
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)
+    if isinstance(cause, InterpolationToMissingValueError):
+        missing = _head(cause).rpartition(" ")[2]
+        return f"{missing} has no value; give one with {missing}=..."
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} has no value; give one with {cause.full_key}=..."
     if isinstance(cause, OmegaConfBaseException):
@@ -94,6 +98,10 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         elsewhere = _other_backends(of_a_stage, str(error.key), error.parent_node)
         if elsewhere is not None:
             return elsewhere
+    if parent == "policy" and (example := _policy_with(str(error.key))) is not None:
+        return f"{error.full_key} is no option of this policy; choose one that has it, as policy={example}"
+    if parent == "policy.args":
+        return f"unknown key {error.full_key}; add it with a plus, as in +{error.full_key}=..."
     nodes = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
     known = [str(name) for name in nodes if name != "_target_"]
     close = difflib.get_close_matches(str(error.key), known, n=1)
@@ -103,6 +111,14 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         else f"known keys: {', '.join(known) or 'none'}"
     )
     return f"unknown key {error.full_key}; {hint}"
+
+
+def _policy_with(option: str) -> str | None:
+    """Name a policy that has this option; None if no policy has it."""
+    from eval.config.schema import PolicyConfig  # as above
+
+    having = (kind for kind in PolicyConfig.__subclasses__() if option in get_type_hints(kind))
+    return next((kind.example for kind in having), None)
 
 
 def _other_backends(stage: str, option: str, chosen: DictConfig) -> str | None:

@@ -38,8 +38,8 @@ def recipe(policy: str) -> dict[str, str]:
     yaml = load_yaml("policy", policy)
     named = {"images": yaml["images"]} if "images" in yaml else {}
     for entry in yaml.get("defaults", []):
-        if isinstance(entry, dict):
-            [(group, name)] = entry.items()
+        [(group, name)] = entry.items() if isinstance(entry, dict) else [(entry, None)]
+        if group.startswith("/optim/"):
             named[group.partition("@")[0].removeprefix("/optim/")] = name
     return named
 

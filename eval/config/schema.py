@@ -7,7 +7,7 @@ OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -20,10 +20,9 @@ from eval.tracking.base import MODES
 from optim.options import ON_MISMATCH
 from policies.files import ROOT
 from policies.pi05.checkpoint_config import CheckpointConfig
-from policies.pi05.dims import FORMS, STAGES
+from policies.pi05.dims import FORMS
 from policies.seeding import SEEDINGS
 
-POLICY_KINDS = ("pi05", "oracle")
 RUNNERS = ("local", "ray")
 PRECISIONS = ("auto", "float32", "bfloat16")
 IMAGES = ("eager", "cuda_graph")
@@ -79,10 +78,24 @@ class ProtocolConfig:
 
 @dataclass
 class PolicyConfig:
-    """conf/policy: which policy acts; form, precision, device, prompts and images are for pi0.5 alone."""
+    """conf/policy: which policy acts.
+
+    `_target_` is the import path of an `eval.specs.base.PolicySpec` or of a policy's own class, which gets
+    `args` as keywords. A policy with options of its own has a subclass, which its YAML begins with.
+    """
+
+    example: ClassVar[str] = "custom"
 
     name: str = MISSING
-    kind: str = MISSING
+    _target_: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Pi05PolicyConfig(PolicyConfig):
+    """conf/policy/_pi05.yaml: a checkpoint in three stages, each on its backend."""
+
+    example: ClassVar[str] = "baseline"  # a policy with these options
     form: str = "lean"
     precision: str = "auto"
     device: str = "auto"
@@ -90,7 +103,6 @@ class PolicyConfig:
     images: str = "eager"
 
     def __post_init__(self) -> None:
-        _one_of("policy.kind", self.kind, POLICY_KINDS)
         _at_least("policy.prompt_multiple", self.prompt_multiple, 1)
         _one_of("policy.images", self.images, IMAGES)
         _one_of("policy.form", self.form, FORMS)
@@ -200,11 +212,6 @@ class Config:
             raise ConfigError(f"seed must be 0 to 2**32 - 1, as NumPy's, got {self.seed}")
         _one_of("video", self.video, tuple(VideoMode))
         _at_least("record_observations", self.record_observations, 0)
-        if self.record_observations and self.policy.kind == "oracle":
-            raise ConfigError(
-                "record_observations must be 0 with policy=oracle, which sees no images, "
-                f"got {self.record_observations}"
-            )
         if self.record_observations and self.runner.name != "local":
             raise ConfigError(
                 f"record_observations must be 0 with runner={self.runner.name}, whose policies are in other "
@@ -215,27 +222,23 @@ class Config:
                 Shard.parse(self.shard)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
-        if self.runner.name == "ray" and ":" in self.policy.device:
+
+    def pi05_options(self) -> Pi05PolicyConfig:
+        """The options of pi0.5; ConfigError where the policy is another."""
+        if not isinstance(self.policy, Pi05PolicyConfig):
             raise ConfigError(
-                f"policy.device must be auto, cpu or cuda with runner=ray, which hands out the GPUs, "
-                f"got {self.policy.device!r}"
+                f"policy={self.policy.name} has none of pi0.5's options (form, precision, device ...); "
+                "choose policy=baseline, or begin your YAML with `defaults: [_pi05, _self_]`"
             )
-        if self.policy.kind == "oracle" and self.suite.name != "libero_spatial":
-            raise ConfigError(f"policy=oracle serves suite=libero_spatial alone, got suite={self.suite.name}")
-        for stage in STAGES:
-            backend = getattr(self.optim, stage)
-            if self.policy.kind == "oracle" and backend is not None:
-                raise ConfigError(
-                    f"optim.{stage} must be null with policy=oracle, which has no stages, got {backend!r}; "
-                    "choose a policy with weights, for example policy=baseline"
-                )
+        return self.policy
 
 
 def register() -> None:
-    """Register the schema of conf/config.yaml, `${repo:PATH}` and `${options:GROUP}` with Hydra."""
+    """Register the schemas of conf/config.yaml and of policies, `${repo:PATH}` and `${options:GROUP}`."""
     OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=True)
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     register_schema("eval", Config)
+    ConfigStore.instance().store("pi05_policy", node=Pi05PolicyConfig, group="schema")
 
 
 def register_schema(name: str, node: type[Config]) -> None:

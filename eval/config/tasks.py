@@ -46,12 +46,12 @@ def choose_tasks(config: Config) -> list[Task]:
     return [tasks[i] for i in ids]
 
 
-def refuse_ignored(config: Config, overrides: list[str]) -> None:
+def refuse_ignored(config: Config, overrides: Sequence[str], *, has_stages: bool) -> None:
     """Raise ConfigError for overrides that the chosen policy or runner would ignore."""
-    ignored = [text for text in overrides if text.lstrip("+~").startswith(("checkpoint", "denoise"))]
-    if config.policy.kind == "oracle" and ignored:
+    ignored = [text for text in overrides if text.lstrip("+~").startswith(("checkpoint", "denoise", "optim"))]
+    if ignored and not has_stages:
         raise ConfigError(
-            "policy=oracle has no checkpoint and no denoise steps; "
+            f"policy={config.policy.name} has no stages, checkpoint or denoise steps of ours; "
             f"drop {', '.join(ignored)} or choose another policy"
         )
     names = {f"runner.{name}" for name in RAY_ONLY}
@@ -66,7 +66,7 @@ def refuse_ignored(config: Config, overrides: list[str]) -> None:
 def check_folder(config: Config) -> None:
     """Read what a lerobot folder on this machine says; ValueError or OSError as in `resolve`."""
     checkpoint = config.checkpoint
-    if config.policy.kind == "oracle" or checkpoint.layout != "lerobot":
+    if checkpoint.layout != "lerobot":
         return
     folder = Path(str(checkpoint.path)).expanduser()
     path = folder / "config.json"
@@ -74,9 +74,9 @@ def check_folder(config: Config) -> None:
         resolve(replace(checkpoint, denoise_steps=config.denoise.steps), folder, read_json_object(path))
 
 
-def warnings_of(config: Config) -> list[str]:
+def warnings_of(config: Config, *, has_stages: bool) -> list[str]:
     """Say what makes the success of a run another than that of the suite and the policy as they are."""
-    warnings = (_warn_of_suite(config), _warn_of_steps(config))
+    warnings = (_warn_of_suite(config) if has_stages else None, _warn_of_steps(config))
     return [warning for warning in warnings if warning is not None]
 
 
@@ -93,7 +93,7 @@ def _warn_of_steps(config: Config) -> str | None:
 def _warn_of_suite(config: Config) -> str | None:
     """Say that the checkpoint was trained for other suites, where that is known; None where nothing is."""
     suites = config.checkpoint.suites
-    if config.policy.kind == "oracle" or suites is None or config.suite.name in suites:
+    if suites is None or config.suite.name in suites:
         return None
     return (
         f"checkpoint={config.checkpoint.name} was trained for {', '.join(suites)}, "

@@ -17,9 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eval.config.compose import configure
 from eval.config.errors import one_line
-from eval.config.tasks import refuse_ignored
-from eval.episodes.machine import explain
-from eval.episodes.policy import choose_backends
+from eval.specs.choose import checked_spec
+from eval.specs.machine import explain
 from optim.base import CannotRun
 from policies.text import pluralize, shorten
 
@@ -51,9 +50,9 @@ def reason_against(overrides: Sequence[str]) -> Reason | None:
     """Check one job: a reason if it would end before its policy is built."""
     try:
         config = configure(overrides)
-        refuse_ignored(config, list(overrides))
-        if config.policy.kind != "oracle" and config.runner.name != "ray":  # Ray's policies run elsewhere
-            choose_backends(config)
+        spec = checked_spec(config, overrides)
+        if config.runner.name != "ray":  # Ray's policies run elsewhere
+            spec.check_machine(config)
     except CannotRun as error:
         explanation = explain(config, error.reasons)
         return Reason(one_line(error), explanation.parts, explanation.way_out)

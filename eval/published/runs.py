@@ -9,12 +9,12 @@ from pathlib import Path
 from eval.config.compose import configure
 from eval.config.multiply import key_of, parse_overrides, quoted, refuse_hydra
 from eval.config.schema import ConfigError
-from eval.config.tasks import refuse_ignored
 from eval.published.fetch import Refused
 from eval.published.targets import Target
 from eval.records.folders import is_run
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records
 from eval.render.console import print_info
+from eval.specs.choose import checked_spec
 from policies.text import shorten
 
 CHOSEN_BY = {
@@ -76,7 +76,7 @@ def make_jobs(
     ]
     jobs = [JobRecord(suite, suite, (f"suite={suite}", *shared)) for suite in suites]
     for job in jobs:
-        refuse_ignored(configure(job.overrides), list(job.overrides))
+        checked_spec(configure(job.overrides), job.overrides)
     return jobs
 
 

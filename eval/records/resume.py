@@ -35,6 +35,8 @@ GONE: Mapping[str, Any] = {
     "optimization_level": None,
     "tolerance": None,
 }
+# What `policy.kind` of old records is called today.
+TARGETS = {"pi05": "eval.specs.pi05.Pi05Spec", "oracle": "eval.specs.oracle.OracleSpec"}
 SIMULATOR = (*PINS, "gl")  # of `eval.sim.stack.prepare`: what decides physics and pixels
 
 
@@ -105,7 +107,7 @@ def refuse_changed(
     changes = []
     for part in ("config", "policy", "simulator"):
         if part in now:
-            old, new = _flat(before.get(part) or {}), _flat(to_plain(now[part], part))
+            old, new = _part(before, part), _part({part: to_plain(now[part], part)}, part)
             changes += [
                 f"{key if part == 'config' else f'{part} {key}'} was {old.get(key)!r}, is {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
@@ -121,6 +123,17 @@ def refuse_changed(
 def current_overrides(recorded: Sequence[str]) -> list[str]:
     """Leave out of a run's overrides the options that are gone and said what holds today."""
     return [text for text in recorded if not _is_gone(*_option(text))]
+
+
+def _part(run: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Flatten a part of run.json; `policy.kind` of old records is worded as today."""
+    value = run.get(part) or {}
+    kind = (value.get("policy") or {}).get("kind") if part == "config" else None
+    if kind in TARGETS:
+        own = {key: item for key, item in value["policy"].items() if kind == "pi05" or key == "name"}
+        own.pop("kind", None)
+        value = {**value, "policy": {**own, "_target_": TARGETS[kind]}}
+    return _flat(value)
 
 
 def _option(override: str) -> tuple[str, Any]:

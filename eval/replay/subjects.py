@@ -9,11 +9,12 @@ from typing import Any
 from eval.analysis.comparable import NotComparable
 from eval.config.compose import configure
 from eval.config.multiply import key_of
-from eval.episodes.policy import choose_backends, eager_policy, load, optimise
 from eval.records.folders import RUN_FILE
 from eval.records.recording import Sample
 from eval.records.resume import current_overrides
 from eval.replay.parity import Subjects
+from eval.specs.choose import make_spec
+from eval.specs.pi05_build import choose_backends, eager_policy, load, optimise
 from policies.pi05.denoise import Denoise
 
 # The overrides of a run that make its policy; `policy=` replaces RECIPE and the backends.
@@ -61,11 +62,12 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
     ]
     precision = f"policy.precision={about['dtype']}"
     reference_config = configure(
-        [*(t for t in recorded_overrides if key_of(t) != "policy.precision"), precision]
+        [*(t for t in recorded_overrides if key_of(t) != "policy.precision"), precision], typed=()
     )
-    config = configure(on_top(recorded_overrides, overrides, precision))
-    if config.policy.kind != "pi05":
-        raise NotComparable(f"policy={config.policy.name} has no network to replay; choose policy=baseline")
+    chosen = configure([text for text in overrides if key_of(text) in ("policy", "policy._target_")]).policy
+    if not make_spec(chosen).has_stages:
+        raise NotComparable(f"policy={chosen.name} has no network to replay; choose policy=baseline")
+    config = configure(on_top(recorded_overrides, overrides, precision), typed=overrides)
     backends = choose_backends(config)
     checkpoint = load(reference_config)
     reference = eager_policy(reference_config, checkpoint)
@@ -73,7 +75,7 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
     same = all(
         getattr(config, name) == getattr(reference_config, name) for name in ("checkpoint", "denoise")
     ) and all(
-        getattr(config.policy, name) == getattr(reference_config.policy, name)
+        getattr(config.pi05_options(), name) == getattr(reference_config.pi05_options(), name)
         for name in ("precision", "device")
     )
     own = checkpoint if same else load(config)
@@ -81,8 +83,9 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
     require_same("the policy", eager.provenance(), about, OF_THE_WEIGHTS)
     if eager.device != reference.device:
         raise NotComparable(f"both must be on one device, got {reference.device} and {eager.device}")
+    options = config.pi05_options()
     in_form = replace(
-        reference_config.policy, form=config.policy.form, prompt_multiple=config.policy.prompt_multiple
+        reference_config.pi05_options(), form=options.form, prompt_multiple=options.prompt_multiple
     )
     denoise, own_denoise = checkpoint.stages["denoise"], own.stages["denoise"]
     assert isinstance(denoise, Denoise)

@@ -6,19 +6,22 @@ from pathlib import Path
 
 from eval.config.schema import Config
 from eval.episodes.capture import example_requests
-from eval.episodes.policy import build_policy, choose_backends
 from eval.records.recording import OBSERVATIONS_FILE, RecordingPolicy
 from eval.runners.base import Runner, RunnerError
 from eval.runners.local import LocalRunner
 from eval.sim.stack import prepare
 from eval.sim.tasks import Task
+from eval.specs.base import PolicySpec
 from policies.base import EpisodeKey
 
 
-def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey], folder: Path) -> Runner:
+def open_runner(
+    config: Config, spec: PolicySpec, tasks: Sequence[Task], left: Sequence[EpisodeKey], folder: Path
+) -> Runner:
     """Open the runner that the configuration names.
 
     Args:
+        spec: builds the policy.
         left: the episodes that it will be given.
         folder: of the run, for observations that are recorded.
 
@@ -31,11 +34,10 @@ def open_runner(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey
             from eval.runners.ray.start import start_ray
         except ModuleNotFoundError as missing:
             raise RunnerError(f'runner=ray needs Ray ({missing}): pip install "ray>=2.49"') from missing
-        return start_ray(config, tasks, left)
-    if config.policy.kind != "oracle":
-        choose_backends(config)  # refuses what cannot run here before a simulator starts
+        return start_ray(config, spec, tasks, left)
+    spec.check_machine(config)  # refuses what cannot run here before a simulator starts
     simulator = prepare()
-    policy = build_policy(config, lambda policy: example_requests(tasks, policy, config.seed))
+    policy = spec.build(config, lambda policy: example_requests(tasks, policy, config.seed)).policy
     if not config.record_observations:
         return LocalRunner(policy, simulator)
     recording = RecordingPolicy(policy, config.record_observations)

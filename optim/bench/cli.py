@@ -26,13 +26,13 @@ from eval.app import CommandError, Flags
 from eval.config.schema import ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import collect_requests
-from eval.episodes.machine import explain
-from eval.episodes.policy import choose_backends, choose_device
 from eval.records import provenance
 from eval.records.observations import save_requests
 from eval.records.schema import to_plain
 from eval.render.console import print_error, print_info, report_console
 from eval.sim.stack import prepare
+from eval.specs.machine import explain
+from eval.specs.pi05_build import choose_backends, choose_device
 from optim.base import CannotRun
 from optim.bench.config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, help_text, read_arguments
 from optim.bench.measure import Backends, bench_setting, eager_float32, free
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
             "overrides": list(arguments),
             "rounds": first.bench.rounds,
             "warmup": first.bench.warmup,
-            "provenance": provenance.collect(choose_device(first.policy.device).index or 0),
+            "provenance": provenance.collect(choose_device(first.pi05_options().device).index or 0),
         }
         requests, seen = _observe(first, folder)
     record |= seen | {"settings": []}
@@ -121,7 +121,7 @@ def _record_observations(config: BenchRun) -> list[Request]:
     print_info(f"recording {count} observations of {config.suite.name}; this takes a minute or two on a CPU")
     max_steps = min(config.suite.max_steps, CAPTURE_STEPS)
     requests = collect_requests(tasks, eager_float32(config), config.seed, count, max_steps=max_steps)
-    free(choose_device(config.policy.device))
+    free(choose_device(config.pi05_options().device))
     return requests
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from eval.episodes.policy import choose_device, choose_dtype, eager_policy, load, optimise
 from eval.render.console import print_info
+from eval.specs.pi05_build import choose_device, choose_dtype, eager_policy, load, optimise
 from optim.base import Backend
 from optim.bench.config import BenchConfig, BenchRun, Row, Setting
 from optim.bench.reshape import reshape
@@ -62,9 +62,9 @@ def bench_setting(
         CommandError: a policy's weights are missing, its backend does not engage or its output is not finite.
     """
     first = setting.rows[0].config
-    free(choose_device(first.policy.device))
+    free(choose_device(first.pi05_options().device))
     steps = "as saved" if first.denoise.steps is None else first.denoise.steps
-    print_info(f"denoise steps {steps}, {first.policy.form} form: running eager float32, for parity")
+    print_info(f"denoise steps {steps}, {first.pi05_options().form} form: running eager float32, for parity")
     reference = _reference(first, requests)
     candidates = _build(setting.rows, backends, requests, reference)
     print_info(f"timing in {options.warmup} + {options.rounds} rounds")
@@ -123,13 +123,13 @@ def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
         policy = _shaped(config, eager_float32(config))
     reference = [infer_once(policy, request)[0] for request in requests]
     del policy
-    free(choose_device(config.policy.device))
+    free(choose_device(config.pi05_options().device))
     return reference
 
 
 def eager_float32(config: BenchRun) -> Pi05Policy:
     """Build the policy in eager float32, whatever precision is configured."""
-    exact = replace(config, policy=replace(config.policy, precision="float32"))
+    exact = replace(config, policy=replace(config.pi05_options(), precision="float32"))
     return eager_policy(exact, load(exact))
 
 
@@ -147,10 +147,10 @@ def _build(
     candidates = []
     for row in rows:
         config = row.config
-        device = choose_device(config.policy.device)
+        device = choose_device(config.pi05_options().device)
         key = (
             device,
-            choose_dtype(config.policy.precision, device),
+            choose_dtype(config.pi05_options().precision, device),
             repr(config.checkpoint),
             config.denoise.steps,
         )

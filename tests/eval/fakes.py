@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.runners.ray.batching import Batching
 from eval.sim.tasks import Task
+from eval.specs.base import BuiltPolicy
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from policies.seeding import action_noise
 
@@ -34,8 +34,8 @@ def use_fakes() -> dict[str, Any]:
     return SIMULATOR
 
 
-def make_policy(observe_first: Callable[[], Observation]) -> tuple["ArithmeticPolicy", Batching]:
-    return ArithmeticPolicy(), Batching()
+def make_policy(observe_first: Callable[[], Observation]) -> BuiltPolicy:
+    return BuiltPolicy(ArithmeticPolicy())
 
 
 def no_observation() -> Observation:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from eval.app import CONF
 from eval.config.schema import register
 from eval.config.tasks import check
-from eval.episodes.policy import build_policy
+from eval.specs.choose import make_spec
 from tests.optim.small import random_request
 
 BACKEND = '''
@@ -57,9 +57,9 @@ def test_one_file_and_one_yaml_add_a_backend(
     request = random_request(0)
     if factor != "1.0":
         with pytest.raises(ValueError, match=r"optim.prefix=Toy\(factor=1.1\) did not engage: ParityError"):
-            build_policy(config, lambda policy: [request])
+            make_spec(config.policy).build(config, lambda policy: [request])
         return
-    policy = build_policy(config, lambda policy: [request])
+    policy = make_spec(config.policy).build(config, lambda policy: [request]).policy
     with torch.no_grad():
         policy.infer([request])
     engagement = policy.engagement()["prefix"]

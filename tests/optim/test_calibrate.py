@@ -273,7 +273,7 @@ def test_collected_observations_are_kept_where_asked(place: Path, monkeypatch: p
         (["calibrate.observations=ten.npz", "calibrate.keep=a.npz"], "calibrate.keep must be null with"),
         (["calibrate.observation=ten.npz"], "unknown key calibrate.observation; did you mean"),
         (["calibrate.output=folder"], "calibrate.output must be a file to write, got the folder 'folder'"),
-        (["policy=oracle"], "got 'oracle'; choose policy=baseline"),
+        (["policy=oracle"], "policy.device is no option of this policy; choose one"),
         (["suite.tasks=[0,1]"], "calibration needs observations of at least 3 tasks, got 2; choose"),
         (["checkpoint=random_small", "calibrate.output=ten.npz"], "set calibrate.overwrite=true to replace"),
     ],

@@ -170,7 +170,7 @@ def test_a_backend_that_cannot_run_here_is_a_note_and_the_rest_is_shown(
         (["policy=nope"], "policy must be one of baseline, "),
         (
             ["policy=oracle"],
-            "policy must be one with stages to inspect, got 'oracle'; choose policy=baseline",
+            "policy.device is no option of this policy; choose one that has it, as policy=baseline",
         ),
         (["inspect.observations=no.npz"], "no observations no.npz (looked at "),
         (

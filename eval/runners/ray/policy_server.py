@@ -11,10 +11,10 @@ from typing import Any
 
 from eval.episodes.rollout import PolicyLost, ServedChunk, Service
 from eval.records.engagement import Engagement
-from eval.runners.ray.batching import Batching
-from policies.base import ActionChunk, Observation, Policy, Request
+from eval.specs.base import BuiltPolicy
+from policies.base import ActionChunk, Observation, Request
 
-MakePolicy = Callable[[Callable[[], Observation]], tuple[Policy, Batching]]
+MakePolicy = Callable[[Callable[[], Observation]], BuiltPolicy]
 """Builds a policy, given a function that observes the start of an episode."""
 
 
@@ -81,15 +81,15 @@ class PolicyServer:
         """Build the policy and describe it; raise what building it raised."""
         loop = asyncio.get_running_loop()
         try:
-            self._policy, self._batching = await loop.run_in_executor(
-                self._thread, _make, make_policy, observe_first, self._threads
-            )
+            built = await loop.run_in_executor(self._thread, _make, make_policy, observe_first, self._threads)
         except Exception as error:
             self._failure = error
             raise
         finally:
             self._built.set()
-        policy, self._max_batch = self._policy, self._batching.most(self._max_batch)
+        policy = self._policy = built.policy
+        self._batching = built.batching
+        self._max_batch = self._batching.most(self._max_batch)
         return PolicyFacts(
             policy.name,
             policy.cameras,
@@ -168,9 +168,7 @@ class PolicyServer:
         return chunks, (time.perf_counter() - start) * 1e3
 
 
-def _make(
-    make_policy: MakePolicy, observe_first: Callable[[], Observation], threads: int
-) -> tuple[Policy, Batching]:
+def _make(make_policy: MakePolicy, observe_first: Callable[[], Observation], threads: int) -> BuiltPolicy:
     import torch
 
     torch.set_num_threads(threads)

@@ -21,6 +21,7 @@ from eval.runners.ray.worker import BuildEnv, Setup, Simulator
 from eval.sim.env import LiberoEnv
 from eval.sim.stack import prepare
 from eval.sim.tasks import Task
+from eval.specs.base import PolicySpec
 from policies.base import EpisodeKey
 
 log = logging.getLogger(__name__)
@@ -40,19 +41,20 @@ class Prebuild:
     observe_at: EpisodeKey
 
 
-def start_ray(config: Config, tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> RayRunner:
+def start_ray(
+    config: Config, spec: PolicySpec, tasks: Sequence[Task], left: Sequence[EpisodeKey]
+) -> RayRunner:
     """Start the runner for the episodes `left` of a configuration; errors are those of `launch`."""
     ids = {key.task_id for key in left}
     tasks = [task for task in tasks if task.task_id in ids] or tasks[:1]
     envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}
-    blind = config.policy.kind == "oracle"  # and ready at once
     return launch(
         config.runner,
         partial(build_served_policy, config, list(envs)),
         prepare,
-        prebuild=None if blind else Prebuild(envs, first_episode(tasks, config.seed)),
+        prebuild=Prebuild(envs, first_episode(tasks, config.seed)) if spec.sees_images else None,
         most_episodes=max(1, len(left)),
-        wants_gpu=not blind and config.policy.device != "cpu",
+        wants_gpu=spec.wants_gpu(config),
     )
 
 

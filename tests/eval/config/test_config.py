@@ -56,7 +56,7 @@ def test_every_option_composes_into_the_schema(group: str, option: str) -> None:
         part = getattr(part, name)
     assert isinstance(config, Config)
     assert part is not None
-    assert getattr(part, "name", option) == option
+    assert getattr(part, "name", option) == (part._target_ if option == "custom" else option)
 
 
 def test_every_group_of_the_defaults_list_has_options() -> None:
@@ -147,7 +147,7 @@ def test_below_the_door_there_is_no_dictconfig() -> None:
         "protocol.first_episode=-1",
         "protocol.episodes=0",
         "protocol.seeding=random",
-        "policy.kind=human",
+        "policy.form=flat",
         "policy.form=thick",
         "policy.precision=float16",
         "denoise.steps=0",

@@ -19,16 +19,16 @@ from eval.config.tasks import warnings_of
 def test_a_suite_that_a_checkpoint_was_not_trained_for_is_named(
     checkpoint: str, suite: str, warned: bool
 ) -> None:
-    warnings = warnings_of(configure([f"checkpoint={checkpoint}", f"suite={suite}"]))
+    warnings = warnings_of(configure([f"checkpoint={checkpoint}", f"suite={suite}"]), has_stages=True)
     assert [f"not for {suite}" in warning for warning in warnings] == [True] * warned
 
 
 def test_the_oracle_has_no_checkpoint_to_warn_of() -> None:
     config = configure(["policy=oracle", "checkpoint=reference"])
     config.suite.name, config.suite.max_steps = "libero_goal", 300
-    assert warnings_of(config) == []
+    assert warnings_of(config, has_stages=False) == []
 
 
 def test_other_control_steps_than_the_suites_are_named() -> None:
-    [warning] = warnings_of(configure(["suite.max_steps=12"]))
+    [warning] = warnings_of(configure(["suite.max_steps=12"]), has_stages=True)
     assert warning.startswith("suite.max_steps=12, not the 220 of libero_spatial")

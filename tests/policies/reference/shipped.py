@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from eval.app import CONF
 from eval.config.schema import register
 from eval.config.tasks import check
-from eval.episodes.policy import build_policy
+from eval.specs.choose import make_spec
 from policies.base import EpisodeKey, Policy
 
 KEY = EpisodeKey("libero_spatial", 4, 0, 7)
@@ -15,4 +15,5 @@ def shipped_policy() -> Policy:
     """Return the policy of `python -m eval`, on the CPU."""
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
-        return build_policy(check(compose("config", ["policy.device=cpu"])), capture=lambda policy: [])
+        config = check(compose("config", ["policy.device=cpu"]))
+    return make_spec(config.policy).build(config, capture=lambda policy: []).policy

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.runners.ray.batching import Batching
+from eval.specs.base import BuiltPolicy
 from policies.base import EpisodeKey, Observation, Request
 from tests.eval.fakes import ArithmeticPolicy
 
@@ -39,10 +39,10 @@ class Builds:
     first: Callable[[], ArithmeticPolicy]
     later: Callable[[], ArithmeticPolicy] = ArithmeticPolicy
 
-    def __call__(self, observe_first: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+    def __call__(self, observe_first: Callable[[], Observation]) -> BuiltPolicy:
         make = self.later if self.count else self.first
         (self.folder / f"policy-{os.getpid()}").touch()
-        return make(), Batching()
+        return BuiltPolicy(make())
 
     @property
     def count(self) -> int:

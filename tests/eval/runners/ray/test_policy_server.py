@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from eval.episodes.rollout import PolicyLost, ServedChunk
-from eval.runners.ray.batching import Batching
 from eval.runners.ray.policy_server import PolicyServer, is_device_lost
+from eval.specs.base import BuiltPolicy
+from eval.specs.batching import Batching
 from policies.base import ActionChunk, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import run
@@ -49,7 +50,7 @@ def serve(
             threads=torch.get_num_threads(),
         )
         answers = [host.infer(request, True) for request in requests]  # which wait until it is built
-        await host.build(lambda _: (policy, batching or Batching()), no_observation)
+        await host.build(lambda _: BuiltPolicy(policy, batching or Batching()), no_observation)
         return await asyncio.gather(*answers, return_exceptions=True)
 
     return asyncio.run(ask())
@@ -80,7 +81,9 @@ def test_a_policy_that_serves_one_at_a_time_is_named_in_the_log_and_in_the_recor
 ) -> None:
     reason = "no batches with optim.denoise=Toy(); choose another optim/denoise to have them"
     monkeypatch.setattr(
-        fake_run, "make_policy", lambda _: (ArithmeticPolicy(), Batching((1,), one_at_a_time=reason))
+        fake_run,
+        "make_policy",
+        lambda _: BuiltPolicy(ArithmeticPolicy(), Batching((1,), one_at_a_time=reason)),
     )
     recorded = run(tmp_path / "ray", runner="ray", workers=2, max_batch=4)
     assert f"runner.max_batch=4, but requests are served one at a time: {reason}" in caplog.messages

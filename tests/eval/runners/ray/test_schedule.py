@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.records.episodes import Episodes, Shard
-from eval.runners.ray.batching import Batching, powers_of_two
 from eval.runners.ray.schedule import Schedule
+from eval.specs.batching import Batching, powers_of_two
 from policies.base import EpisodeKey
 
 

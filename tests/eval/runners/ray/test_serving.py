@@ -18,11 +18,12 @@ from eval.config.schema import register
 from eval.config.tasks import check
 from eval.episodes.rollout import ServedChunk
 from eval.runners.ray import serving
-from eval.runners.ray.batching import Batching
 from eval.runners.ray.policy_server import PolicyServer
 from eval.runners.ray.serving import build_served_policy
 from eval.sim.env import CAMERAS
 from eval.sim.tasks import Task
+from eval.specs.base import BuiltPolicy
+from eval.specs.batching import Batching
 from optim.base import Backend, CountedStage, StageContext, StageMismatch
 from optim.core.engines import serve
 from policies.base import EpisodeKey, Observation, Policy, Request
@@ -61,7 +62,8 @@ def requests_of(cameras: Sequence[str], instructions: Sequence[str]) -> list[Req
 @pytest.mark.parametrize(("form", "batches"), [("lean", [[0, 2, 4], [1, 3]]), ("full", [[0, 1, 2, 3, 4]])])
 def test_batched_actions_are_those_of_requests_served_alone(form: str, batches: list[list[int]]) -> None:
     arguments = [*SERVED, "runner.max_batch=8", f"policy.form={form}"]
-    policy, batching = build_served_policy(check(compose("config", arguments)), [0], no_observation)
+    built = build_served_policy(check(compose("config", arguments)), [0], no_observation)
+    policy, batching = built.policy, built.batching
     requests = requests_of(policy.cameras, [LONG, SHORT, LONG, SHORT, LONG])
     assert batching.sizes is None  # eager stages take any number
     assert batching.one_at_a_time is None
@@ -114,7 +116,7 @@ def _batch(args: Sequence[Tensor | None]) -> int:
 
 
 @pytest.fixture
-def serve_with(hydra: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Policy, Batching]]:
+def serve_with(hydra: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BuiltPolicy]:
     """Build a served policy with these backends, with shapes from random images."""
 
     [start] = requests_of(tuple(CAMERAS), [LONG])
@@ -123,7 +125,7 @@ def serve_with(hydra: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     monkeypatch.setattr(Batches, "built", [])
     monkeypatch.setattr(Batches, "asked", [])
 
-    def build(max_batch: int, **backends: type[Backend]) -> tuple[Policy, Batching]:
+    def build(max_batch: int, **backends: type[Backend]) -> BuiltPolicy:
         targets = [f"optim.{stage}._target_={__name__}.{of.__name__}" for stage, of in backends.items()]
         arguments = [*SERVED, "checkpoint=random_small", f"runner.max_batch={max_batch}", *targets]
         return build_served_policy(check(compose("config", arguments)), [0], lambda: start.observation)
@@ -141,7 +143,7 @@ def answers(policy: Policy, batching: Batching, requests: Sequence[Request]) -> 
             warmup_inferences=0,
             threads=torch.get_num_threads(),
         )
-        facts = await host.build(lambda _: (policy, batching), no_observation)
+        facts = await host.build(lambda _: BuiltPolicy(policy, batching), no_observation)
         assert (facts.batch_sizes, facts.one_at_a_time) == (batching.sizes, batching.one_at_a_time)
         return await asyncio.gather(*(host.infer(request, True) for request in requests))
 
@@ -149,9 +151,10 @@ def answers(policy: Policy, batching: Batching, requests: Sequence[Request]) -> 
 
 
 def test_a_backend_that_serves_batches_is_built_and_asked_for_them(
-    serve_with: Callable[..., tuple[Policy, Batching]],
+    serve_with: Callable[..., BuiltPolicy],
 ) -> None:
-    policy, batching = serve_with(4, prefix=Batches)
+    built = serve_with(4, prefix=Batches)
+    policy, batching = built.policy, built.batching
     assert Batches.built == [1, 2, 4]
     assert (batching.sizes, batching.one_at_a_time) == ((1, 2, 4), None)
     Batches.asked.clear()  # the comparison with the stage
@@ -161,9 +164,10 @@ def test_a_backend_that_serves_batches_is_built_and_asked_for_them(
 
 
 def test_a_backend_without_batches_is_built_and_asked_for_one_request_and_named(
-    serve_with: Callable[..., tuple[Policy, Batching]],
+    serve_with: Callable[..., BuiltPolicy],
 ) -> None:
-    policy, batching = serve_with(4, vision=Batches, prefix=OneByOne, denoise=OneByOne)
+    built = serve_with(4, vision=Batches, prefix=OneByOne, denoise=OneByOne)
+    policy, batching = built.policy, built.batching
     assert Batches.built == [1, 1, 1]  # vision too: nobody will ask it for more
     assert batching.sizes == (1,)
     assert batching.one_at_a_time == (
@@ -177,9 +181,9 @@ def test_a_backend_without_batches_is_built_and_asked_for_one_request_and_named(
 
 
 def test_a_backend_without_batches_is_no_news_where_none_were_asked_for(
-    serve_with: Callable[..., tuple[Policy, Batching]],
+    serve_with: Callable[..., BuiltPolicy],
 ) -> None:
-    _, batching = serve_with(1, prefix=OneByOne)
+    batching = serve_with(1, prefix=OneByOne).batching
     assert (batching.sizes, batching.one_at_a_time) == ((1,), None)
 
 

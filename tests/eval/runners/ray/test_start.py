@@ -20,11 +20,11 @@ from eval.config.schema import RunnerConfig, register
 from eval.config.tasks import check
 from eval.runners.base import RunnerError
 from eval.runners.ray import start as ray_start
-from eval.runners.ray.batching import Batching
 from eval.runners.ray.start import launch
 from eval.sim.env import CAMERAS
 from eval.sim.stack import SimulatorError
 from eval.sim.tasks import Task
+from eval.specs.base import BuiltPolicy
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run, start
@@ -75,7 +75,7 @@ def test_a_worker_builds_its_first_environment_while_the_policy_is_built_and_rol
         (tmp_path / "built").touch()
         return ArithmeticEnv(task)
 
-    def make_policy_late(observe_first: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+    def make_policy_late(observe_first: Callable[[], Observation]) -> BuiltPolicy:
         wait_for(tmp_path / "built")
         return make_policy(observe_first)
 
@@ -86,7 +86,7 @@ def test_a_worker_builds_its_first_environment_while_the_policy_is_built_and_rol
 
 
 def test_policies_see_the_start_of_the_first_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_policy_of_a_look(observe_first: Callable[[], Observation]) -> tuple[ArithmeticPolicy, Batching]:
+    def make_policy_of_a_look(observe_first: Callable[[], Observation]) -> BuiltPolicy:
         (tmp_path / f"{os.getpid()}").write_text(
             json.dumps([observe_first().state[0], sorted(observe_first().images)])
         )
@@ -154,7 +154,7 @@ def test_the_quiet_episode_begins_when_all_policies_are_built_and_a_worker_for_e
         (tmp_path / f"env-{os.getpid()}").touch()
         return ArithmeticEnv(task)
 
-    monkeypatch.setattr(fake_run, "make_policy", lambda _: (Marking(), Batching()))
+    monkeypatch.setattr(fake_run, "make_policy", lambda _: BuiltPolicy(Marking()))
     monkeypatch.setattr(fake_run, "use_fakes", setup)
     monkeypatch.setattr(fake_run, "build_env", build_env)
     recorded = run(tmp_path / "ray", plan_of(shard="1/4"), "ray", workers=4, policies=2)

@@ -12,14 +12,16 @@ from eval.config.schema import (
     ConfigError,
     DenoiseConfig,
     OptimConfig,
+    Pi05PolicyConfig,
     PolicyConfig,
     ProtocolConfig,
     RunnerConfig,
     SuiteConfig,
     TrackingConfig,
 )
-from eval.episodes import policy as build_module
-from eval.episodes.policy import build_policy, choose_device, choose_dtype
+from eval.specs import pi05_build as build_module
+from eval.specs.choose import make_spec
+from eval.specs.pi05_build import choose_device, choose_dtype
 from optim.base import Backend, CannotRun, CountedStage, StageContext
 from optim.core.engines import serve
 from optim.eager import Eager
@@ -28,6 +30,7 @@ from policies.oracle.policy import OraclePolicy
 from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.policy import Pi05Policy
 
+PI05 = "eval.specs.pi05.Pi05Spec"
 EAGER = {"_target_": "optim.eager.Eager"}
 CHECKPOINT = CheckpointConfig(
     name="random_small",
@@ -47,7 +50,7 @@ def config(**changes: Any) -> Config:
         "suite": SuiteConfig("libero_spatial", 220),
         "protocol": ProtocolConfig("smoke", 1, 0, 1),
         "checkpoint": CHECKPOINT,
-        "policy": PolicyConfig("baseline", "pi05", device="cpu"),
+        "policy": Pi05PolicyConfig("baseline", PI05, device="cpu"),
         "optim": OptimConfig(EAGER, EAGER, EAGER),
         "denoise": DenoiseConfig(10),
         "runner": RunnerConfig("local"),
@@ -62,7 +65,7 @@ def built(of: Config) -> Policy:
     def capture(policy: Pi05Policy) -> list[Request]:
         raise AssertionError("no pass needs an example, and the simulator would be started for it")
 
-    return build_policy(of, capture)
+    return make_spec(of.policy).build(of, capture).policy
 
 
 def set_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -113,14 +116,14 @@ def test_auto_precision_is_bfloat16_on_gpus_and_float32_elsewhere() -> None:
 
 @pytest.mark.usefixtures("no_weights")
 def test_the_oracle_needs_no_weights() -> None:
-    policy = PolicyConfig("oracle", "oracle")
+    policy = PolicyConfig("oracle", "eval.specs.oracle.OracleSpec")
     assert isinstance(built(config(policy=policy, optim=OptimConfig())), OraclePolicy)
 
 
 def test_a_policy_is_built_as_the_configuration_says() -> None:
     policy = built(
         config(
-            policy=PolicyConfig("mine", "pi05", form="full", precision="bfloat16", device="cpu"),
+            policy=Pi05PolicyConfig("mine", PI05, form="full", precision="bfloat16", device="cpu"),
             checkpoint=replace(CHECKPOINT, replan_steps=4),
             denoise=DenoiseConfig(3),
         )
@@ -156,7 +159,7 @@ def test_a_backend_that_cannot_be_made_is_refused_before_weights_load(backend: d
 def test_a_missing_device_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
     set_gpus(monkeypatch, 0)
     with pytest.raises(ConfigError, match=r"policy\.device=cuda is not there"):
-        built(config(policy=PolicyConfig("baseline", "pi05", device="cuda")))
+        built(config(policy=Pi05PolicyConfig("baseline", PI05, device="cuda")))
 
 
 def test_a_backend_that_does_not_engage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +182,7 @@ def test_a_backend_that_cannot_run_on_this_machine_is_refused_before_weights_loa
 
 @pytest.mark.usefixtures("no_weights")
 def test_graphed_images_need_a_gpu_and_say_so_before_weights_load() -> None:
-    policy = PolicyConfig("realtime", "pi05", device="cpu", images="cuda_graph")
+    policy = Pi05PolicyConfig("realtime", PI05, device="cpu", images="cuda_graph")
     with pytest.raises(CannotRun, match=r"^policy=realtime cannot run here: .* \(images on cuda_graph\); "):
         built(config(policy=policy))
 
@@ -212,7 +215,8 @@ def test_a_backend_gets_captured_examples_the_calibration_and_the_hash_of_the_we
 
     examined = {"_target_": f"{__name__}.Examined"}
     monkeypatch.setattr(Examined, "seen", [])
-    build_policy(config(optim=OptimConfig(EAGER, examined, EAGER, scales="FILE")), capture)
+    chosen = config(optim=OptimConfig(EAGER, examined, EAGER, scales="FILE"))
+    make_spec(chosen.policy).build(chosen, capture)
     [source] = Examined.seen
     [args] = source.examples
     assert args[0] is not None

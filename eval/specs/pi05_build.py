@@ -1,13 +1,14 @@
-"""Build a policy from a checked configuration, cheap checks first."""
+"""Load pi0.5 and apply its backends, as a checked configuration says."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from eval.config.backends import make_backend
 from eval.config.schema import Config, ConfigError
-from eval.episodes.machine import explain
+from eval.specs.base import Capture
+from eval.specs.machine import explain
 from optim.base import (
     Backend,
     BackendError,
@@ -21,48 +22,30 @@ from optim.core.requirements import no_gpu
 from optim.core.scales import load_scales
 from optim.eager import eager_stages
 from optim.images import GraphedImages
-from policies.base import Policy, Request
-from policies.oracle import OraclePolicy
+from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint, load_checkpoint
 from policies.pi05.devices import find_device
 from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
 
-Capture = Callable[[Pi05Policy], Sequence[Request]]
-"""Collects requests with real observations for a policy: the shapes that its stages will meet."""
 
-
-def build_policy(config: Config, capture: Capture, batch_sizes: Sequence[int] = (1,)) -> Policy:
-    """Load the policy that the configuration names and apply its backends.
-
-    Args:
-        capture: called only when a backend needs examples, after everything that fails sooner.
-        batch_sizes: how many requests the policy will serve at a time; backends that are built for shapes
-            are built for each.
+def choose_backends(config: Config) -> dict[str, Backend]:
+    """Make the backends and check them against the machine.
 
     Raises:
         ConfigError: a device that this machine lacks, a stage without a backend, or a backend that refuses
-            its options or cannot engage.
+            its options.
         CannotRun: backends, or `policy.images`, cannot run on this machine.
-        ValueError, OSError: from the checkpoint or its scales, naming what is missing.
     """
-    if config.policy.kind == "oracle":
-        return OraclePolicy()
-    backends = choose_backends(config)
-    checkpoint = load(config)
-    return optimise(config, eager_policy(config, checkpoint), checkpoint, backends, capture, batch_sizes)
-
-
-def choose_backends(config: Config) -> dict[str, Backend]:
-    """Make the backends and check them against the machine; errors are those of `build_policy`."""
+    options = config.pi05_options()
     backends = {stage: make_backend(stage, getattr(config.optim, stage)) for stage in STAGES}
-    device = choose_device(config.policy.device)
+    device = choose_device(options.device)
     reasons: dict[str, Reason] = {}
     try:
-        check_backends(backends, device, choose_dtype(config.policy.precision, device))
+        check_backends(backends, device, choose_dtype(options.precision, device))
     except CannotRun as error:
         reasons |= error.reasons
-    if config.policy.images == "cuda_graph" and device.type != "cuda":
+    if options.images == "cuda_graph" and device.type != "cuda":
         reasons["images"] = no_gpu(device, "choose policy.images=eager")
     if reasons:
         raise CannotRun(explain(config, reasons).message, reasons)
@@ -74,21 +57,23 @@ def load(config: Config) -> Checkpoint:
 
     A GPU that is chosen by its number becomes the current one: graphs and kernels are launched there.
     """
-    device = choose_device(config.policy.device)
+    options = config.pi05_options()
+    device = choose_device(options.device)
     if device.index is not None:
         torch.cuda.set_device(device)
-    dtype = choose_dtype(config.policy.precision, device)
+    dtype = choose_dtype(options.precision, device)
     return load_checkpoint(replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype)
 
 
 def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:
     """Build the policy with every stage as it was loaded."""
+    options = config.pi05_options()
     return Pi05Policy.from_checkpoint(
         checkpoint,
         eager_stages(checkpoint.stages),
         name=config.policy.name,
-        form=config.policy.form,
-        prompt_multiple=config.policy.prompt_multiple,
+        form=options.form,
+        prompt_multiple=options.prompt_multiple,
     )
 
 
@@ -100,7 +85,12 @@ def optimise(
     capture: Capture,
     batch_sizes: Sequence[int] = (1,),
 ) -> Pi05Policy:
-    """Apply the backends to `eager`; `batch_sizes` as in `build_policy`.
+    """Apply the backends to `eager`.
+
+    Args:
+        capture: see `PolicySpec.build`.
+        batch_sizes: how many requests it will serve at a time; backends that are built for shapes are built
+            for each.
 
     Raises:
         ConfigError: a backend cannot engage.
@@ -113,7 +103,7 @@ def optimise(
         )
     if any(chosen.needs_amax for chosen in backends.values()):
         amax = load_scales(checkpoint, config.optim.scales)
-    graphed = config.policy.images == "cuda_graph"
+    graphed = config.pi05_options().images == "cuda_graph"
     requests: Sequence[Request] = ()
     if graphed or any(chosen.needs_examples for chosen in backends.values()):
         requests = capture(eager)

@@ -52,5 +52,5 @@ def explain(config: Config, reasons: Mapping[str, Reason]) -> Explanation:
 
 def _backend(config: Config, part: str) -> str:
     if part == "images":
-        return config.policy.images
+        return config.pi05_options().images
     return backend_name(part, getattr(config.optim, part))

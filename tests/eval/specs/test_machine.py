@@ -12,8 +12,8 @@ from eval.cli import plain
 from eval.config.groups import backend_name, options, policy_label, recipe
 from eval.config.schema import Config, register
 from eval.config.tasks import check
-from eval.episodes.machine import explain
-from eval.episodes.policy import choose_backends
+from eval.specs.machine import explain
+from eval.specs.pi05_build import choose_backends
 from optim.base import CannotRun
 
 GPU = "it needs an NVIDIA GPU, got policy.device=cpu"
@@ -81,7 +81,7 @@ def test_a_policy_is_named_with_all_that_cannot_run_and_a_key_where_it_was_set(
 
 
 def test_reasons_that_differ_are_each_said_with_their_own_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.episodes.policy.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("eval.specs.pi05_build.choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert refusal("policy=native_fp8", "policy.precision=float32") == (
         "policy=native_fp8 cannot run here: it needs policy.precision=bfloat16, got float32; "
@@ -118,7 +118,8 @@ def test_every_policys_recipe_is_that_of_its_composition() -> None:
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         for policy in options("policy"):
-            config = check(compose("config", [f"policy={policy}"]))
+            named = ["policy._target_=mine.Policy"] if policy == "custom" else []
+            config = check(compose("config", [f"policy={policy}", *named]))
             composed = {
                 stage: backend_name(stage, chosen)
                 for stage in ("vision", "prefix", "denoise")
@@ -126,7 +127,7 @@ def test_every_policys_recipe_is_that_of_its_composition() -> None:
             }
             own = recipe(policy)
             assert {stage: name for stage, name in own.items() if stage != "images"} == composed, policy
-            assert own.get("images", "eager") == config.policy.images
+            assert own.get("images", "eager") == getattr(config.policy, "images", "eager")
     assert recipe("one that was named on the command line") == {}
 
 

@@ -1,0 +1,65 @@
+"""From `policy._target_` to a spec, checked with everything that is cheap."""
+
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+from eval.config.schema import Config, ConfigError, PolicyConfig
+from eval.config.tasks import refuse_ignored
+from eval.specs.base import PolicySpec
+from eval.specs.custom import CustomSpec
+from policies.pi05.dims import STAGES
+
+
+def make_spec(policy: PolicyConfig) -> PolicySpec:
+    """Import what `policy._target_` names.
+
+    Raises:
+        ConfigError: it cannot be imported, makes no policy, or does not read `policy.args`.
+    """
+    target = _import(policy)
+    if isinstance(target, type) and issubclass(target, PolicySpec):
+        try:
+            return target(**policy.args)
+        except TypeError as error:
+            raise ConfigError(
+                f"policy.args of policy={policy.name} must be what {policy._target_} takes, "
+                f"got {policy.args}: {error}"
+            ) from error
+    return CustomSpec(policy._target_, target, policy.args)
+
+
+def checked_spec(config: Config, overrides: Sequence[str]) -> PolicySpec:
+    """Make the spec and refuse what it would ignore or excludes; cheap, before anything is loaded.
+
+    Args:
+        overrides: of this command line.
+
+    Raises:
+        ConfigError, ValueError, OSError: naming the key.
+    """
+    spec = make_spec(config.policy)
+    for stage in STAGES:
+        backend = getattr(config.optim, stage)
+        if not spec.has_stages and backend is not None:
+            raise ConfigError(
+                f"optim.{stage} must be null with policy={config.policy.name}, which has no stages, "
+                f"got {backend!r}; choose a policy with weights, for example policy=baseline"
+            )
+    refuse_ignored(config, overrides, has_stages=spec.has_stages)
+    spec.check(config)
+    return spec
+
+
+def _import(policy: PolicyConfig) -> Any:
+    path = policy._target_
+    try:
+        target = pkgutil.resolve_name(path)
+    except Exception as error:
+        raise ConfigError(
+            f"policy._target_={path} cannot be imported: {type(error).__name__}: {error}; give the import "
+            "path of a class, as in my_pkg.MyPolicy, from an installed package or the current folder"
+        ) from error
+    if not callable(target):
+        raise ConfigError(f"policy._target_={path} must name a class, got a {type(target).__name__}")
+    return target

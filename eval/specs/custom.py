@@ -1,0 +1,118 @@
+"""A policy class from anywhere, as a policy of the configuration.
+
+Non-obvious behaviors:
+    Records show what such a policy is by its import path, the version of its package, the SHA-256 of its
+    source file and its arguments. `resume=` refuses a run whose policy has changed in any of them.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.config.schema import Config, ConfigError
+from eval.specs.base import BuiltPolicy, Capture, PolicySpec
+from policies.base import ActionChunk, Policy, Request
+
+MEMBERS = ("infer", "provenance", "engagement", "cameras", "needs_privileged", "replan_steps")
+
+
+class CustomSpec(PolicySpec):
+    """A policy's own class, which gets `policy.args` as keywords."""
+
+    def __init__(self, target: str, make: Any, args: Mapping[str, Any]) -> None:
+        self.target = target
+        self.make = make
+        self.args = dict(args)
+
+    def build(self, config: Config, capture: Capture, max_batch: int = 1) -> BuiltPolicy:
+        """Make the policy; ConfigError where its class raises or is no `policies.base.Policy`."""
+        try:
+            policy = self.make(**self.args)
+        except Exception as error:
+            raise ConfigError(
+                f"policy={config.policy.name} cannot be built with policy.args={self.args}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return BuiltPolicy(CheckedPolicy(policy, config.policy.name, self._identity()))
+
+    def _identity(self) -> dict[str, Any]:
+        return {"target": self.target, **origin(self.make), "args": self.args}
+
+
+class CheckedPolicy:
+    """Another's policy whose answers are checked, under a name for the records.
+
+    Args:
+        identity: what the records show beside the policy's own `provenance()`.
+
+    Raises:
+        ConfigError: a member of `policies.base.Policy` is missing or has a value that no runner can use.
+    """
+
+    def __init__(self, policy: Any, name: str, identity: Mapping[str, Any]) -> None:
+        missing = [member for member in MEMBERS if not hasattr(policy, member)]
+        if missing:
+            raise ConfigError(
+                f"policy={name} lacks {', '.join(missing)}, which every policy has "
+                "(policies/base.py, docs/own_policy.md)"
+            )
+        if type(policy.replan_steps) is not int or policy.replan_steps < 1:
+            raise ConfigError(f"replan_steps of policy={name} must be >= 1, got {policy.replan_steps!r}")
+        if isinstance(policy.cameras, str):
+            raise ConfigError(f"cameras of policy={name} must be a tuple of names, got {policy.cameras!r}")
+        self.policy: Policy = policy
+        self.name = name
+        self.cameras = tuple(policy.cameras)
+        self.needs_privileged = bool(policy.needs_privileged)
+        self.replan_steps: int = policy.replan_steps
+        self._identity = identity
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """See `policies.base.Policy`; ValueError where the answers are not a chunk for each request."""
+        chunks = list(self.policy.infer(requests))
+        if len(chunks) != len(requests):
+            raise ValueError(
+                f"policy {self.name} answered {len(requests)} requests with {len(chunks)} chunks; "
+                "infer returns one ActionChunk for each"
+            )
+        for chunk in chunks:
+            actions = getattr(chunk, "actions_HJ", None)
+            if not isinstance(chunk, ActionChunk) or not isinstance(actions, np.ndarray):
+                got = type(chunk if actions is None else actions).__name__
+                raise ValueError(
+                    f"policy {self.name} answered with {got}; infer returns "
+                    "ActionChunk(actions_HJ) with a NumPy array (horizon, 7)"
+                )
+        return chunks
+
+    def provenance(self) -> dict[str, Any]:
+        return {**self.policy.provenance(), **self._identity}
+
+    def engagement(self) -> dict[str, dict[str, Any]]:
+        return self.policy.engagement()
+
+
+def origin(made_from: Any) -> dict[str, Any]:
+    """Describe where a class or function comes from: its package's version, its file's SHA-256.
+
+    Either is None where there is none: a class in a notebook has no file, one beside the command no version.
+    """
+    module = str(getattr(made_from, "__module__", ""))
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return {
+        "version": _version(module.partition(".")[0]),
+        "source_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    [distribution, *_] = packages_distributions().get(package, [package])
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
