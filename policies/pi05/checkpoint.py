@@ -104,7 +104,10 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    config: CheckpointConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    config: CheckpointConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    origins: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Load weights, statistics and tokenizer; the cheap checks come before the weights.
 
@@ -112,6 +115,7 @@ def load_checkpoint(
         device: where the stages go, tensor by tensor.
         dtype: precision of the matmuls, float32 or bfloat16; norms, embeddings of patches and heads stay
             float32.
+        origins: where keys of `config` have their values from, for the records; see `resolve`.
 
     Raises:
         FileNotFoundError: a part of the checkpoint is not where it belongs.
@@ -121,11 +125,11 @@ def load_checkpoint(
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}; fp16 overflows in the prefix")
     device = torch.device(device)
     if config.path is None:
-        return _load_random(config, device, dtype)
+        return _load_random(config, device, dtype, origins)
     folder = find_folder(config.path, config.layout, config.revision)
     weights = find_weights(folder)
     raw = _read_config(config, folder)
-    settings = resolve(config, folder, raw)
+    settings = resolve(config, folder, raw, origins)
     dims = _read_dims(config, settings, folder, raw)
     norm_stats = _find_norm_stats(config, settings, folder)
     _check_stats(norm_stats, settings)
@@ -165,8 +169,10 @@ def save_checkpoint(
     save_weights(folder / "model.safetensors", stages)
 
 
-def _load_random(config: CheckpointConfig, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    settings = resolve(config, None, None)
+def _load_random(
+    config: CheckpointConfig, device: torch.device, dtype: torch.dtype, origins: Mapping[str, str] | None
+) -> Checkpoint:
+    settings = resolve(config, None, None, origins)
     dims = replace(RANDOM_SIZES[str(config.sizes)], action_horizon=settings.horizon)
     from policies.pi05.random_weights import TOKENIZER_PATH
 

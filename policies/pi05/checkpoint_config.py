@@ -2,14 +2,20 @@
 
 from dataclasses import dataclass
 
-from policies.pi05.dims import PUBLISHED, RANDOM_SIZES
-from policies.pi05.norm_stats import NORM_MODES, STATE_DIM
+from policies.pi05.dims import MAX_DENOISE_STEPS, MAX_HORIZON, PUBLISHED, RANDOM_SIZES
+from policies.pi05.norm_stats import NORM_MODES, PADDED_DIM, STATE_DIM
 
 LAYOUT_PREFIX = {"native": "", "openpi": "", "lerobot": "model."}  # of the names of tensors in a file
 LAYOUTS = (*LAYOUT_PREFIX, "random")
 AS_SAVED = {  # keys that may be null, for what the folder says
     "lerobot": ("norm_mode", "state_prompt_dims", "horizon", "replan_steps", "denoise_steps"),
     "openpi": ("horizon",),
+}
+# Numbers of state in the prompts of training: openpi words the state before it pads it, as lerobot does from
+# 0.5.0 on; up to 0.4.4 lerobot padded it first.
+PROMPT_DIMS = {
+    "openpi": (STATE_DIM,),
+    **dict.fromkeys(("lerobot", "native", "random"), (STATE_DIM, PADDED_DIM)),
 }
 # openpi's pi05_libero, converted: trained without state in the prompt, which no file says (lerobot#2533)
 CONVERTED_BY_LEROBOT = "lerobot/pi05_libero_base"
@@ -36,7 +42,8 @@ class CheckpointConfig:
             lerobot <= 0.4.4, which pads before it discretises; null where there is no state in it.
         horizon: actions per chunk; must agree with the checkpoint's config.json.
         sha256: expected of model.safetensors; null accepts any.
-        suites: LIBERO's suites that the weights were trained for; null where nobody says.
+        suites: LIBERO's suites that the weights were trained for; null where nobody says. Those of a YAML are
+            about the weights that it names by `path` or `sha256`, and about no others.
 
     Raises:
         ValueError: a value out of range, or two that contradict each other.
@@ -103,17 +110,18 @@ class CheckpointConfig:
                     self.state_in_prompt,
                     "; choose checkpoint=lerobot_pi05_libero_base",
                 )
-        for key in ("horizon", "replan_steps", "denoise_steps"):
+        most = {"horizon": MAX_HORIZON, "replan_steps": MAX_HORIZON, "denoise_steps": MAX_DENOISE_STEPS}
+        for key, largest in most.items():
             value = getattr(self, key)
-            _check(value is None or value >= 1, key, ">= 1", value)
+            _check(value is None or 1 <= value <= largest, key, f"1 to {largest}", value)
         if self.horizon is not None and self.replan_steps is not None:
             check_replan(self.replan_steps, self.horizon)
         if self.state_in_prompt:
             dims = self.state_prompt_dims
-            known = dims is not None or "state_prompt_dims" in AS_SAVED.get(self.layout, ())
-            enough = known and (dims is None or dims >= STATE_DIM)
-            wanted = f">= {STATE_DIM} with state_in_prompt=true (8 for openpi)"
-            _check(enough, "state_prompt_dims", wanted, dims)
+            as_saved = dims is None and "state_prompt_dims" in AS_SAVED.get(self.layout, ())
+            accepted = PROMPT_DIMS[self.layout]
+            wanted = f"{' or '.join(map(str, accepted))} with layout={self.layout} and state_in_prompt=true"
+            _check(as_saved or dims in accepted, "state_prompt_dims", wanted, dims)
         else:
             _check(
                 self.state_prompt_dims is None,
@@ -124,7 +132,7 @@ class CheckpointConfig:
         if self.sha256 is not None:
             is_hash = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")
             _check(is_hash, "sha256", "64 lower-case hexadecimal digits or null", self.sha256)
-        _check(self.seed >= 0, "seed", ">= 0", self.seed)
+        _check(0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
 
 
 def check_replan(replan_steps: int, horizon: int) -> None:

@@ -4,7 +4,7 @@ Each setting is recorded with its source, so that run.json and the opening lines
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from policies.pi05.dims import MAX_PERIOD, MIN_PERIOD
 from policies.pi05.lerobot_config import NORM_MODES
 from policies.pi05.lerobot_settings import LerobotFolder, read_lerobot_folder
 from policies.pi05.norm_stats import STATE_DIM
-
-ASSUMED = "assumed: openpi's folder does not say"
+from policies.text import brief
 
 
 @dataclass(frozen=True)
@@ -43,40 +42,40 @@ class Settings:
     stated: Mapping[str, Stated] = field(default_factory=dict)  # by name, for the records
 
 
-def resolve(config: CheckpointConfig, folder: Path | None, raw: Mapping[str, Any] | None) -> Settings:
+def resolve(
+    config: CheckpointConfig,
+    folder: Path | None,
+    raw: Mapping[str, Any] | None,
+    origins: Mapping[str, str] | None = None,
+) -> Settings:
     """Complete a configuration.
 
     Args:
         folder: of the checkpoint; None for random weights.
         raw: its config.json; None where there is none.
+        origins: where a key of `config` has its value from, for the records; `checkpoint.KEY` for others.
 
     Raises:
         ValueError: the folder says something that is not honoured, contradicts itself, or leaves open what
             actions depend on.
         FileNotFoundError: a file of lerobot is missing.
     """
+    origins = {entry.name: f"checkpoint.{entry.name}" for entry in fields(config)} | dict(origins or {})
     if config.layout == "lerobot":
         assert folder is not None
         assert raw is not None
-        return _of_lerobot(config, read_lerobot_folder(folder, raw, config.tokenizer), folder)
+        return _of_lerobot(config, read_lerobot_folder(folder, raw, config.tokenizer), folder, origins)
     stated: dict[str, Stated] = {}
     horizon = config.horizon
     if config.layout == "openpi":
-        stated = {
-            "prompt": Stated("with state" if config.state_in_prompt else "without state", ASSUMED),
-            "norm": Stated(config.norm_mode, ASSUMED),
-            "actions": Stated("absolute", ASSUMED),
-        }
-        if config.sizes is not None:
-            stated["sizes"] = Stated(config.sizes, "checkpoint.sizes")
-        elif horizon is None and raw is not None:
+        if raw is not None and horizon is None:
             horizon = raw.get("action_horizon")
-            stated["horizon"] = Stated(horizon, "config.json action_horizon")
         if type(horizon) is not int:
             raise ValueError(
-                f"checkpoint.horizon must be given, {folder} does not say it (got {horizon!r}); "
+                f"checkpoint.horizon must be given, {folder} does not say it (got {horizon!r:.100}); "
                 "it is action_horizon of the training config: 10 for pi05_libero, 50 by default"
             )
+        stated = _of_openpi(config, horizon, raw is None, origins)
     assert horizon is not None
     assert config.replan_steps is not None
     assert config.denoise_steps is not None
@@ -89,11 +88,47 @@ def resolve(config: CheckpointConfig, folder: Path | None, raw: Mapping[str, Any
         config.norm_mode if config.state_in_prompt else None,
         config.norm_mode,
         config.state_prompt_dims or 0,
-        stated=stated,
+        stated=stated | _files(config, origins, ""),
     )
 
 
-def _of_lerobot(config: CheckpointConfig, saved: LerobotFolder, folder: Path) -> Settings:
+def _of_openpi(
+    config: CheckpointConfig, horizon: int, without_config: bool, origins: Mapping[str, str]
+) -> dict[str, Stated]:
+    """State all that openpi's folder does not say, and the horizon, which config.json says if it is there."""
+
+    def unsaid(key: str) -> str:
+        return f"{origins[key]}; openpi's folder does not say"
+
+    prompt = "with state" if config.state_in_prompt else "without state"
+    stated = {"prompt": Stated(prompt, unsaid("state_in_prompt"))}
+    if config.state_in_prompt:
+        stated["state_prompt_dims"] = Stated(config.state_prompt_dims, unsaid("state_prompt_dims"))
+    stated |= {
+        "norm": Stated(config.norm_mode, unsaid("norm_mode")),
+        "actions": Stated("absolute", "assumed; openpi's folder does not say"),
+        "horizon": Stated(horizon, unsaid("horizon") if without_config else "config.json action_horizon"),
+        "replan_steps": Stated(config.replan_steps, unsaid("replan_steps")),
+        "denoise_steps": Stated(config.denoise_steps, unsaid("denoise_steps")),
+    }
+    if without_config:
+        stated["sizes"] = Stated(config.sizes, unsaid("sizes"))
+    return stated
+
+
+def _files(config: CheckpointConfig, origins: Mapping[str, str], tokenizer_name: str) -> dict[str, Stated]:
+    """State the files that are read in place of the folder's."""
+    stated = {}
+    if config.norm_stats is not None:
+        stated["norm_stats"] = Stated(config.norm_stats, f"{origins['norm_stats']}; not the folder's")
+    if config.tokenizer is not None:
+        stated["tokenizer"] = Stated(config.tokenizer, f"{origins['tokenizer']}{tokenizer_name}")
+    return stated
+
+
+def _of_lerobot(
+    config: CheckpointConfig, saved: LerobotFolder, folder: Path, origins: Mapping[str, str]
+) -> Settings:
     file = saved.config
     if config.horizon not in (None, file.chunk_size):
         raise ValueError(
@@ -102,47 +137,42 @@ def _of_lerobot(config: CheckpointConfig, saved: LerobotFolder, folder: Path) ->
         )
     stated: dict[str, Stated] = {"horizon": Stated(file.chunk_size, "config.json chunk_size")}
 
-    def choose(name: str, given: Any, saved_value: Any, key: str, given_by: str = "") -> Any:
-        """Take the configuration's value, or else the folder's; state which."""
+    def choose(name: str, option: str, saved_value: Any, key: str) -> Any:
+        """Take the configuration's value of `option`, or else the folder's; state which."""
+        given = getattr(config, option)
         if given is None:
             stated[name] = Stated(saved_value, key)
             return saved_value
         says = "" if given == saved_value else f"; {key} says {saved_value}"
-        stated[name] = Stated(given, f"{given_by or f'checkpoint.{name}'}{says}")
+        stated[name] = Stated(given, f"{origins[option]}{says}")
         return given
 
     before, after = saved.preprocessor.normalisation, saved.postprocessor
     denoise_steps = choose(
-        "denoise_steps",
-        config.denoise_steps,
-        file.num_inference_steps,
-        "config.json num_inference_steps",
-        "denoise.steps",
+        "denoise_steps", "denoise_steps", file.num_inference_steps, "config.json num_inference_steps"
     )
-    replan_steps = choose(
-        "replan_steps", config.replan_steps, file.n_action_steps, "config.json n_action_steps"
-    )
+    replan_steps = choose("replan_steps", "replan_steps", file.n_action_steps, "config.json n_action_steps")
     check_replan(replan_steps, file.chunk_size)
     action_norm = choose(
         "action_norm",
-        config.norm_mode,
+        "norm_mode",
         NORM_MODES[after.norm_map["ACTION"]],
         "policy_postprocessor.json norm_map",
-        "checkpoint.norm_mode",
     )
     state_norm, state_prompt_dims = None, 0
     if config.state_in_prompt:
         state_norm = choose(
             "state_norm",
-            config.norm_mode,
+            "norm_mode",
             NORM_MODES[before.norm_map["STATE"]],
             "policy_preprocessor.json norm_map",
-            "checkpoint.norm_mode",
         )
-        state_prompt_dims = _state_prompt_dims(config, saved, folder, stated)
+        state_prompt_dims = _state_prompt_dims(config, saved, folder, stated, origins)
         stated["state_eps"] = Stated(before.eps, "policy_preprocessor.json eps")
     else:
-        stated["prompt"] = Stated("without state", "checkpoint.state_in_prompt; lerobot's own has the state")
+        stated["prompt"] = Stated(
+            "without state", f"{origins['state_in_prompt']}; lerobot's own has the state"
+        )
     stated["action_eps"] = Stated(after.eps, "policy_postprocessor.json eps")
     stated["min_period"] = Stated(file.min_period, "config.json min_period")
     stated["max_period"] = Stated(file.max_period, "config.json max_period")
@@ -153,6 +183,7 @@ def _of_lerobot(config: CheckpointConfig, saved: LerobotFolder, folder: Path) ->
         len(saved.masked_cameras), "config.json input_features and empty_cameras"
     )
     stated["resize"] = Stated("bilinear, not antialiased", "layout lerobot")
+    named = brief(saved.preprocessor.tokenizer_name)
     if file.dtype is not None:
         stated["trained_dtype"] = Stated(file.dtype, "config.json dtype; policy.precision decides here")
     return Settings(
@@ -164,18 +195,24 @@ def _of_lerobot(config: CheckpointConfig, saved: LerobotFolder, folder: Path) ->
         state_prompt_dims,
         (file.min_period, file.max_period),
         saved,
-        stated,
+        stated | _files(config, origins, f"; policy_preprocessor.json tokenizer_name is {named}"),
     )
 
 
 def _state_prompt_dims(
-    config: CheckpointConfig, saved: LerobotFolder, folder: Path, stated: dict[str, Stated]
+    config: CheckpointConfig,
+    saved: LerobotFolder,
+    folder: Path,
+    stated: dict[str, Stated],
+    origins: Mapping[str, str],
 ) -> int:
     """Decide how many numbers of state the prompt has: lerobot <= 0.4.4 padded them to 32 first."""
     says = saved.version_says_8
     if config.state_prompt_dims is not None:
         other = f"; {says}, says {STATE_DIM}" if says and config.state_prompt_dims != STATE_DIM else ""
-        stated["state_prompt_dims"] = Stated(config.state_prompt_dims, f"checkpoint.state_prompt_dims{other}")
+        stated["state_prompt_dims"] = Stated(
+            config.state_prompt_dims, f"{origins['state_prompt_dims']}{other}"
+        )
         return config.state_prompt_dims
     if says is None:
         raise ValueError(

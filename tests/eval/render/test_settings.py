@@ -1,7 +1,6 @@
 """The line with the settings that a checkpoint was loaded with."""
 
 from eval.render.settings import spell_settings
-from policies.pi05.settings import ASSUMED
 
 
 def test_settings_are_worded_by_the_file_that_says_them() -> None:
@@ -18,8 +17,10 @@ def test_settings_are_worded_by_the_file_that_says_them() -> None:
 
 
 def test_assumptions_of_openpis_folder_are_called_so() -> None:
+    source = "assumed by checkpoint=pi05_libero; openpi's folder does not say"
     values = {"prompt": "without state", "norm": "quantile", "actions": "absolute"}
-    settings = {name: {"value": value, "from": ASSUMED} for name, value in values.items()}
+    settings = {name: {"value": value, "from": source} for name, value in values.items()}
     assert spell_settings(settings) == (
-        "assumed, openpi's folder does not say: prompt without state, norm quantile, actions absolute"
+        "assumed by checkpoint=pi05_libero, openpi's folder does not say: prompt without state, "
+        "norm quantile, actions absolute"
     )

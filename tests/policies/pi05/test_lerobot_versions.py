@@ -1,7 +1,9 @@
 """Lerobot's versions, files that contradict each other, and what the command line says over a folder."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,7 +61,7 @@ def test_without_a_trace_the_user_must_say_8_or_32(saved: Folder, load_saved: Lo
         (
             "denoise_steps",
             {"denoise_steps": 3},
-            (3, "denoise.steps; config.json num_inference_steps says 10"),
+            (3, "checkpoint.denoise_steps; config.json num_inference_steps says 10"),
         ),
         (
             "replan_steps",
@@ -92,6 +94,18 @@ def test_the_command_line_wins_and_is_recorded(
     load_saved: Load, name: str, changes: dict[str, Any], expected: tuple[Any, str]
 ) -> None:
     assert stated(load_saved(**changes), name) == expected
+
+
+def test_files_in_place_of_the_folders_are_recorded(saved: Folder, load_saved: Load, tmp_path: Path) -> None:
+    name = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+    stats = str(shutil.copyfile(saved.path / name, tmp_path / "other.safetensors"))
+    tokenizer = str(shutil.copyfile(saved.path / "tokenizer.model", tmp_path / "other.model"))
+    settings = load_saved(norm_stats=stats, tokenizer=tokenizer).provenance()["settings"]
+    assert settings["norm_stats"] == {"value": stats, "from": "checkpoint.norm_stats; not the folder's"}
+    assert settings["tokenizer"] == {
+        "value": tokenizer,
+        "from": "checkpoint.tokenizer; policy_preprocessor.json tokenizer_name is tokenizer",
+    }
 
 
 def test_more_actions_than_a_chunk_has_are_refused(load_saved: Load) -> None:

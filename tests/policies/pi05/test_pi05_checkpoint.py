@@ -42,13 +42,28 @@ HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
             "checkpoint.sizes must be null with layout=native",
         ),
         ({"layout": "openpi", "path": "x", "revision": "main"}, "checkpoint.revision must be null unless"),
-        ({"horizon": 0, "replan_steps": 0}, "checkpoint.horizon must be >= 1, got 0"),
+        ({"horizon": 0, "replan_steps": 0}, "checkpoint.horizon must be 1 to 1000, got 0"),
         ({"replan_steps": 11}, "checkpoint.replan_steps must be 1 to horizon=10, got 11"),
-        ({"denoise_steps": 0}, "checkpoint.denoise_steps must be >= 1, got 0"),
-        ({"state_in_prompt": True}, "checkpoint.state_prompt_dims must be >= 8 .*, got None"),
+        ({"denoise_steps": 0}, "checkpoint.denoise_steps must be 1 to 1000, got 0"),
+        ({"denoise_steps": 10**9}, "checkpoint.denoise_steps must be 1 to 1000, got 1000000000"),
+        ({"horizon": 10**12}, "checkpoint.horizon must be 1 to 1000, got 1000000000000"),
+        ({"state_in_prompt": True}, "checkpoint.state_prompt_dims must be 8 or 32 .*, got None"),
+        *(
+            (
+                {"layout": layout, "path": "x", "state_in_prompt": True, "state_prompt_dims": dims},
+                f"checkpoint.state_prompt_dims must be {wanted} with layout={layout} .*=true, got {dims}",
+            )
+            for layout, wanted in (("lerobot", "8 or 32"), ("native", "8 or 32"), ("openpi", "8"))
+            for dims in (0, 7, 20, 33, 10**9)
+        ),
+        (
+            {"layout": "openpi", "path": "x", "state_in_prompt": True, "state_prompt_dims": 32},
+            "must be 8 with layout=openpi",
+        ),
         ({"state_prompt_dims": 8}, "checkpoint.state_prompt_dims must be null .*, got 8"),
         ({"layout": "native", "path": "x", "sha256": "abc"}, "checkpoint.sha256 must be 64 .*, got 'abc'"),
-        ({"seed": -1}, "checkpoint.seed must be >= 0, got -1"),
+        ({"seed": -1}, "checkpoint.seed must be 0 to .*, got -1"),
+        ({"seed": 2**64}, "checkpoint.seed must be 0 to .*, got 18446744073709551616"),
         ({"layout": "lerobot", "path": "weights/pytorch_model.bin"}, "got the pickle .*model.bin"),
     ],
 )

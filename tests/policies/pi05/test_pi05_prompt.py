@@ -68,10 +68,10 @@ def test_state_reaches_the_prompt_normalised_and_padded_with_zeros(
     request_of: Callable[..., Request],
     pieces: sentencepiece.SentencePieceProcessor,
 ) -> None:
-    preprocess = load_checkpoint(config(state_in_prompt=True, state_prompt_dims=10)).preprocess()
+    preprocess = load_checkpoint(config(state_in_prompt=True, state_prompt_dims=32)).preprocess()
     observation = replace(request_of(0).observation, state=np.full(8, 0.5), instruction="close it")
     tokens = preprocess([observation], "lean").tokens_BT[0].tolist()
-    numbers = " ".join(["191"] * 8 + ["128"] * 2)  # eps puts 0.5 just below the edge of bin 192
+    numbers = " ".join(["191"] * 8 + ["128"] * 24)  # eps puts 0.5 just below the edge of bin 192
     assert tokens == [2, *pieces.encode(f"Task: close it, State: {numbers};\nAction: ")]
 
 
