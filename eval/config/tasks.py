@@ -4,21 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from eval.config.groups import load_yaml
+from eval.config.origins import trained_suites
 from eval.config.schema import RAY_ONLY, Config, ConfigError
 from eval.records.episodes import Episodes, Shard
 from eval.sim.tasks import Task, load_tasks
 from policies.files import read_json_object
 from policies.pi05.settings import resolve
-
-
-def check(cfg: DictConfig) -> Config:
-    """Convert to dataclasses; ConfigError for a value out of range, or a key without a value."""
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
-    return config
 
 
 def choose_tasks(config: Config) -> list[Task]:
@@ -92,7 +84,7 @@ def _warn_of_steps(config: Config) -> str | None:
 
 def _warn_of_suite(config: Config) -> str | None:
     """Say that the checkpoint was trained for other suites, where that is known; None where nothing is."""
-    suites = config.checkpoint.suites
+    suites = trained_suites(config.checkpoint)
     if suites is None or config.suite.name in suites:
         return None
     return (

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from eval.config.backends import make_backend
+from eval.config.origins import checkpoint_origins
 from eval.config.schema import Config, ConfigError
 from eval.specs.base import Capture
 from eval.specs.machine import explain
@@ -62,7 +63,8 @@ def load(config: Config) -> Checkpoint:
     if device.index is not None:
         torch.cuda.set_device(device)
     dtype = choose_dtype(options.precision, device)
-    return load_checkpoint(replace(config.checkpoint, denoise_steps=config.denoise.steps), device, dtype)
+    checkpoint = replace(config.checkpoint, denoise_steps=config.denoise.steps)
+    return load_checkpoint(checkpoint, device, dtype, checkpoint_origins(config))
 
 
 def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:

@@ -23,6 +23,14 @@ def test_a_suite_that_a_checkpoint_was_not_trained_for_is_named(
     assert [f"not for {suite}" in warning for warning in warnings] == [True] * warned
 
 
+@pytest.mark.parametrize("checkpoint", ["pi05_libero", "lerobot_pi05_libero", "native"])
+def test_nothing_is_said_of_the_suites_of_a_folder_that_nobody_knows(checkpoint: str) -> None:
+    overrides = [f"checkpoint={checkpoint}", "checkpoint.path=/data/mine", "suite=libero_90"]
+    assert warnings_of(configure(overrides), has_stages=True) == []
+    [warning] = warnings_of(configure([*overrides, "checkpoint.suites=[libero_goal]"]), has_stages=True)
+    assert warning.startswith(f"checkpoint={checkpoint} was trained for libero_goal, not for libero_90")
+
+
 def test_the_oracle_has_no_checkpoint_to_warn_of() -> None:
     config = configure(["policy=oracle", "checkpoint=reference"])
     config.suite.name, config.suite.max_steps = "libero_goal", 300

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.config.compose import configure
 from eval.config.schema import (
     Config,
     ConfigError,
@@ -21,11 +22,12 @@ from eval.config.schema import (
 )
 from eval.specs import pi05_build as build_module
 from eval.specs.choose import make_spec
-from eval.specs.pi05_build import choose_device, choose_dtype
+from eval.specs.pi05_build import choose_device, choose_dtype, load
 from optim.base import Backend, CannotRun, CountedStage, StageContext
 from optim.core.engines import serve
 from optim.eager import Eager
 from policies.base import EpisodeKey, Observation, Policy, Request
+from policies.files import ROOT
 from policies.oracle.policy import OraclePolicy
 from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.policy import Pi05Policy
@@ -223,3 +225,15 @@ def test_a_backend_gets_captured_examples_the_calibration_and_the_hash_of_the_we
     assert args[0].shape == (1, 512, 128)
     assert source.amax == {"layers.0": "FILE"}
     assert len(source.weights_sha256) == 64
+
+
+@pytest.mark.parametrize("key", ["denoise.steps", "checkpoint.denoise_steps"])
+def test_the_records_name_the_key_that_says_the_denoise_steps(key: str) -> None:
+    folder = ROOT / "tests" / "parity" / "lerobot_small"
+    overrides = ["checkpoint=lerobot_pi05_libero", f"checkpoint.path={folder}", f"{key}=3"]
+    settings = load(configure([*overrides, "policy.device=cpu"])).provenance()["settings"]
+    assert settings["denoise_steps"] == {
+        "value": 3,
+        "from": f"{key}; config.json num_inference_steps says 10",
+    }
+    assert settings["replan_steps"]["from"] == "config.json n_action_steps"
