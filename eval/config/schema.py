@@ -110,6 +110,22 @@ class Pi05PolicyConfig(PolicyConfig):
 
 
 @dataclass
+class RemotePolicyConfig(PolicyConfig):
+    """conf/policy/remote.yaml: what a server serves; `policies.remote.RemotePolicy` checks the options."""
+
+    example: ClassVar[str] = "remote"
+    url: str = MISSING
+    label: str = MISSING
+    protocol: str = "openpi"
+    timeout_s: float = 60.0
+    connect_timeout_s: float = 60.0
+    replan_steps: int | None = None
+    api_key_env: str | None = None
+    max_message_mb: int = 16
+    whole_turn: bool | None = None
+
+
+@dataclass
 class OptimConfig:
     """conf/optim: a backend for each stage, which checks its own options, and options for all three."""
 
@@ -239,6 +255,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     register_schema("eval", Config)
     ConfigStore.instance().store("pi05_policy", node=Pi05PolicyConfig, group="schema")
+    ConfigStore.instance().store("remote_policy", node=RemotePolicyConfig, group="schema")
 
 
 def register_schema(name: str, node: type[Config]) -> None:

@@ -1,0 +1,5 @@
+"""`python -m eval.serve`."""
+
+from eval.serve.cli import main
+
+main()

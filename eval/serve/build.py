@@ -1,0 +1,111 @@
+"""Build the policy that is served: for prompts of any length and images of the sizes that clients send."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from eval.config.schema import Config, ConfigError, Pi05PolicyConfig
+from eval.serve.config import ServeRun
+from eval.specs.base import PolicySpec
+from policies.base import EpisodeKey, Observation, Policy, Request
+from policies.pi05.norm_stats import STATE_DIM
+from policies.pi05.policy import Pi05Policy
+from policies.pi05.prompt import STATE_BINS
+from policies.remote.fields import CAMERAS
+
+PROMPT_MULTIPLE = 16  # as the recipes with TensorRT have it: an engine for every 16 tokens
+WORD = "a"  # one piece of every vocabulary
+SYNTHETIC = EpisodeKey("synthetic", 0, 0, 0)
+
+
+def prepare(config: ServeRun, spec: PolicySpec) -> ServeRun:
+    """Choose what serving needs, and refuse what this machine cannot run.
+
+    Backends that are built for shapes get `policy.prompt_multiple`, so that a few engines serve every prompt.
+
+    Raises:
+        ConfigError: a key is wrong, or this machine lacks a device.
+        CannotRun: a backend cannot run here.
+    """
+    spec.check_machine(config)
+    if not built_for_shapes(config):
+        if config.server.max_prompt_tokens is not None:
+            raise ConfigError(
+                f"server.max_prompt_tokens={config.server.max_prompt_tokens} limits what is built, and "
+                f"policy={config.policy.name} builds nothing for a prompt's length; leave it out"
+            )
+        return config
+    options = config.pi05_options()
+    if options.form != "lean" or options.prompt_multiple > 1:
+        return config
+    return replace(config, policy=replace(options, prompt_multiple=PROMPT_MULTIPLE))
+
+
+def built_for_shapes(config: Config) -> bool:
+    """Whether something of the policy serves only the shapes that it was built for."""
+    if not isinstance(config.policy, Pi05PolicyConfig):
+        return False
+    from eval.specs.pi05_build import choose_backends
+
+    graphed = config.policy.images == "cuda_graph"
+    return graphed or any(backend.needs_examples for backend in choose_backends(config).values())
+
+
+def build(config: ServeRun, spec: PolicySpec) -> Policy:
+    """Build the policy; ConfigError for one that needs what no client sends."""
+    server = config.server
+
+    def capture(policy: Pi05Policy) -> Sequence[Request]:
+        return synthetic_requests(policy, server.image_sizes, server.max_prompt_tokens)
+
+    policy = spec.build(config, capture).policy
+    if policy.needs_privileged:
+        raise ConfigError(
+            f"policy={config.policy.name} reads poses from the simulator, which no client sends; "
+            "serve one that sees images, as policy=baseline"
+        )
+    if strange := set(policy.cameras) - set(CAMERAS):
+        raise ConfigError(
+            f"policy={config.policy.name} wants the images {sorted(strange)}, clients send "
+            f"{', '.join(CAMERAS)}; serve another policy"
+        )
+    return policy
+
+
+def synthetic_requests(
+    policy: Pi05Policy, image_sizes: Sequence[int], max_prompt_tokens: int | None = None
+) -> list[Request]:
+    """Make requests of every shape that clients can send: each prompt length once, then each image size.
+
+    Shapes alone count; images are grey, states lie where the prompt words them shortest.
+
+    Raises ConfigError where no prompt is as short as `max_prompt_tokens`.
+    """
+    grey = [np.full((size, size, 3), 128, np.uint8) for size in image_sizes]
+    state = np.zeros(STATE_DIM)
+    if policy.preprocess.state is not None:
+        half_bin = (STATE_BINS[1] - STATE_BINS[0]) / 2
+        state = policy.preprocess.state.unnormalize(np.full(STATE_DIM, STATE_BINS[0] + half_bin))
+    most = max_prompt_tokens or policy.dims.max_token_len
+    by_length: dict[int, Request] = {}
+    for words in range(policy.dims.max_token_len + 1):
+        images = dict.fromkeys(policy.cameras, grey[0])
+        observation = Observation(images, state, " ".join([WORD] * words))
+        try:
+            if len(policy.preprocess.prompt(observation)) > most:
+                break
+        except ValueError:  # too long for the checkpoint
+            break
+        length = policy.preprocess.prompt_length(observation, policy.form)
+        by_length.setdefault(length, Request(observation, SYNTHETIC, 0))
+    if not by_length:
+        raise ConfigError(
+            f"server.max_prompt_tokens must leave room for a prompt, got {max_prompt_tokens}; raise it"
+        )
+    first = next(iter(by_length.values()))
+    others = [
+        replace(first, observation=replace(first.observation, images=dict.fromkeys(policy.cameras, image)))
+        for image in grey[1:]
+    ]
+    return [*by_length.values(), *others]

@@ -1,0 +1,86 @@
+"""conf/serve.yaml: where and how a policy is served."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from eval.config.schema import Config, ConfigError
+from policies.remote import openpi, vla_eval
+from policies.remote.fields import SIDES
+
+PROTOCOLS = (openpi.NAME, vla_eval.NAME)
+ANSWERS = ("chunk", "action")
+MAX_PORT = 65535
+
+
+@dataclass
+class ServerConfig:
+    """`server.`: how clients are served; conf/serve.yaml explains each."""
+
+    protocol: str = openpi.NAME
+    answer: str = "chunk"
+    image_sizes: list[int] = field(default_factory=lambda: [224, 256])
+    max_prompt_tokens: int | None = None
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    max_message_mb: int = 16
+    patience_s: float = 30.0
+    record: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"server.protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+        if self.answer not in ANSWERS:
+            raise ConfigError(f"server.answer must be one of {', '.join(ANSWERS)}, got {self.answer!r}")
+        if self.answer == "action" and self.protocol != vla_eval.NAME:
+            raise ConfigError(
+                f"server.answer must be chunk with server.protocol={self.protocol}, got {self.answer!r}; "
+                "vla_eval alone has clients that take one action an observation"
+            )
+        sizes = list(self.image_sizes)
+        if not sizes or len(set(sizes)) != len(sizes) or not all(size in SIDES for size in sizes):
+            raise ConfigError(f"server.image_sizes must be different sizes in pixels, got {sizes}")
+        for key, least in (("max_prompt_tokens", 1), ("max_message_mb", 1)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"server.{key} must be >= {least}, got {value}")
+        if not 0 < self.patience_s < float("inf"):
+            raise ConfigError(f"server.patience_s must be > 0, got {self.patience_s}")
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ConfigError("server.api_key_env and server.api_key_file name two keys; give one of them")
+
+
+@dataclass
+class ServeRun(Config):
+    """A run's configuration, of which policy, checkpoint, denoise, optim and seed matter here."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    server: ServerConfig = field(default_factory=ServerConfig)
+    IGNORED: ClassVar[tuple[str, ...]] = (
+        *("suite", "protocol", "runner", "tracking", "video", "shard", "resume", "record_observations"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.port <= MAX_PORT:
+            raise ConfigError(f"port must be 0 (any that is free) to {MAX_PORT}, got {self.port}")
+
+
+def read_api_key(server: ServerConfig) -> str | None:
+    """Read the key that clients must give; None where none is asked for.
+
+    Raises ConfigError for a variable that is not set, OSError for a file that is not there.
+    """
+    if server.api_key_env is not None:
+        key = os.environ.get(server.api_key_env, "")
+        where = f"server.api_key_env={server.api_key_env}"
+    elif server.api_key_file is not None:
+        key = Path(server.api_key_file).expanduser().read_text().strip()
+        where = f"server.api_key_file={server.api_key_file}"
+    else:
+        return None
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(f"{where} must hold a key of printable ASCII, it holds none; set it")
+    return key

@@ -1,0 +1,201 @@
+"""The server: accepts clients, serves each in turn, ends cleanly."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
+
+from eval.serve.doors import Client, ClientFault, Door
+from eval.serve.inference import Inference, PolicyGone
+from eval.serve.session import Session
+from policies.chunking import ActionQueue
+from policies.remote.wire import MEBIBYTE
+
+CLOSE_S = 2.0  # how long a client may take to say goodbye
+PING_S, PONG_S = 30.0, 120.0  # a client that does not answer is gone; some are busy with a simulator
+ERROR, AWAY = 1011, 1001  # websocket's statuses
+TOO_BIG = 1009
+REASON_BYTES = 120  # of a websocket's goodbye; 123 at most
+MAX_NOTES = 1000  # kept for the record
+KEY_PREFIX = "Api-Key "
+
+
+@dataclass
+class PolicyServer:
+    """Serves one policy to many clients.
+
+    Non-obvious behaviors:
+        * Browsers are refused: a page from anywhere could talk to a server on 127.0.0.1.
+        * Of one client there is at most one observation in the policy's queue, so nobody starves.
+
+    Attributes:
+        patience_s: how long a client may leave an answer unread.
+        say: prints a line.
+    """
+
+    door: Door
+    inference: Inference
+    seed: int
+    replan_steps: int
+    max_message_mb: int
+    patience_s: float
+    api_key: str | None
+    say: Callable[[str], None]
+    sessions: list[Session] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lost: str | None = None
+        self._stop = asyncio.Event()
+
+    @property
+    def lost(self) -> str | None:
+        """Why the policy cannot answer any more; None while it can."""
+        return self._lost
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stop.set()
+
+    async def run(self, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+        """Serve on a bound socket until `stop`, or until the policy is lost."""
+        log = logging.getLogger("eval.serve.handshakes")
+        log.propagate = False
+        log.handlers = [_OneLine(self._note)]
+        async with serve(
+            self._serve,
+            sock=sock,
+            process_request=self._answer_http,
+            origins=[None],
+            compression=None,
+            max_size=self.max_message_mb * MEBIBYTE,
+            max_queue=1,
+            ping_interval=PING_S,
+            ping_timeout=PONG_S,
+            close_timeout=CLOSE_S,
+            server_header=None,
+            logger=log,
+        ):
+            on_ready()
+            await self._stop.wait()
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        host, port, *_ = connection.remote_address
+        queue = ActionQueue(self.replan_steps)
+        session = Session(len(self.sessions), f"{host}:{port}", self.seed, queue)
+        self.sessions.append(session)
+        self.say(f"{session.name} is here")
+        client = Client(
+            session,
+            self._messages(connection),
+            partial(self._send, connection),
+            self.inference.infer,
+            lambda words: self._note(f"{session.name} {words}"),
+        )
+        try:
+            await self.door.serve(client)
+            session.left = "left"
+        except ClientFault as fault:
+            session.left = str(fault)
+            await self._close(connection, str(fault))
+        except ConnectionClosed as closed:
+            session.left = self._why_closed(closed)
+        except PolicyGone as gone:
+            session.left = str(gone)
+            self._lost = self._lost or str(gone)
+            await self._close(connection, str(gone))
+            self.stop()
+        finally:
+            session.left = session.left or "the server ended"
+            self.say(f"{session.name} {session.left}")
+
+    async def _messages(self, connection: ServerConnection) -> AsyncIterator[str | bytes]:
+        async for message in connection:
+            yield message
+
+    async def _send(self, connection: ServerConnection, message: bytes | str) -> None:
+        try:
+            await asyncio.wait_for(connection.send(message), self.patience_s)
+        except TimeoutError as error:
+            connection.transport.abort()
+            raise ClientFault(
+                f"did not read its answers for server.patience_s={self.patience_s:g} s"
+            ) from error
+
+    async def _close(self, connection: ServerConnection, reason: str) -> None:
+        short = reason.encode()[:REASON_BYTES].decode(errors="ignore")
+        with contextlib.suppress(ConnectionClosed, OSError):
+            await connection.close(ERROR, short)
+
+    def _why_closed(self, closed: ConnectionClosed) -> str:
+        if closed.sent is not None and closed.sent.code == TOO_BIG and not closed.rcvd_then_sent:
+            return f"sent a message of more than server.max_message_mb={self.max_message_mb} MiB"
+        if self._stop.is_set():
+            return "was told that the server ends"
+        if closed.rcvd is not None:
+            return f"closed with {closed.rcvd.code} {closed.rcvd.reason}".strip()
+        if closed.sent is not None:
+            return f"broke the protocol, or did not answer: {closed.sent.reason or closed.sent.code}"
+        return "left without a goodbye"
+
+    def _note(self, words: str) -> None:
+        line = " ".join(words.split())
+        if len(self.notes) < MAX_NOTES:
+            self.notes.append(line)
+        self.say(line)
+
+    def _answer_http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
+        """Answer plain HTTP, and refuse clients without the key; None lets a client in."""
+        path = request.path.partition("?")[0]
+        if path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "OK\n")
+        if path == "/health":
+            return _json(connection, HTTPStatus.OK, {"status": "ok"})
+        if path == "/config":
+            if path != request.path:
+                errors = {"errors": ["nothing can be changed while it serves; start it with other keys"]}
+                return _json(connection, HTTPStatus.UNPROCESSABLE_ENTITY, errors)
+            return _json(connection, HTTPStatus.OK, {"applied": {}, "config": {}})
+        if self.api_key is not None:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(), f"{KEY_PREFIX}{self.api_key}".encode()):
+                self._note(f"{connection.remote_address[0]} came without the API key")
+                return connection.respond(HTTPStatus.UNAUTHORIZED, "an API key is needed\n")
+        return None
+
+
+def _json(connection: ServerConnection, status: HTTPStatus, content: object) -> Response:
+    response = connection.respond(status, json.dumps(content) + "\n")
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    return response
+
+
+class _OneLine(logging.Handler):
+    """What websockets logs of connections that never became clients, as one line each."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self._say(f"somebody was not let in: {record.getMessage()}" + (f" ({error})" if error else ""))
+
+
+def on_signals(loop: asyncio.AbstractEventLoop, react: Callable[[signal.Signals], None]) -> None:
+    """Have the loop call `react` for SIGINT and SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, react, number)

@@ -1,0 +1,176 @@
+"""A websocket to a policy server: whole messages out and in, each within its time, every fault one line."""
+
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+)
+from websockets.sync.client import ClientConnection, connect
+
+from policies.remote.wire import MEBIBYTE, WireError, unpack
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2  # between attempts to connect
+CLOSE_S = 1.0  # how long a server may take to say goodbye
+BUSY = 503  # HTTP: not ready yet
+UNAUTHORISED = (401, 403)
+TOO_BIG = 1009  # websocket's status of a message above the limit
+MAX_LINE = 300  # characters of a server's words
+
+
+class RemoteError(ConnectionError):
+    """The policy server is not there, is late, or says something else than actions; one line."""
+
+
+class Link:
+    """One connection to a server.
+
+    Args:
+        timeout_s: how long a message may take to leave, and an answer to come.
+        max_bytes: of one message of the server's.
+    """
+
+    def __init__(self, url: str, timeout_s: float, max_bytes: int, api_key: str | None = None) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self._socket: ClientConnection | None = None
+
+    def open(self, wait_s: float) -> None:
+        """Connect, trying again for `wait_s` seconds while nobody listens or the server is not ready.
+
+        Raises:
+            RemoteError: nobody answered in that time, or somebody who is no server of this kind.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                self._socket = self._connect(max(deadline - time.monotonic(), RETRY_S))
+                return
+            except InvalidStatus as error:
+                status = error.response.status_code
+                if status in UNAUTHORISED:
+                    raise self._error(
+                        f"refuses the connection (HTTP {status}); "
+                        "name the variable that holds its key with policy.api_key_env=NAME"
+                    ) from error
+                if status != BUSY:
+                    raise self._error(
+                        f"answers with HTTP {status}, it is no policy server; correct policy.url"
+                    ) from error
+                why: Exception = error
+            except (InvalidURI, InvalidProxy) as error:
+                raise RemoteError(f"policy.url must be ws://HOST:PORT, got {self._url!r}") from error
+            except InvalidHandshake as error:
+                raise self._error(
+                    f"does not speak websocket ({_one_line(str(error))}); correct policy.url"
+                ) from error
+            except OSError as error:  # a TimeoutError is one
+                why = error
+            if time.monotonic() + RETRY_S > deadline:
+                raise self._error(
+                    f"did not open a connection in policy.connect_timeout_s={wait_s:g} s "
+                    f"({_one_line(str(why)) or type(why).__name__}); start the server, or correct policy.url"
+                ) from why
+            time.sleep(RETRY_S)
+
+    def close(self) -> None:
+        """Leave; whatever the server still had to say is lost."""
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
+    def send(self, message: bytes) -> None:
+        """Send one message; RemoteError where it did not leave in time."""
+        self._do(lambda connection: connection.send(message))
+
+    def receive(self) -> Any:
+        """Wait for one message and read it.
+
+        Raises:
+            RemoteError: it is late, too large, or not a message; or the server sent text, which is how it
+                tells of its own error.
+        """
+        message = self._do(lambda connection: connection.recv(self._timeout_s))
+        if isinstance(message, str):
+            log.error("%s sent this text:\n%s", self._url, message)
+            raise self.fault(f"sent text instead of actions: {last_line(message)}; its own log has more")
+        try:
+            return unpack(message)
+        except WireError as error:
+            raise self.fault(f"sent something else: {error}; is policy.protocol right?") from error
+
+    def fault(self, what: str) -> RemoteError:
+        """Close the connection, on which a late answer could still come, and word the error."""
+        self.close()
+        return self._error(what)
+
+    def _error(self, what: str) -> RemoteError:
+        return RemoteError(f"policy.url={self._url} {what}")
+
+    def _connect(self, open_s: float) -> ClientConnection:
+        connection = connect(
+            self._url,
+            compression=None,
+            additional_headers=self._headers,
+            proxy=None,
+            open_timeout=open_s,
+            close_timeout=CLOSE_S,
+            ping_interval=None,  # a server that compiles its first call answers no pings
+            max_size=self._max_bytes,
+        )
+        limit = struct.pack("@ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        return connection
+
+    def _do(self, action: Callable[[ClientConnection], T]) -> T:
+        if self._socket is None:
+            raise self._error("is not connected; an episode connects again at its first inference")
+        try:
+            return action(self._socket)
+        except TimeoutError as error:
+            raise self.fault(
+                f"did not answer in policy.timeout_s={self._timeout_s:g} s; raise it, or look at the server"
+            ) from error
+        except ConnectionClosed as error:
+            raise self.fault(self._why_closed(error)) from error
+        except OSError as error:
+            raise self.fault(
+                f"did not take a message ({_one_line(str(error))}); look at the server"
+            ) from error
+
+    def _why_closed(self, error: ConnectionClosed) -> str:
+        if error.sent is not None and error.sent.code == TOO_BIG and not error.rcvd_then_sent:
+            return (
+                f"sent a message of more than policy.max_message_mb={self._max_bytes // MEBIBYTE} MiB; "
+                "raise it, or look at the server"
+            )
+        said = f"{error.rcvd.code} {_one_line(error.rcvd.reason)}".strip() if error.rcvd else "no goodbye"
+        return f"closed the connection before it answered ({said}); look at the server's log"
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty: where a traceback has the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _one_line(lines[-1]) if lines else "nothing"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."

@@ -1,0 +1,247 @@
+"""RemotePolicy: asks a server for actions and holds it to what it promised.
+
+H horizon, J 7 robot action dims.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Request
+from policies.remote import fields
+from policies.remote.link import Link, RemoteError
+from policies.remote.speakers import SPEAKERS, Greeting
+from policies.remote.wire import MEBIBYTE
+
+log = logging.getLogger(__name__)
+
+SERVER, WAY = "server", "way"  # what a round trip consists of
+# what our own server says of its weights, so that a run with them compares with a local one
+WEIGHTS = ("weights_label", "weights_sha256", "norm_stats_sha256", "tokenizer_sha256")
+MAX_NUMBERS = 64  # of an array in the metadata that go into the records
+
+
+class RemotePolicy:
+    """Implements `policies.base.Policy` by a server's.
+
+    Non-obvious behaviors:
+        * It connects when it is made, and again only at an episode's first inference: a connection that is
+          lost takes its episode with it, and the run goes on.
+        * After every fault the connection is dropped, because the late answer to one observation would be
+          taken for the answer to the next.
+        * A server that comes back with other metadata is refused: the run would mix two policies.
+
+    Args:
+        url: ws://HOST:PORT.
+        label: which weights are served, in the words of whoever asks; the records' name for them.
+        protocol: openpi or vla_eval.
+        timeout_s: how long an answer may take; a server that compiles its first call needs minutes.
+        connect_timeout_s: how long to wait for the server to listen.
+        replan_steps: actions to execute of a chunk; None takes what the server says, or what the protocol's
+            own LIBERO client executes.
+        api_key_env: the environment variable that holds the server's key.
+        max_message_mb: MiB of one answer at most.
+        whole_turn: vla_eval alone: whether the state's angle goes up to 2 pi; None: as the server asks.
+
+    Raises:
+        ValueError: an argument that is not allowed.
+        RemoteError: no server there, or one that does not speak this protocol.
+    """
+
+    needs_privileged = False
+
+    def __init__(
+        self,
+        url: str,
+        label: str,
+        *,
+        name: str = "remote",
+        protocol: str = "openpi",
+        timeout_s: float = 60.0,
+        connect_timeout_s: float = 60.0,
+        replan_steps: int | None = None,
+        api_key_env: str | None = None,
+        max_message_mb: int = 16,
+        whole_turn: bool | None = None,
+    ) -> None:
+        check_options(url, label, protocol, timeout_s, connect_timeout_s, replan_steps, max_message_mb)
+        self.name = name
+        self._url, self._label, self._protocol = url, label, protocol
+        self._connect_timeout_s = connect_timeout_s
+        link = Link(url, timeout_s, max_message_mb * MEBIBYTE, read_key(api_key_env))
+        self._speaker = SPEAKERS[protocol](link, whole_turn)
+        self._link = link
+        self._served = self._connect()
+        self.cameras = self._served.cameras
+        self.replan_steps = replan_steps or self._served.replan_steps
+        self._connections = 1
+        self._episodes: dict[EpisodeKey, int] = {}  # the connection that each episode began on
+        self._warned = False
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """Ask for each request in turn.
+
+        Raises RemoteError for a server that is lost, late, or answers with anything but a chunk of finite
+        actions that is long enough.
+        """
+        return [self._infer(request) for request in requests]
+
+    def provenance(self) -> dict[str, Any]:
+        metadata = self._served.metadata
+        own = metadata.get("policy") if metadata.get("server") == fields.OWN_SERVER else None
+        weights = {key: own[key] for key in WEIGHTS if key in own} if isinstance(own, Mapping) else {}
+        return {
+            "policy": self.name,
+            "kind": "remote",
+            "url": self._url,
+            "protocol": self._protocol,
+            "label": self._label,
+            "checkpoint": self._label,
+            "weights_label": f"as {self._url} serves them",
+            **weights,
+            "replan_steps": self.replan_steps,
+            "image_size": self._served.image_size,
+            "server": metadata,
+        }
+
+    def engagement(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def close(self) -> None:
+        """Leave the server."""
+        self._link.close()
+
+    def _infer(self, request: Request) -> ActionChunk:
+        start_s = time.perf_counter()
+        if request.call == 0:
+            self._begin(request)
+        elif not self._link.is_open or self._episodes.get(request.episode) != self._connections:
+            raise RemoteError(
+                f"policy.url={self._url}: the connection on which {request.episode} began is lost; "
+                "the next episode connects again"
+            )
+        answer = self._speaker.ask(request)
+        actions_HJ = self._actions(answer)
+        total_ms = (time.perf_counter() - start_s) * 1e3
+        return ActionChunk(actions_HJ, self._split(server_ms(answer), total_ms))
+
+    def _begin(self, request: Request) -> None:
+        if not self._link.is_open:
+            again = self._connect()
+            if again != self._served:
+                before, now = self._served.metadata, again.metadata
+                keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+                raise self._link.fault(
+                    f"serves something else than when the run began ({', '.join(keys)}); start a new run"
+                )
+            self._connections += 1
+            self._episodes.clear()
+        self._episodes[request.episode] = self._connections
+        self._speaker.begin(request)
+
+    def _connect(self) -> Greeting:
+        self._link.open(self._connect_timeout_s)
+        greeting = self._speaker.greet()
+        metadata = {key: value for key, value in plain(greeting.metadata).items() if key != "client"}
+        return Greeting(metadata, greeting.cameras, greeting.image_size, greeting.replan_steps)
+
+    def _actions(self, answer: Mapping[Any, Any]) -> NDArray[np.float64]:
+        actions = answer.get("actions", answer.get("action"))
+        if isinstance(actions, list):
+            try:
+                actions = np.array(actions, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise self._link.fault(f"sent actions that are not numbers: {error}") from error
+        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu":
+            raise self._link.fault(f"sent no actions, but {fields.spell(actions)}; look at the server")
+        chunk = actions[None] if actions.shape == (ACTION_DIM,) else actions
+        if chunk.ndim != 2 or chunk.shape[1] != ACTION_DIM:
+            raise self._link.fault(
+                f"sent actions {actions.shape}, LIBERO takes (horizon, {ACTION_DIM}); is it LIBERO's policy?"
+            )
+        if len(chunk) < self.replan_steps:
+            raise self._link.fault(
+                f"sent {len(chunk)} actions, policy.replan_steps={self.replan_steps} are to be executed; "
+                f"set policy.replan_steps={max(len(chunk), 1)}"
+            )
+        if not np.isfinite(chunk).all():
+            raise self._link.fault(f"sent {int((~np.isfinite(chunk)).sum())} actions that are not finite")
+        return chunk.astype(np.float64)
+
+    def _split(self, server: float | None, total_ms: float) -> dict[str, float]:
+        """Split a round trip where the server said how long it took, and that can be true."""
+        if server is None:
+            return {}
+        if not 0 < server < total_ms:
+            if not self._warned:
+                log.warning("%s says %g ms for a round trip of %g ms; not split", self._url, server, total_ms)
+            self._warned = True
+            return {}
+        return {SERVER: server, WAY: total_ms - server}
+
+
+def check_options(
+    url: str,
+    label: str,
+    protocol: str,
+    timeout_s: float,
+    connect_timeout_s: float,
+    replan_steps: int | None,
+    max_message_mb: int,
+) -> None:
+    """Raise ValueError for an option of `RemotePolicy` that is not allowed."""
+    if not url.startswith(("ws://", "wss://")):
+        raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}")
+    if not label.strip():
+        raise ValueError("policy.label must say which weights are served; the records name them by it")
+    if protocol not in SPEAKERS:
+        raise ValueError(f"policy.protocol must be one of {', '.join(SPEAKERS)}, got {protocol!r}")
+    for key, seconds in (("timeout_s", timeout_s), ("connect_timeout_s", connect_timeout_s)):
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"policy.{key} must be > 0, got {seconds}")
+    if replan_steps is not None and replan_steps < 1:
+        raise ValueError(f"policy.replan_steps must be >= 1, or null, got {replan_steps}")
+    if max_message_mb < 1:
+        raise ValueError(f"policy.max_message_mb must be >= 1, got {max_message_mb}")
+
+
+def read_key(variable: str | None) -> str | None:
+    """Read a key from the environment; ValueError where the variable is not set."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ValueError(f"policy.api_key_env={variable} is not set; export it, or leave the key out")
+    return key
+
+
+def server_ms(answer: Mapping[Any, Any]) -> float | None:
+    """The server's own milliseconds: all of its work, or its policy's; None where it says neither."""
+    for timing in (answer.get("server_timing"), answer.get("policy_timing")):
+        ms = timing.get("infer_ms") if isinstance(timing, Mapping) else None
+        if isinstance(ms, int | float | np.floating) and math.isfinite(ms):
+            return float(ms)
+    return None
+
+
+def plain(value: Any) -> Any:
+    """Turn metadata into JSON's types; what is not one becomes text that says so."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else repr(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray) and value.size <= MAX_NUMBERS and value.dtype.kind in "biufU":
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return fields.spell(value)

@@ -1,0 +1,203 @@
+"""Messages as bytes: msgpack with NumPy arrays, in openpi's form or vla-eval's. Data is never code.
+
+openpi marks an array with keys of bytes (openpi_client/msgpack_numpy.py), vla-eval with keys of text, and has
+images of their own (vla_eval/protocol/numpy_codec.py, image_codec.py). `unpack` reads both.
+
+Non-obvious behaviors:
+    * An array that was read shares the message's memory and is read-only.
+    * A message is refused before memory is taken for what it claims to hold: counts are limited, and shapes
+      are held against the length of the data.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.remote.fields import spell
+
+MEBIBYTE = 2**20
+MAX_ITEMS = 4096  # of a list or a map, at each level; msgpack allows 500 levels
+MAX_DIMS = 8
+ARRAY_KINDS = "biufSUMm"  # of dtypes; not V, O and c, which openpi refuses too
+SCALAR_KINDS = "biuf"
+IMAGE_FORMATS = ("png", "jpeg")  # beside raw
+PIXELS = ("L", "RGB", "RGBA")  # modes of an image whose levels are bytes
+
+Value = Any
+"""What msgpack holds, and arrays and scalars of NumPy."""
+
+
+class WireError(ValueError):
+    """Bytes that are no message, or a value that has no place in one."""
+
+
+def pack_openpi(value: Value) -> bytes:
+    """Write a message in openpi's form; WireError for a dtype of kind V, O or c, or another type."""
+    return _pack(value, _openpi_form)
+
+
+def pack_vla_eval(value: Value) -> bytes:
+    """Write a message in vla-eval's form, images as plain arrays; WireError as for `pack_openpi`."""
+    return _pack(value, _vla_eval_form)
+
+
+def unpack(message: bytes) -> Value:
+    """Read a message of either form.
+
+    Raises WireError for what is not msgpack, a dtype of kind V, O or c, a shape that is not its data's, an
+    image that is not what it says, or more than `MAX_ITEMS` in a list or a map.
+    """
+    try:
+        return msgpack.unpackb(
+            message,
+            object_hook=_read,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except WireError:
+        raise
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        why = str(error) or type(error).__name__
+        raise WireError(f"these {len(message)} bytes are not a message in msgpack: {why}") from error
+
+
+def _pack(value: Value, form: Any) -> bytes:
+    try:
+        packed = msgpack.packb(value, default=form)
+    except (TypeError, OverflowError) as error:
+        raise WireError(f"a message cannot hold this: {error}") from error
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def _openpi_form(value: Value) -> Value:
+    if isinstance(value, np.ndarray):
+        _check_kind(value.dtype, ARRAY_KINDS)
+        return {
+            b"__ndarray__": True,
+            b"data": _data(value),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
+    if isinstance(value, np.generic):
+        _check_kind(value.dtype, SCALAR_KINDS)
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError(f"{type(value).__name__} has no form in msgpack")
+
+
+def _vla_eval_form(value: Value) -> Value:
+    if isinstance(value, np.ndarray):
+        _check_kind(value.dtype, SCALAR_KINDS)  # its reader takes no others
+        return {"__ndarray__": True, "data": _data(value), "dtype": value.dtype.str, "shape": value.shape}
+    if isinstance(value, np.generic):
+        _check_kind(value.dtype, SCALAR_KINDS)
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no form in msgpack")
+
+
+def _data(array: NDArray[Any]) -> memoryview | bytes:
+    """The array's bytes, without a copy where they lie in order."""
+    whole = np.ascontiguousarray(array)
+    return whole.view(np.uint8).reshape(-1).data if whole.size and whole.ndim else whole.tobytes()
+
+
+def _check_kind(dtype: np.dtype[Any], kinds: str) -> None:
+    if dtype.kind not in kinds:
+        raise WireError(f"dtype must be of a kind among {', '.join(kinds)}, got {dtype} of kind {dtype.kind}")
+
+
+def _read(fields: dict[Any, Value]) -> Value:
+    """msgpack's object_hook: a map that marks an array, a scalar or an image becomes one."""
+    for key in (bytes, _same):
+        if key(b"__ndarray__") in fields:
+            return _array(*_parts(fields, key, ("data", "dtype", "shape")))
+        if key(b"__npgeneric__") in fields:
+            return _scalar(*_parts(fields, key, ("data", "dtype")))
+    return _image(fields) if "__image__" in fields else fields
+
+
+def _same(key: bytes) -> str:
+    return key.decode()
+
+
+def _parts(fields: Mapping[Any, Value], key: Any, names: tuple[str, ...]) -> list[Value]:
+    missing = [name for name in names if key(name.encode()) not in fields]
+    if missing:
+        raise WireError(f"an array lacks {', '.join(missing)}")
+    return [fields[key(name.encode())] for name in names]
+
+
+def _dtype(name: Value, kinds: str) -> np.dtype[Any]:
+    if not isinstance(name, str) or len(name) > 16:
+        raise WireError(f"dtype must be a short text as '<f4', got {spell(name)}")
+    try:
+        dtype = np.dtype(name)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise WireError(f"dtype must be one of NumPy's, got {name!r}") from error
+    _check_kind(dtype, kinds)
+    if dtype.itemsize == 0:
+        raise WireError(f"dtype must have a size, got {name!r}")
+    return dtype
+
+
+def _shape(shape: Value) -> tuple[int, ...]:
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMS
+        or not all(type(length) is int and 0 <= length < 2**31 for length in shape)
+    ):
+        raise WireError(f"shape must be at most {MAX_DIMS} lengths from 0, got {spell(shape)}")
+    return tuple(shape)
+
+
+def _array(data: Value, dtype_name: Value, shape_list: Value) -> NDArray[Any]:
+    dtype, shape = _dtype(dtype_name, ARRAY_KINDS), _shape(shape_list)
+    if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
+        size = f"{len(data)} bytes" if isinstance(data, bytes) else spell(data)
+        raise WireError(
+            f"an array {shape} of {dtype} has {math.prod(shape) * dtype.itemsize} bytes, got {size}"
+        )
+    return np.frombuffer(data, dtype).reshape(shape) if data else np.empty(shape, dtype)
+
+
+def _scalar(data: Value, dtype_name: Value) -> np.generic:
+    dtype = _dtype(dtype_name, SCALAR_KINDS)
+    if not isinstance(data, bool | int | float):
+        raise WireError(f"a scalar of {dtype} must be a number, got {spell(data)}")
+    scalar = dtype.type(data)
+    assert isinstance(scalar, np.generic)
+    return scalar
+
+
+def _image(fields: Mapping[Any, Value]) -> NDArray[Any]:
+    """Decode vla-eval's image: whatever its file claims, it must have the shape that the message says."""
+    image_format, data, shape_list = _parts(fields, _same, ("format", "data", "shape"))
+    if image_format == "raw":
+        return _array(data, *_parts(fields, _same, ("dtype", "shape")))
+    if image_format not in IMAGE_FORMATS:
+        raise WireError(f"an image's format must be raw, png or jpeg, got {spell(image_format)}")
+    if not isinstance(data, bytes):
+        raise WireError(f"an image's data must be bytes, got {spell(data)}")
+    return _decode(data, image_format, _shape(shape_list))
+
+
+def _decode(data: bytes, image_format: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=(image_format,))  # reads the header alone
+        channels = (len(image.getbands()),) if len(shape) == 3 else ()
+        size = (image.height, image.width, *channels)
+        if size != shape or image.mode not in PIXELS:
+            raise WireError(f"an image's shape must be that of its file, {size} {image.mode}, got {shape}")
+        if math.prod(shape) > 64 * MEBIBYTE:
+            raise WireError(f"an image must have at most 64 MiB of levels, got {shape}")
+        return np.asarray(image).reshape(shape)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise WireError(f"an image is not {image_format}: {error}") from error
