@@ -22,7 +22,16 @@ from eval.render.console import print_info, report_console
 from eval.sim.stack import prepare
 from eval.specs.pi05_build import eager_policy, load
 from optim.commands import StagesRun, run_command, saved_requests
-from optim.core.scales import FP16_MAX, Amax, Scales, check_amax, default_path, linears, write_scales
+from optim.core.scales import (
+    FP16_MAX,
+    Amax,
+    Scales,
+    check_amax,
+    default_path,
+    inputs_of,
+    linears,
+    write_scales,
+)
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
@@ -122,6 +131,7 @@ def calibrate(checkpoint: Checkpoint, policy: Pi05Policy, requests: Sequence[Req
         denoise_steps=policy.denoise_steps,
         dtype=str(policy.dtype).removeprefix("torch."),
         date=datetime.now().astimezone().date().isoformat(),
+        inputs=inputs_of(checkpoint),
         amax=observe_amax(checkpoint.stages, infer_all),
     )
 

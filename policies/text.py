@@ -8,8 +8,11 @@ from typing import Any
 
 SHOWN = 10
 BRIEF = 100
-# Words that Hydra takes for themselves: with a slash, or like a file's name.
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]*/[A-Za-z0-9_./-]*|[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_]+")
+# Texts that Hydra takes as they are: with a slash, like a file's name, or a word that is no value of its own.
+_PLAIN = re.compile(
+    r"[A-Za-z0-9_.-]*/[A-Za-z0-9_./-]*|[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_]+"
+    r"|(?!(?i:null|true|false|nan|inf)\Z)[A-Za-z_][A-Za-z0-9_]*"
+)
 
 
 def pluralize(number: int | str, noun: str) -> str:

@@ -1,9 +1,12 @@
-"""FP8 scales in a file: the largest input of every linear, and the weights that it was measured with."""
+"""FP8 scales in a file: the largest input of every linear, and the weights and inputs it was measured with.
+
+Non-obvious behaviors:
+    Scales serve any number of Euler steps, form and precision: the times lie between the same ends, and what
+    the full form adds is masked.
+"""
 
 import json
-import math
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +14,18 @@ from typing import Any
 
 from torch import nn
 
-from policies.files import OUTPUTS, write_atomic
+from policies.files import OUTPUTS, read_json_object, write_atomic
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
-from policies.text import shorten
+from policies.text import brief, shell_override, shorten
 
 FP16_MAX = 65504.0
+FLOAT32_MAX = 3.4028234663852886e38
 FILE_NAME = "fp8_scales.json"  # beside the weights
 CALIBRATION = OUTPUTS / "calibration"  # for weights without a folder
+
+# Keys of a checkpoint that decide its inputs, beside those with a text or a number of their own in a command.
+_FREE = ("sizes", "norm_mode", "state_in_prompt", "state_prompt_dims", "horizon")
 
 Amax = dict[str, dict[str, float]]
 """Of each stage, each linear's largest absolute input."""
@@ -37,6 +44,7 @@ class Scales:
         form: of the policy: lean or full.
         denoise_steps: Euler steps that the denoise stage was measured over.
         dtype: of the eager stages.
+        inputs: what the stages see of an observation, see `inputs_of`.
         date: ISO.
         amax: see `Amax`.
     """
@@ -50,7 +58,26 @@ class Scales:
     denoise_steps: int
     dtype: str
     date: str
+    inputs: dict[str, Any]
     amax: Amax
+
+
+def inputs_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Collect, in plain JSON values, what decides the stages' inputs beside weights and observation."""
+    settings = checkpoint.settings
+    saved = settings.lerobot
+    eps = checkpoint.norm_stats.eps if saved is None else saved.preprocessor.normalisation.eps
+    return {
+        "cameras": list(checkpoint.dims.live_cameras),
+        "resize": "openpi" if saved is None else "lerobot",
+        "tokenizer_sha256": checkpoint.tokenizer.sha256,
+        "state_prompt_dims": settings.state_prompt_dims,
+        "state_norm": settings.state_norm,
+        "state_norm_stats_sha256": checkpoint.norm_stats.sha256 if settings.state_norm else None,
+        "state_eps": eps if settings.state_norm else None,
+        "horizon": checkpoint.dims.action_horizon,
+        "periods": list(settings.periods),
+    }
 
 
 def write_scales(path: Path, scales: Scales) -> None:
@@ -67,7 +94,7 @@ def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:
 
     Raises:
         FileNotFoundError: there are no scales.
-        ValueError: they belong to other weights, or are not one finite positive number for each linear.
+        ValueError: they belong to other weights or inputs, or are not one positive number for each linear.
     """
     file = find_scales(checkpoint, path)
     scales = _read(file, checkpoint)
@@ -76,6 +103,18 @@ def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:
         raise ValueError(
             f"weights_sha256 in {file} must be {checkpoint.weights_sha256}, got {got}: "
             f"the scales were measured with other weights; {_way_out(checkpoint)}"
+        )
+    inputs, wanted = scales.get("inputs"), inputs_of(checkpoint)
+    if inputs != wanted:
+        given = inputs if isinstance(inputs, dict) else {}
+        differ = [key for key in wanted if key not in given or given[key] != wanted[key]]
+        differ += sorted(given.keys() - wanted.keys())
+        changes = shorten(
+            f"{key} must be {brief(wanted.get(key))}, got {brief(given.get(key))}" for key in differ
+        )
+        raise ValueError(
+            f"inputs in {file}: {changes or f'must be an object, got {brief(inputs)}'}; "
+            f"the scales were measured with other inputs; {_way_out(checkpoint)}"
         )
     amax = scales.get("amax")
     if not isinstance(amax, dict) or not all(isinstance(amax.get(stage), dict) for stage in STAGES):
@@ -103,9 +142,8 @@ def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str
             f"({len(unknown)} unknown)"
         )
     for linear, value in amax.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (is_number and math.isfinite(value) and value > 0):
-            raise ValueError(f"amax.{name}[{linear!r}] must be finite and positive, got {value!r}")
+        if type(value) not in (int, float) or not 0 < value <= FLOAT32_MAX:
+            raise ValueError(f"amax.{name}[{linear!r}] must be finite and positive, got {value!r:.80}")
     return {linear: float(amax[linear]) for linear in wanted}
 
 
@@ -121,7 +159,7 @@ def find_scales(checkpoint: Checkpoint, path: str | None) -> Path:
         if not file.is_file():
             raise FileNotFoundError(
                 f"optim.scales: no file {path!r} (looked at {file.resolve()}); "
-                f"{calibrate_command(checkpoint)} calibrate.output={shlex.quote(path)} makes it"
+                f"{calibrate_command(checkpoint)} {shell_override('calibrate.output', path)} makes it"
             )
         return file
     places = _places(checkpoint)
@@ -143,11 +181,16 @@ def default_path(checkpoint: Checkpoint) -> Path:
 def calibrate_command(checkpoint: Checkpoint) -> str:
     """Spell the command that measures the scales of a checkpoint."""
     config = checkpoint.config
-    words = ["python", "-m", "optim.calibrate", f"checkpoint={config.name}"]
-    for key in ("path", "revision", "tokenizer", "norm_stats", "seed"):
+    words = ["python", "-m", "optim.calibrate", shell_override("checkpoint", config.name)]
+    for key in ("path", "revision", "tokenizer", "norm_stats"):
         if value := getattr(config, key):
-            words.append(f"checkpoint.{key}={value}")
-    return shlex.join(words)
+            words.append(shell_override(f"checkpoint.{key}", value))
+    if config.seed:
+        words.append(f"checkpoint.seed={config.seed}")
+    if checkpoint.origins is not None:  # of keys that the command line changed
+        changed = [key for key in _FREE if key not in checkpoint.origins]
+        words += [f"checkpoint.{key}={brief(getattr(config, key))}" for key in changed]
+    return " ".join(words)
 
 
 def _places(checkpoint: Checkpoint) -> list[Path]:
@@ -159,12 +202,9 @@ def _places(checkpoint: Checkpoint) -> list[Path]:
 
 def _read(file: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     try:
-        scales = json.loads(file.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{file} is not JSON: {error}; {_way_out(checkpoint)}") from error
-    if not isinstance(scales, dict):
-        raise ValueError(f"{file} must be a JSON object, got {scales!r:.80}; {_way_out(checkpoint)}")
-    return scales
+        return read_json_object(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_way_out(checkpoint)}") from error
 
 
 def _way_out(checkpoint: Checkpoint) -> str:

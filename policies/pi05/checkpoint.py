@@ -63,6 +63,7 @@ class Checkpoint:
     weights_label: str  # the folder, or RANDOM WEIGHTS; tables must show it
     device: torch.device
     dtype: torch.dtype
+    origins: Mapping[str, str] | None = None  # of keys of `config`, as `load_checkpoint` got them
 
     def preprocess(self, prompt_multiple: int = 1) -> Preprocess:
         """Build the preprocessing that these weights were trained with; `prompt_multiple` as there."""
@@ -150,7 +151,17 @@ def load_checkpoint(
         both = Stated("embed_tokens", f"{weights.name} stores lm_head too; lerobot reads embed_tokens")
         settings = replace(settings, stated={**settings.stated, "embedding": both})
     return Checkpoint(
-        config, settings, dims, stages, tokenizer, norm_stats, weights_sha256, str(folder), device, dtype
+        config,
+        settings,
+        dims,
+        stages,
+        tokenizer,
+        norm_stats,
+        weights_sha256,
+        str(folder),
+        device,
+        dtype,
+        origins,
     )
 
 
@@ -193,6 +204,7 @@ def _load_random(
         f"RANDOM WEIGHTS ({config.sizes})",
         device,
         dtype,
+        origins,
     )
 
 

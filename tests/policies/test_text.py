@@ -38,7 +38,18 @@ def test_a_value_in_a_message_is_one_short_line() -> None:
 
 
 TEXTS = [
-    *("/data/weights", "tokenizer.model", "openpi/pi05", "main", "null", "2026_11", "1e5", "true", "nan"),
+    *(
+        "/data/weights",
+        "tokenizer.model",
+        "openpi/pi05",
+        "main",
+        "null",
+        "2026_11",
+        "1e5",
+        "true",
+        "NaN",
+        "inf",
+    ),
     *("/data/my weights", "a,b", "it's", "'", '"', "a=b", "~/x", "$HOME", "${oc.env:HOME}", "`id`", "; id"),
     *(
         "back\\slash",

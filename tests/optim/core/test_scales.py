@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from optim.core.scales import (
     Scales,
     calibrate_command,
     default_path,
+    inputs_of,
     linears,
     load_scales,
     write_scales,
@@ -54,6 +56,7 @@ def scales_of(checkpoint: Checkpoint) -> Scales:
         denoise_steps=2,
         dtype="float32",
         date="2026-11-23",
+        inputs=inputs_of(checkpoint),
         amax={
             name: {linear: 1.0 + i for i, linear in enumerate(linears(stage))}
             for name, stage in checkpoint.stages.items()
@@ -109,7 +112,8 @@ def test_missing_scales_are_refused_with_the_places_and_the_command(
 def test_the_command_names_what_differs_between_checkpoints(small: Checkpoint) -> None:
     assert calibrate_command(small) == COMMAND
     seeded = replace(small, config=replace(small.config, seed=3, tokenizer="my file.model"))
-    assert calibrate_command(seeded) == f"{COMMAND} 'checkpoint.tokenizer=my file.model' checkpoint.seed=3"
+    tokenizer = shlex.quote("checkpoint.tokenizer='my file.model'")
+    assert calibrate_command(seeded) == f"{COMMAND} {tokenizer} checkpoint.seed=3"
 
 
 def test_scales_of_other_weights_are_refused_with_the_command(small: Checkpoint, tmp_path: Path) -> None:
@@ -117,6 +121,67 @@ def test_scales_of_other_weights_are_refused_with_the_command(small: Checkpoint,
     write_scales(path, replace(scales_of(small), weights_sha256="0" * 64))
     with pytest.raises(ValueError, match=f"must be {small.weights_sha256}, got {'0' * 64}.*{COMMAND}"):
         load_scales(small, str(path))
+
+
+def test_the_command_repeats_the_keys_that_the_command_line_changed(small: Checkpoint) -> None:
+    config = replace(small.config, norm_mode="mean_std", state_in_prompt=True, state_prompt_dims=8)
+    assumed = dict.fromkeys(("sizes", "horizon"), "assumed by checkpoint=random_small")
+    command = calibrate_command(replace(small, config=config, origins=assumed))
+    changed = [
+        "checkpoint.norm_mode=mean_std",
+        "checkpoint.state_in_prompt=true",
+        "checkpoint.state_prompt_dims=8",
+    ]
+    assert shlex.split(command) == [*COMMAND.split(), *changed]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: replace(c, dims=replace(c.dims, masked_cameras=c.dims.cameras[1:])),
+            r'cameras must be \["base_0_rgb"\], got \["base_0_rgb", "left_wrist_0_rgb"\]',
+        ),
+        (
+            lambda c: replace(c, dims=replace(c.dims, cameras=tuple(reversed(c.dims.cameras)))),
+            r'cameras must be \["left_wrist_0_rgb", "base_0_rgb"\], got',
+        ),
+        (
+            lambda c: replace(c, dims=replace(c.dims, action_horizon=50)),
+            "horizon must be 50, got 10",
+        ),
+        (
+            lambda c: replace(c, settings=replace(c.settings, periods=(0.004, 2.0))),
+            r"periods must be \[0.004, 2.0\], got \[0.004, 4.0\]",
+        ),
+        (
+            lambda c: replace(c, settings=replace(c.settings, state_norm="quantile", state_prompt_dims=8)),
+            "state_prompt_dims must be 8, got 0, state_norm must be quantile, got null, state_norm_stats",
+        ),
+    ],
+)
+def test_scales_of_other_inputs_are_refused_by_what_differs(
+    change: Callable[[Checkpoint], Checkpoint], message: str, small: Checkpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "scales.json"
+    write_scales(path, scales_of(small))
+    pattern = rf"inputs in .*scales\.json: {message}.*measured with other inputs; .*{COMMAND}"
+    with pytest.raises(ValueError, match=pattern):
+        load_scales(change(small), str(path))
+
+
+def test_scales_that_do_not_say_their_inputs_are_refused(small: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "scales.json"
+    for inputs, said in (
+        (None, "cameras must be"),
+        ([], "cameras must be"),
+        ({"x": 1}, "x must be null, got 1"),
+    ):
+        write_scales(path, scales_of(small))
+        raw = {**json.loads(path.read_text()), "inputs": inputs}
+        path.write_text(json.dumps(raw))
+        with pytest.raises(ValueError, match=rf"inputs in .*{said}.*{COMMAND}"):
+            load_scales(small, str(path))
 
 
 def _set(stage: str, linear: str, value: Any) -> Edit:
@@ -134,6 +199,8 @@ def _set(stage: str, linear: str, value: Any) -> Edit:
         (_set("vision", "projector", math.nan), "got nan"),
         (_set("vision", "projector", "1"), "got '1'"),
         (_set("vision", "projector", True), "got True"),
+        (_set("vision", "projector", 10**400), "must be finite .*, got 1000"),
+        (_set("vision", "projector", 1e39), r"must be finite and positive, got 1e\+39"),
         (lambda raw: raw["amax"].pop("denoise"), "must have vision, prefix, denoise"),
         (lambda raw: raw.pop("amax"), "must have vision, prefix, denoise, each with its linears, got None"),
         (lambda raw: raw.pop("weights_sha256"), "weights_sha256 .* got None"),
