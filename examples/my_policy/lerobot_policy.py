@@ -90,6 +90,8 @@ class LeRobotPolicy:
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+        if live_episodes < 1:
+            raise ValueError(f"policy.args.live_episodes must be >= 1, got {live_episodes}")
         self.device = find_device(device, "policy.args.device")
         folder = find_folder(path, revision)
         self._config = adapt(PreTrainedConfig.from_pretrained(folder), str(self.device), config or {})
