@@ -1,9 +1,10 @@
 """Compose configurations with Hydra outside of a Hydra job."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from eval.config import schema
 from eval.config.groups import CONF
@@ -19,11 +20,26 @@ def configure(overrides: Sequence[str], typed: Sequence[str] | None = None) -> C
 
     Raises ConfigError, among others, for a `_target_` that the record alone names.
     """
-    schema.register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        cfg = compose("config", list(overrides))
+    cfg = compose_run(overrides)
     if typed is not None:
         refuse_recorded_targets(cfg, typed)
+    return check(cfg)
+
+
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """Compose what `python -m eval` would run with these overrides."""
+    schema.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def check(cfg: DictConfig) -> Config:
+    """Convert to dataclasses; ConfigError for a value out of range, or a key without a value."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """In dicts, lists and scalars, for run.json."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.console import Console
+
 from eval.episodes.plan import Plan
 from eval.records.engagement import Engagement, at_least, faults, join
 from eval.records.reader import Run
@@ -16,7 +18,7 @@ from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.video import video_name
 from eval.records.writer import RunWriter
 from eval.runners.progress import Progress
-from eval.tracking.base import SafeTracker
+from eval.tracking.base import RecordsTracker
 from policies.base import EpisodeKey
 
 log = logging.getLogger(__name__)
@@ -36,16 +38,18 @@ class RunRecorder:
         run_info: everything in run.json except the outcome.
         engagement: counts how the policy's stages have served so far in this process.
         earlier: what earlier processes of this run recorded; None for a new run.
+        console: shows the progress; stderr by default.
     """
 
     def __init__(
         self,
         plan: Plan,
         writer: RunWriter,
-        tracker: SafeTracker,
+        tracker: RecordsTracker,
         run_info: Mapping[str, Any],
         engagement: Callable[[], Engagement],
         earlier: Run | None = None,
+        console: Console | None = None,
     ) -> None:
         self.plan = plan
         self.writer = writer
@@ -63,7 +67,7 @@ class RunRecorder:
         if earlier:
             self._served = dict.fromkeys(stage for record in earlier.inferences for stage in record.backends)
             self._engaged_before = at_least(earlier.run.get("engagement") or {}, earlier.inferences)
-        self._progress = Progress(plan.num_episodes, label=plan.weights_label, earlier=done)
+        self._progress = Progress(plan.num_episodes, console, plan.weights_label, done)
 
     def __enter__(self) -> Self:
         self.write_run()

@@ -52,6 +52,12 @@ class Tracker(Protocol):
         ...
 
 
+class RecordsTracker(Tracker, Protocol):
+    """A tracker that says what stopped it."""
+
+    error: str | None
+
+
 class NullTracker:
     """Mirrors nothing."""
 

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from eval.app import CONF
-from eval.cli import plain
+from eval.config.compose import plain
 from eval.config.schema import register
 from eval.records.folders import RUN_FILE
 from eval.records.reader import read_run
@@ -196,7 +196,7 @@ def test_a_finished_run_is_shown_again_and_nothing_is_loaded(
         about = {"config": config, "overrides": overrides, "episodes": [planned], "finished": True}
         writer.write_run(run_json | about)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("cli.choose_tasks", "cli._tracker", "cli.reopen", "runners.open.open_runner"):
+    for name in ("session.choose_tasks", "cli._tracker", "session.reopen", "runners.open.open_runner"):
         monkeypatch.setattr(f"eval.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
     command_line(f"resume={folder}")
     out, err = capfd.readouterr()

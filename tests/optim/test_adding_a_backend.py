@@ -8,8 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from eval.app import CONF
+from eval.config.compose import check
 from eval.config.schema import register
-from eval.config.tasks import check
 from eval.specs.choose import make_spec
 from tests.optim.small import random_request
 

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from eval.app import CONF
+from eval.config.compose import check
 from eval.config.schema import Config, ConfigError, register
-from eval.config.tasks import check
 from eval.sim.tasks import SUITES
 from policies.pi05.dims import STAGES
 from policies.pi05.weight_files import file_sha256

@@ -94,7 +94,8 @@ class Hub(Handler):
 
     def _sibling(self, name: str) -> dict[str, Any]:
         content = self.files[name]
-        sibling = {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+        blob = hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
+        sibling = {"rfilename": name, "size": len(content), "blobId": blob}
         if name.endswith(".safetensors"):
             sha256 = hashlib.sha256(content).hexdigest()
             sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}

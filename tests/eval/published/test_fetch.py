@@ -1,26 +1,37 @@
 """Fetching: what is wanted arrives whole, once, and from one version of the source."""
 
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from eval.published import sources
-from eval.published.fetch import Listing, Refused, fetch, list_wanted, refuse_too_large, write_bytes
-from eval.published.sources import (
+from eval.published import fetch as fetch_module
+from eval.published.fetch import (
     PARTIAL,
-    Advance,
+    Listing,
+    Refused,
+    fetch,
+    list_wanted,
+    refuse_too_large,
+    write_bytes,
+)
+from eval.published.sources import (
     FsspecSource,
     HubSource,
     RemoteFile,
     Unavailable,
     connect_bucket,
-    file_digest,
+    file_digests,
     open_source,
     refuse_unreachable,
 )
 from tests.eval.published.conftest import Mirror
-from tests.eval.published.servers import Bucket, Hub, serving
+from tests.eval.published.servers import COMMIT, Bucket, Hub, serving
 
 FILES = {"a/one": b"1" * 2500, "a/two": b"2", "b/three": b"333"}
 
@@ -35,20 +46,38 @@ def arrived(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
 
 
-class Damaged:
-    """Lists a file with the SHA-256 of another content, or a size that does not arrive."""
+CONTENT = b"content"
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
-    url = "fake://damaged"
 
-    def __init__(self, file: RemoteFile) -> None:
-        self.file = file
+class Fake:
+    """Lists a file; gives `content` for it, two bytes at a time, up to where `stop` raises."""
+
+    url = "fake://source"
+
+    def __init__(self, file: RemoteFile, content: bytes = CONTENT) -> None:
+        self.file, self.content = file, content
+        self.stop: Callable[[int], None] = lambda start: None
+        self.starts: list[int] = []
 
     def list_files(self) -> list[RemoteFile]:
         return [self.file]
 
-    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / file.path).write_bytes(b"content")
+    def read(self, file: RemoteFile, start: int, end: int) -> bytes:
+        self.stop(start)
+        self.starts.append(start)
+        return self.content[start : min(end, start + 2)]
+
+    def listing(self, folder: Path) -> Listing:
+        return list_wanted(self, folder / "source", folder / "source.json", ("*",), ())
+
+
+def interrupt_at(start: int) -> Callable[[int], None]:
+    def stop(here: int) -> None:
+        if here == start:
+            raise KeyboardInterrupt
+
+    return stop
 
 
 def test_wanted_files_arrive_and_others_do_not(mirror: Mirror, tmp_path: Path) -> None:
@@ -61,15 +90,140 @@ def test_wanted_files_arrive_and_others_do_not(mirror: Mirror, tmp_path: Path) -
     assert listing(url, tmp_path).missing == []
 
 
-def test_a_download_that_broke_off_goes_on_where_it_was(mirror: Mirror, tmp_path: Path) -> None:
-    url = mirror(FILES)
-    listed = listing(url, tmp_path)
-    partial = tmp_path / "source" / f"a/one{PARTIAL}"
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(b"x" * 2400)
-    assert listed.missing_bytes == 101
-    fetch(open_source(url), listed)
-    assert arrived(tmp_path)["a/one"] == b"x" * 2400 + b"1" * 100
+def test_a_download_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    source.stop = interrupt_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(source, source.listing(tmp_path))
+    assert arrived(tmp_path) == {f"file{PARTIAL}": b"cont"}
+    source.stop = interrupt_at(-1)
+    listed = source.listing(tmp_path)
+    assert listed.missing_bytes == 3
+    fetch(source, listed)
+    assert arrived(tmp_path) == {"file": CONTENT}
+    assert source.starts == [0, 2, 4, 6]
+
+
+def test_without_a_published_hash_a_download_that_broke_off_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Fake(RemoteFile("file", 7, ""))
+    source.stop = interrupt_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(source, source.listing(tmp_path))
+    (tmp_path / "source" / f"file{PARTIAL}").write_bytes(b"XXXX")  # what a loss of power may leave
+    source.stop = interrupt_at(-1)
+    listed = source.listing(tmp_path)
+    assert listed.missing_bytes == 7
+    fetch(source, listed)
+    assert arrived(tmp_path) == {"file": CONTENT}
+    said = capsys.readouterr().err
+    assert "fake://source publishes no hash of 1 file (file): size alone can be checked" in said
+    record = json.loads((tmp_path / "source.json").read_text())
+    assert record["checked"]["file"]["sha256"] == SHA256
+
+
+def test_a_damaged_part_does_not_get_the_files_name(tmp_path: Path) -> None:
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    source.stop = interrupt_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(source, source.listing(tmp_path))
+    (tmp_path / "source" / f"file{PARTIAL}").write_bytes(b"XXXX")
+    source.stop = interrupt_at(-1)
+    with pytest.raises(Refused, match=r"file arrived damaged, with sha256:.* instead of sha256:"):
+        fetch(source, source.listing(tmp_path))
+    assert arrived(tmp_path) == {}
+    fetch(source, source.listing(tmp_path))
+    assert arrived(tmp_path) == {"file": CONTENT}
+
+
+def test_a_part_of_another_version_is_dropped(tmp_path: Path) -> None:
+    old, new = Fake(RemoteFile("file", 7, "1", SHA256)), Fake(RemoteFile("file", 7, "2", SHA256))
+    old.content = b"CONTENT"
+    old.stop = interrupt_at(6)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(old, old.listing(tmp_path))
+    fetch(new, new.listing(tmp_path))
+    assert arrived(tmp_path) == {"file": CONTENT}
+
+
+@pytest.mark.parametrize("step", ["hash", "rename"])
+def test_a_file_whose_check_was_interrupted_is_checked_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    listed, rename = source.listing(tmp_path), Path.replace
+
+    def interrupt(path: Path, argument: object) -> Path:
+        if step == "rename" and path.suffix != PARTIAL:
+            return rename(path, str(argument))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if step == "hash":
+            patched.setattr(fetch_module, "file_digests", interrupt)
+        else:
+            patched.setattr(Path, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(source, listed)
+    partial = tmp_path / "source" / f"file{PARTIAL}"
+    assert partial.is_file()
+    partial.write_bytes(b"damaged")
+    listed = source.listing(tmp_path)
+    assert listed.missing == [source.file]
+    with pytest.raises(Refused, match="file arrived damaged"):
+        fetch(source, listed)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    rename = Path.replace
+    monkeypatch.setattr(fetch_module, "sync", lambda path: events.append(f"sync {path.name}"))
+
+    def replace_path(path: Path, target: Path) -> Path:
+        events.append(f"rename {path.name}")
+        return rename(path, target)
+
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    listed = source.listing(tmp_path)
+    monkeypatch.setattr(Path, "replace", replace_path)
+    fetch(source, listed)
+    of_the_file = [event for event in events if not event.endswith(".tmp")]
+    assert of_the_file == [*["sync file.partial"] * 4, "rename file.partial", "sync source"]
+
+
+@pytest.mark.parametrize("digest", [None, SHA256])
+def test_a_file_of_the_right_size_that_nobody_checked_is_not_trusted(
+    tmp_path: Path, digest: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Fake(RemoteFile("file", 7, "", digest))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"damaged")
+    listed = source.listing(tmp_path)
+    assert listed.missing == [source.file]
+    assert "is not known to be what fake://source holds: it is fetched again" in capsys.readouterr().err
+    fetch(source, listed)
+    assert arrived(tmp_path) == {"file": CONTENT}
+
+
+def test_a_file_that_was_written_to_since_it_was_checked_is_fetched_again(tmp_path: Path) -> None:
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    fetch(source, source.listing(tmp_path))
+    path = tmp_path / "source" / "file"
+    os.utime(path, (1, 1))
+    assert source.listing(tmp_path).missing == []  # touched, and hashed again
+    path.write_bytes(b"damaged")
+    assert source.listing(tmp_path).missing == [source.file]
+
+
+@pytest.mark.parametrize("content", [b"", b"ten bytes!"])
+def test_a_source_that_gives_another_size_than_it_lists_is_one_line(tmp_path: Path, content: bytes) -> None:
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    source.read = lambda file, start, end: content  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match=rf"file gave {len(content)} of 7 bytes at 0 of 7"):
+        fetch(source, source.listing(tmp_path))
 
 
 def test_a_source_that_changed_is_refused(mirror: Mirror, tmp_path: Path) -> None:
@@ -116,30 +270,80 @@ def test_what_is_here_already_needs_no_server(
         listing(url, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("size", "digest", "problem"),
-    [(7, f"sha256:{'0' * 64}", "instead of sha256:000"), (8, None, "7 bytes instead of 8")],
-)
-def test_a_file_that_arrives_damaged_is_refused_and_removed(
-    tmp_path: Path, size: int, digest: str | None, problem: str
-) -> None:
-    source = Damaged(RemoteFile("file", size, "", digest))
-    listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ())
-    with pytest.raises(Refused, match=f"file arrived damaged, with .*{problem}"):
-        fetch(source, listed)
+@pytest.mark.parametrize("algorithm", ["sha256", "crc32c", "git-sha1"])
+def test_a_file_that_arrives_damaged_is_refused_and_removed(tmp_path: Path, algorithm: str) -> None:
+    (tmp_path / "other").write_bytes(b"damaged")
+    digest = file_digests(tmp_path / "other", [algorithm])[algorithm]
+    source = Fake(RemoteFile("file", 7, "", digest))
+    with pytest.raises(Refused, match=f"file arrived damaged, with {algorithm}:.* instead of {algorithm}:"):
+        fetch(source, source.listing(tmp_path))
     assert arrived(tmp_path) == {}
+    source.content = b"damaged"
+    fetch(source, source.listing(tmp_path))
+    assert arrived(tmp_path) == {"file": b"damaged"}
 
 
-def test_files_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
-    source = Damaged(RemoteFile("a/../../file", 7, ""))
-    with pytest.raises(Refused, match=r"lists files outside of itself: a/\.\./\.\./file"):
-        list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ())
+OUTSIDE = ["a/../../file", "..", "/etc/file", "//file", "", ".", "a\0b"]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_files_outside_of_the_folder_are_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(Refused, match="fake://source lists files outside of itself: "):
+        Fake(RemoteFile(path, 7, "")).listing(tmp_path)
+    assert not (tmp_path / "source.json").exists()
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_a_record_of_files_outside_of_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    source = Fake(RemoteFile("file", 7, "", SHA256))
+    fetch(source, source.listing(tmp_path))
+    record = tmp_path / "source.json"
+    content = json.loads(record.read_text())
+    content["files"][0]["path"] = path
+    record.write_text(json.dumps(content))
+    with pytest.raises(Refused, match="lists files outside of itself"):
+        source.listing(tmp_path)
+
+
+def test_a_copy_that_was_only_touched_is_the_same_and_one_of_the_same_size_is_not(tmp_path: Path) -> None:
+    source, folder = tmp_path / "copy", tmp_path / "p"
+    source.mkdir()
+    (source / "file").write_bytes(CONTENT)
+    for in_place, place in ((True, source), (False, folder / "source")):
+        record = folder / f"{in_place}.json"
+
+        def again(place: Path = place, record: Path = record, in_place: bool = in_place) -> Listing:
+            client = open_source(f"file://{source}")
+            listed = list_wanted(client, place, record, ("*",), (), in_place=in_place)
+            fetch(client, listed)
+            return listed
+
+        again()
+        (folder / "run").mkdir(exist_ok=True)
+        os.utime(source / "file", (1, 1))
+        assert again().missing == []
+        (source / "file").write_bytes(b"CONTENT")
+        with pytest.raises(Refused, match=r"has changed since .* \(file\); give another --folder"):
+            again()
+        assert (source / "file").read_bytes() == b"CONTENT"
+        (source / "file").write_bytes(CONTENT)
+
+
+def test_a_hash_tells_a_new_content_where_the_tag_does_not(tmp_path: Path) -> None:
+    source = Fake(RemoteFile("file", 7, "tag", SHA256))
+    fetch(source, source.listing(tmp_path))
+    file = source.file
+    source.file = replace(file, etag="another")
+    assert source.listing(tmp_path).missing == []
+    source.file = replace(file, digest=f"sha256:{'0' * 64}")
+    with pytest.raises(Refused, match="has changed since"):
+        source.listing(tmp_path)
 
 
 def test_a_disk_without_room_is_refused_with_the_sizes(tmp_path: Path) -> None:
     files = (RemoteFile("one", 10**18, ""), RemoteFile("two", 1, ""))
     with pytest.raises(Refused) as refused:
-        refuse_too_large([Listing("fake://", tmp_path, files)], tmp_path, 10**9)
+        refuse_too_large([Listing("fake://", tmp_path, tmp_path / "r.json", files)], tmp_path, 10**9)
     said = str(refused.value)
     assert said.startswith(
         f"2 files, 1000000000.0 GB to fetch into {tmp_path}, 1.0 GB more to convert them, but"
@@ -191,13 +395,14 @@ def test_a_bucket_is_read_without_an_account_and_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gcsfs")
-    monkeypatch.setattr(sources, "BLOCK", 1000)
+    monkeypatch.setattr(fetch_module, "BLOCK", 1000)
     with serving(Bucket, {f"folder/{name}": content for name, content in FILES.items()}) as (url, seen):
         source = FsspecSource("gs://b/folder", lambda name: connect_bucket(name, url), url)
         listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("a/*",), ())
         fetch(source, listed)
     assert arrived(tmp_path) == {"a/one": FILES["a/one"], "a/two": FILES["a/two"]}
-    assert listed.files[0].digest == file_digest(tmp_path / "source" / "a/one", "crc32c")
+    crc32c = file_digests(tmp_path / "source" / "a/one", ["crc32c"])
+    assert listed.files[0].digest == crc32c["crc32c"]
     assert [
         line.rpartition("=")[2] for line in seen if line.endswith(tuple("0123456789")) and "a/one" in line
     ] == [
@@ -207,7 +412,10 @@ def test_a_bucket_is_read_without_an_account_and_in_blocks(
     ]
 
 
-def test_the_hub_is_asked_for_one_commit_and_the_hash_is_checked(tmp_path: Path) -> None:
+def test_the_hub_is_asked_for_one_commit_in_blocks_and_each_file_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "BLOCK", 1000)
     files = {"config.json": b"{}", "model.safetensors": b"1" * 2500, "README.md": b"#"}
     with serving(Hub, files) as (url, seen):
         source = HubSource("hf://o/m", url)
@@ -215,6 +423,32 @@ def test_the_hub_is_asked_for_one_commit_and_the_hash_is_checked(tmp_path: Path)
         listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", wanted, wanted)
         fetch(source, listed)
     assert [(tmp_path / "source" / name).read_bytes() for name in wanted[:1]] == [b"{}"]
-    weights = tmp_path / "source" / "model.safetensors"
-    assert listed.files[1].digest == file_digest(weights, "sha256")
+    for file, algorithm in zip(listed.files, ("git-sha1", "sha256"), strict=True):
+        assert file.digest == file_digests(tmp_path / "source" / file.path, [algorithm])[algorithm]
+    assert [line.rpartition("=")[2] for line in seen if line.startswith("GET") and "safetensors" in line] == [
+        "0-999",
+        "1000-1999",
+        "2000-2499",
+    ]
     assert not any("README" in line for line in seen)
+
+
+def test_a_hub_that_breaks_off_is_one_line_and_what_arrived_is_kept(tmp_path: Path) -> None:
+    files = {"model.safetensors": b"1" * 2500}
+    with serving(Hub, files) as (url, _):
+        source = HubSource("hf://o/m", url)
+        listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ())
+        listed.partial(listed.files[0]).parent.mkdir()
+        listed.partial(listed.files[0]).write_bytes(b"1" * 2000)
+        assert listed.missing_bytes == 500
+    with pytest.raises(Unavailable, match=r"hf://o/m: model\.safetensors broke off: ") as broken:
+        fetch(source, listed)
+    assert len(str(broken.value).splitlines()) == 1
+    with serving(Hub, files) as (url, seen):
+        source = HubSource("hf://o/m", url)
+        assert tuple(source.list_files()) == listed.files
+        fetch(source, listed)
+        assert [line for line in seen if "resolve" in line] == [
+            f"GET /o/m/resolve/{COMMIT}/model.safetensors bytes=2000-2499"
+        ]
+    assert arrived(tmp_path) == files

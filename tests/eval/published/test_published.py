@@ -18,29 +18,44 @@ SMALL = ROOT / "tests" / "parity" / "lerobot_small"
 
 
 class Runs:
-    """Runs no process: writes a run of the job's suite; some are `broken` or `interrupted`."""
+    """Runs no process: writes a run of the job's suite; some are `broken` or `interrupted`.
 
-    def __init__(self, broken: str = "none", interrupted: str = "none", failures: int = 0) -> None:
+    Args:
+        failures: of the episodes of each suite.
+        differs: overrides of what is evaluated in truth.
+    """
+
+    def __init__(
+        self, broken: str = "none", interrupted: str = "none", failures: int = 0, differs: Sequence[str] = ()
+    ) -> None:
         self.seen: list[dict[str, str]] = []
         self._broken, self._interrupted, self._failures = broken, interrupted, failures
+        self._differs = differs
 
     def __call__(self, arguments: list[str], log: Path) -> int:
         chosen = parse(arguments)
         self.seen.append(chosen)
         if "resume" in chosen:
-            path = Path(chosen["resume"], "run.json")
-            path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
+            self._write(Path(chosen["resume"]), Path(chosen["resume"]).name, self._config)
             return 0
         suite, folder = chosen["suite"], Path(chosen["hydra.run.dir"])
         if suite == self._broken:
             with log.open("a") as file:
                 file.write("error: no memory\n")
             return 1
+        config = recorded_config([*arguments, *self._differs])
         if suite == self._interrupted:
-            write_run(folder, count=5, suite=suite, run={"finished": False})
+            run = {"finished": False, "planned_episodes": OFFICIAL_EPISODES, "config": config}
+            write_run(folder, count=20, suite=suite, run=run, checkpoint=config["checkpoint"]["name"])
             raise KeyboardInterrupt
-        write_run(folder, count=OFFICIAL_EPISODES, suite=suite, failures=range(self._failures))
+        self._write(folder, config)
         return 0
+
+    def _write(self, folder: Path, config: Mapping[str, Any]) -> None:
+        checkpoint = config["checkpoint"]["name"]
+        suite, failures = config["suite"]["name"], range(self._failures)
+        run = {"config": config}
+        write_run(folder, count=OFFICIAL_EPISODES, suite=suite, failures=failures, run=run, checkpoint=checkpoint)
 
     @property
     def suites(self) -> list[str]:

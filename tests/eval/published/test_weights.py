@@ -36,7 +36,8 @@ def step(tmp_path: Path) -> Path:
 
 
 def listing(folder: Path, names: Sequence[str] = ()) -> Listing:
-    return Listing(str(folder), folder, tuple(RemoteFile(name, 10, "") for name in names))
+    files = tuple(RemoteFile(name, 10, "") for name in names)
+    return Listing(str(folder), folder, folder / "source.json", files)
 
 
 def test_weights_are_converted_once(step: Path, tmp_path: Path) -> None:

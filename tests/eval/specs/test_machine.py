@@ -8,10 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from eval.app import CONF
-from eval.cli import plain
+from eval.config.compose import check, plain
 from eval.config.groups import backend_name, options, policy_label, recipe
 from eval.config.schema import Config, register
-from eval.config.tasks import check
 from eval.specs.machine import explain
 from eval.specs.pi05_build import choose_backends
 from optim.base import CannotRun

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from eval.config.compose import configure
 from eval.jobs.check import Reason
 from eval.records.sweep import SWEEP_FILE
 from eval.sweep.cli import RunJob, main
@@ -21,6 +23,11 @@ def parse(arguments: list[str]) -> dict[str, str]:
     assert not any(override.is_sweep_override() for override in parsed)
     chosen = OmegaConf.create({override.get_key_element(): override.value() for override in parsed})
     return {str(key): str(value) for key, value in chosen.items()}
+
+
+def recorded_config(arguments: list[str]) -> dict[str, Any]:
+    """What a job records of its configuration in run.json."""
+    return asdict(configure([text for text in arguments if not text.startswith("hydra.")]))
 
 
 class Jobs:
@@ -44,7 +51,8 @@ class Jobs:
             return 1
         steps = int(chosen["denoise.steps"])
         if policy == self._interrupted:
-            write_run(folder, policy=policy, steps=steps, count=5, run={"finished": False})
+            run = {"finished": False, "config": recorded_config(arguments)}
+            write_run(folder, policy=policy, steps=steps, count=5, run=run)
             raise KeyboardInterrupt
         write_run(folder, policy=policy, steps=steps, count=20)
         return 0

@@ -98,7 +98,7 @@ def test_the_machine_is_asked_in_a_process_of_its_own(
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["policy=oracle", "denoise.steps=3"], "policy=oracle has no checkpoint and no denoise steps"),
+        (["policy=oracle", "denoise.steps=3"], "policy=oracle has no stages, checkpoint or denoise steps"),
         (["policy=native_fp8", "policy.device=cpu"], "needs an NVIDIA GPU"),
         (["policy=baseline", "runner.workers=2"], "runner=local does not read runner.workers=2"),
     ],

@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor
 
 from eval.app import CONF
+from eval.config.compose import check
 from eval.config.schema import register
-from eval.config.tasks import check
 from eval.episodes.rollout import ServedChunk
 from eval.runners.ray import serving
 from eval.runners.ray.policy_server import PolicyServer

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from eval.app import CONF
+from eval.config.compose import check
 from eval.config.schema import RunnerConfig, register
-from eval.config.tasks import check
 from eval.runners.base import RunnerError
 from eval.runners.ray import start as ray_start
 from eval.runners.ray.start import launch

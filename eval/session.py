@@ -1,0 +1,261 @@
+"""One run, from a checked configuration to its records: what the command line and `eval.api` share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from rich.console import Console
+from rich.text import Text
+
+from eval.analysis.summary import Summary, is_random, setting, summarise
+from eval.config.groups import policy_label
+from eval.config.schema import Config
+from eval.config.tasks import choose_episodes, choose_tasks, warnings_of
+from eval.episodes.plan import Plan
+from eval.episodes.resume import ResumedRun, reopen
+from eval.records import provenance
+from eval.records.episodes import Episodes
+from eval.records.reader import read_run
+from eval.records.resume import portable
+from eval.records.video import VideoMode
+from eval.records.writer import RunWriter
+from eval.render.console import print_error, print_info, report_console
+from eval.render.settings import spell_settings
+from eval.render.summary import render
+from eval.runners.base import Runner
+from eval.runners.recorder import RunRecorder
+from eval.sim.tasks import Task
+from eval.specs.base import PolicySpec
+from eval.tracking.base import RecordsTracker, TrackedRun
+from policies.base import EpisodeKey
+from policies.seeding import Seeding
+from policies.text import pluralize
+
+T = TypeVar("T")
+
+OpenRunner = Callable[[Sequence[Task], Sequence[EpisodeKey]], Runner]
+"""Opens the runner for these tasks, of which these episodes are left."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from.
+
+    Attributes:
+        config: as composed, in plain values.
+        overrides: of this command line; earlier: of those that the run began with.
+        before: run.json as it was; None for a new run.
+    """
+
+    config: Mapping[str, Any]
+    overrides: Sequence[str]
+    folder: Path
+    earlier: Sequence[str] = ()
+    before: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to begin."""
+
+    origin: Origin
+    plan: Plan
+    runner: Runner
+    tracker: RecordsTracker
+    run_info: Mapping[str, Any]
+    earlier: ResumedRun | None
+    warnings: Sequence[str]
+
+    def announce(self) -> None:
+        """Say what will run, on which policy, into which folder."""
+        label = policy_label(self.plan.policy, self.run_info["config"])
+        print_info(announcement(self.plan, label, self.runner.about, self.origin.folder))
+        if settings := self.runner.about.get("settings"):
+            print_info(f"checkpoint settings: {spell_settings(settings)}")
+        for warning in self.warnings:
+            print_info(f"warning: {warning}")
+
+    def run(self, stack: ExitStack, console: Console | None = None) -> list[Exception]:
+        """Run what is left, and write and mirror what was recorded, whatever ends it.
+
+        Args:
+            stack: closes the records.
+            console: shows the progress; stderr by default.
+
+        Returns what went wrong in the bookkeeping after the last episode.
+
+        Raises:
+            RunFailed: the records are kept, but the run is no result.
+        """
+        earlier = self.earlier
+        writer = earlier.writer if earlier else stack.enter_context(RunWriter(self.origin.folder))
+        recorder = RunRecorder(
+            self.plan,
+            writer,
+            self.tracker,
+            self.run_info,
+            self.runner.engagement,
+            earlier.run if earlier else None,
+            console,
+        )
+        try:
+            self.runner.run(self.plan, recorder)
+        except BaseException:
+            for problem in close(recorder):
+                print_error(problem)
+            raise
+        return close(recorder)
+
+
+def prepare(
+    stack: ExitStack,
+    config: Config,
+    spec: PolicySpec,
+    origin: Origin,
+    tracker: RecordsTracker,
+    open_runner: OpenRunner,
+) -> Session:
+    """Choose the episodes, open the runner and plan; nothing is recorded yet.
+
+    Args:
+        stack: closes the runner, and the records of a run that is resumed.
+
+    Raises:
+        ConfigError, ValueError, OSError, SimulatorError, TrackingError, RunnerError: naming what is wrong.
+    """
+    tasks = choose_tasks(config)
+    episodes = choose_episodes(config, tasks)
+    tracker.check()
+    earlier = stack.enter_context(reopen(origin.folder)) if origin.before else None
+    left = episodes.left(earlier.done if earlier else ())
+    runner = stack.enter_context(closing(open_runner(tasks, left)))
+    plan = make_plan(config, tasks, episodes, runner, earlier)
+    warnings = warnings_of(config, has_stages=spec.has_stages)
+    gpu = spec.gpu_index(config) if config.runner.name == "local" else 0
+    run_info = describe(origin, plan, runner, earlier, provenance.collect(gpu), warnings)
+    tracker.start(tracked_run(origin, config, plan, run_info))
+    return Session(origin, plan, runner, tracker, run_info, earlier, warnings)
+
+
+def make_plan(
+    config: Config, tasks: Sequence[Task], episodes: Episodes, runner: Runner, earlier: ResumedRun | None
+) -> Plan:
+    """Plan a run, or what is left of it; Changed where policy, weights or simulator are not as recorded."""
+    label = runner.about.get("weights_label")
+    plan = Plan(
+        tasks=tasks,
+        episodes=episodes,
+        seeding=cast(Seeding, config.protocol.seeding),
+        max_steps=config.suite.max_steps,
+        max_errors=config.runner.max_errors,
+        warmup_inferences=config.runner.warmup_inferences,
+        video=VideoMode(config.video),
+        misses_allowed=config.optim.on_mismatch == "fallback",
+        policy=config.policy.name,
+        checkpoint=runner.about.get("checkpoint"),
+        checkpoint_sha256=runner.about.get("weights_sha256"),
+        weights_label=label if is_random(label) else None,
+    )
+    return plan if earlier is None else earlier.rest_of(plan, runner.about, runner.simulator)
+
+
+def describe(
+    origin: Origin,
+    plan: Plan,
+    runner: Runner,
+    earlier: ResumedRun | None,
+    made_by: Mapping[str, Any],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Collect everything in run.json except the outcome; `made_by` is `provenance.collect()`."""
+    now = {
+        "config": portable(origin.config),
+        "overrides": [*origin.earlier, *origin.overrides],
+        "runner": runner.facts,
+    }
+    if earlier is not None:
+        return earlier.describe(now, made_by)
+    return now | {
+        "episodes": [plan.episodes.to_dict()],
+        "planned_episodes": plan.num_episodes,
+        "policy": portable(runner.about),
+        "weights_label": portable(runner.about.get("weights_label")),
+        "gl_backend": runner.simulator["gl"],
+        "simulator": dict(runner.simulator),
+        "first_frame_sha256": None,
+        "provenance": made_by,
+        "notes": list(warnings),
+        "resumed": [],
+    }
+
+
+def tracked_run(origin: Origin, config: Config, plan: Plan, run_info: Mapping[str, Any]) -> TrackedRun:
+    """Describe the run for the tracker; there, a resumed run is a run of its own."""
+    name = f"{config.policy.name}-{config.suite.name}-{origin.folder.name}"
+    tags = list(config.tracking.tags)
+    if plan.weights_label:
+        name, tags = f"RANDOM-WEIGHTS-{name}", [*tags, "random weights"]
+    if origin.before is not None:
+        tags = [*tags, "resumed"]
+    about = {key: value for key, value in run_info.items() if key != "config"}
+    return TrackedRun(run_info["config"] | {"run": about}, name, origin.folder, config.tracking.group, tags)
+
+
+def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path) -> str:
+    """Word the line that a user sees before the first episode is over."""
+    tasks, shard = pluralize(len(plan.tasks), "task"), plan.episodes.shard
+    parts = [
+        f"{pluralize(plan.num_episodes, 'episode')} of {plan.tasks[0].suite} "
+        + (
+            f"(shard {shard} of {tasks} x {plan.episodes.count})"
+            if shard
+            else f"({tasks} x {plan.episodes.count})"
+        ),
+        f"{len(plan.done)} done already" if plan.done else None,
+        f"policy {policy}",
+        f"checkpoint {plan.checkpoint}" if plan.checkpoint else None,
+        plan.weights_label,
+        setting(about),
+        f"records: {folder}",
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def close(recorder: RunRecorder) -> list[Exception]:
+    """Write run.json, mirror and print the summary of whatever was recorded; return what went wrong.
+
+    Each step is tried even if the one before failed.
+    """
+    problems: list[Exception] = []
+
+    def attempt(step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001  the steps after this one are still worth doing
+            problems.append(error)
+            return None
+
+    folder = recorder.writer.folder
+    attempt(recorder.write_run)
+    summary = attempt(lambda: summary_of(folder))
+    attempt(lambda: recorder.tracker.finish(summary.to_dict() if summary else {}))
+    if recorder.tracker.error:
+        attempt(recorder.write_run)
+        summary = attempt(lambda: summary_of(folder))
+    show(summary, folder)
+    return problems
+
+
+def show(summary: Summary | None, folder: Path) -> None:
+    """Print a summary, and where the records are."""
+    if summary:
+        report_console().print(render(summary))
+    report_console().print(Text(f"records: {folder}"), soft_wrap=True)
+
+
+def summary_of(folder: Path) -> Summary | None:
+    """Summarise what a folder records; None where no episode is."""
+    records = read_run(folder)
+    return summarise(records) if records.episodes else None
