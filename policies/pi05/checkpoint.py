@@ -236,6 +236,7 @@ def _read_dims(
         sizes = None
         if (folder / SIZES).is_file():
             sizes = NamedSizes.from_json(read_json_object(folder / SIZES), str(folder / SIZES))
+            source = f"{source} with {SIZES}"
         saved = settings.lerobot
         return Pi05Dims.from_lerobot(raw, source, saved.cameras, saved.masked_cameras, sizes)
     read = {"native": Pi05Dims.from_native, "openpi": Pi05Dims.from_openpi}[config.layout]

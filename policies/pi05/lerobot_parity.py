@@ -108,7 +108,7 @@ def _read(path: Path, dims: Pi05Dims) -> dict[str, Tensor]:
 def _observations(recorded: dict[str, Tensor], prompts: Path) -> list[Observation]:
     states = recorded["in.state"].numpy()
     instructions = read_json(prompts)
-    is_list = isinstance(instructions, list) and all(isinstance(text, str) for text in instructions)
+    is_list = isinstance(instructions, list) and all(map(_is_text, instructions))
     if not is_list or len(instructions) != len(states):
         raise ValueError(f"{prompts} must list {len(states)} instructions, got {brief(instructions)}")
     return [
@@ -122,3 +122,8 @@ def _observations(recorded: dict[str, Tensor], prompts: Path) -> list[Observatio
         )
         for i, instruction in enumerate(instructions)
     ]
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that a tokenizer can spell: JSON may hold halves of a character."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 
 from eval import cli
+from eval.config.compose import configure
 from eval.records.reader import read_run
 from policies.files import ROOT
 from policies.pi05 import convert
@@ -190,6 +191,30 @@ def test_several_norm_stats_are_all_copied_and_named(
     out = capsys.readouterr().out
     assert f"must name one: {copies[0]}, {copies[1]}" in out
     assert "checkpoint.norm_stats=FILE" in out.splitlines()[-1]
+
+
+NAME = "it's, a $(touch owned) ${x} folder"
+
+
+def test_printed_commands_reach_folders_of_any_name(
+    step: Path, tmp_path: Path, config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = step.rename(tmp_path / NAME)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_checkpoint(config(layout="openpi", path=str(strange)))
+    command = re.search(r"`(python -m policies\.pi05\.convert .+?)`", str(caught.value))
+    assert command is not None
+    assert shlex.split(command[1])[3:] == [str(strange), "DST"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(shlex.quote(str(strange)))):
+        load_checkpoint(config(layout="openpi", path=NAME))  # a relative one is named whole
+
+    out = tmp_path / f"{NAME} of weights"
+    words = shlex.split(convert_checkpoint(strange, out, 12).evaluation())
+    chosen = configure(words[3:]).checkpoint
+    assert chosen.path == str(out)
+    assert chosen.norm_stats == str(out / "assets" / "physical-intelligence" / "libero" / "norm_stats.json")
+    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("below", ["", "params"])

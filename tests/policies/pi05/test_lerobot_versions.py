@@ -1,7 +1,9 @@
 """Lerobot's versions, files that contradict each other, and what the command line says over a folder."""
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,3 +232,45 @@ def test_openpis_checkpoint_that_lerobot_converted_is_named() -> None:
     with pytest.raises(ValueError, match=message):
         CheckpointConfig(**options, state_in_prompt=True)
     CheckpointConfig(**options, state_in_prompt=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("num_inference_steps", 10**9, "a whole number 1 to 1000"),
+        ("num_inference_steps", 0, "a whole number 1 to 1000"),
+        ("chunk_size", 10**12, "a whole number 1 to 1000"),
+        ("n_action_steps", 10**12, "a whole number 1 to 1000"),
+        ("tokenizer_max_length", 10**12, "a whole number 1 to 8192"),
+        ("empty_cameras", 10**7, "a whole number 0 to 15"),
+        ("empty_cameras", -1, "a whole number 0 to 15"),
+        ("min_period", 1e-300, "a number 1e-06 to 1e+06"),
+        ("max_period", 1e300, "a number 1e-06 to 1e+06"),
+        ("max_period", 10**400, "a number 1e-06 to 1e+06"),
+    ],
+)
+def test_a_count_that_nobody_trains_is_refused_in_a_second(
+    saved: Folder, load_saved: Load, key: str, value: float, wanted: str
+) -> None:
+    saved.edit_config(**{key: value})
+    began = time.monotonic()
+    message = re.escape(f"{key} must be {wanted}, got {str(value)[:100]}")
+    with pytest.raises(ValueError, match=rf"{message}.* in .*config\.json; copy it from the training run"):
+        load_saved()
+    assert time.monotonic() - began < 1.0
+
+
+def test_the_preprocessors_tokenizer_length_and_eps_have_the_same_bounds(
+    saved: Folder, load_saved: Load
+) -> None:
+    saved.edit_step(PRE, "tokenizer_processor", max_length=10**12)
+    with pytest.raises(
+        ValueError, match=r"tokenizer_processor.max_length must be a whole number 1 to 8192, got"
+    ):
+        load_saved()
+    saved.edit_step(PRE, "tokenizer_processor", max_length=200)
+    saved.edit_step(POST, "unnormalizer_processor", eps=1e300)
+    with pytest.raises(
+        ValueError, match=r"unnormalizer_processor.eps must be a number 0 to 1, got 1e\+300 in"
+    ):
+        load_saved()

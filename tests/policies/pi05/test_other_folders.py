@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.config.multiply import parse_overrides
 from policies.pi05.checkpoint import load_checkpoint
 from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.checkpoint_files import find_weights, read_config
@@ -108,6 +109,16 @@ def test_lerobots_run_folder_names_the_checkpoint_inside(tmp_path: Path, inside:
     way_out = rf"it is the folder of a training run: set checkpoint\.path={folder}/{last}pretrained_model$"
     with pytest.raises(FileNotFoundError, match=way_out):
         find_weights(folder)
+
+
+def test_a_run_folder_of_any_name_is_named_as_a_command_line_takes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "it's, a run"
+    touch(folder / "checkpoints" / "5000" / "pretrained_model" / "model.safetensors")
+    with pytest.raises(FileNotFoundError) as refused:
+        find_weights(folder)
+    [word] = shlex.split(str(refused.value).rpartition(": set ")[2])
+    [override] = parse_overrides([word])
+    assert override.value() == str(folder / "checkpoints" / "5000" / "pretrained_model")
 
 
 def test_of_a_runs_steps_without_last_the_last_is_named(tmp_path: Path) -> None:

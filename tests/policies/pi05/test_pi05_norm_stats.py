@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from policies.pi05.checkpoint import load_checkpoint
@@ -22,7 +22,9 @@ from policies.pi05.norm_stats import (
     write_json_stats,
 )
 from policies.pi05.postprocess import Postprocess
+from tests.policies.pi05.conftest import LEROBOT_STATS
 from tests.policies.pi05.folder import Folder
+from tests.policies.pi05.test_lerobot_settings import PRE, set_norm_map
 
 STATS = {
     "mean": np.array([1.0, 2.0]),
@@ -287,3 +289,31 @@ def test_a_dimension_that_never_moves_gives_finite_numbers_as_long_as_eps_divide
             normalizer = kind(stats_of(**changes), mode, eps, 7, "here")
             assert np.isfinite(normalizer.normalize(np.full(7, 0.6))).all()
             assert np.isfinite(normalizer.unnormalize(np.full(7, 0.6))).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "key"), [(LEROBOT_STATS[0], "observation.state.std"), (LEROBOT_STATS[1], "action.std")]
+)
+def test_a_float64_that_float32_cannot_hold_is_refused_at_load(
+    saved: Folder, load_saved: Callable[..., object], file: str, key: str
+) -> None:
+    stats = {name: tensor.astype(np.float64) for name, tensor in load_file(saved.path / file).items()}
+    stats[key][2] = 1e300
+    save_file(stats, saved.path / file)
+    with pytest.raises(ValueError, match=r"std\[2\] must be finite in float32, got 1e\+300 in .*_processor"):
+        load_saved()
+
+
+def test_a_range_of_zero_without_eps_is_refused_at_load(
+    saved: Folder, load_saved: Callable[..., object]
+) -> None:
+    stats = load_file(saved.path / LEROBOT_STATS[0])
+    stats["observation.state.q99"][5] = stats["observation.state.q01"][5]
+    save_file(stats, saved.path / LEROBOT_STATS[0])
+    set_norm_map(saved, STATE="QUANTILES")
+    load_saved()
+    saved.edit_step(PRE, "normalizer_processor", eps=0)
+    with pytest.raises(
+        ValueError, match=r"q99\[5\] - q01\[5\] must divide with eps=0 in float32, got 0.0 in state"
+    ):
+        load_saved()

@@ -106,3 +106,19 @@ def test_a_stack_without_its_first_layer_is_refused(
         ValueError, match=r"without a gap, got paligemma.*language_model\.layers\.2\.\*; these"
     ):
         load_checkpoint(config(layout="native", path=str(native.path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_horizon": 10**12}, "action_horizon must be 1 to 1000, got 1000000000000"),
+        ({"max_token_len": 10**12}, "max_token_len must be 1 to 8192, got 1000000000000"),
+        ({"cameras": [f"camera_{i}" for i in range(10**5)]}, "cameras must be at most 16, got 100000"),
+    ],
+)
+def test_a_size_that_no_tensor_has_is_bounded(
+    native: Folder, config: Callable[..., CheckpointConfig], changes: dict[str, Any], message: str
+) -> None:
+    native.edit_config(**changes)
+    with pytest.raises(ValueError, match=rf"config\.json: {message}$"):
+        load_checkpoint(config(layout="native", path=str(native.path), horizon=1000, replan_steps=5))
