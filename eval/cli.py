@@ -23,7 +23,7 @@ from eval.records.resume import current_overrides, nothing_left, recorded, refus
 from eval.render.console import print_info
 from eval.runners.base import RunnerError
 from eval.runners.recorder import RunFailed
-from eval.session import Origin, prepare, show
+from eval.session import Origin, prepare, print_summary
 from eval.sim.stack import SimulatorError
 from eval.specs.choose import checked_spec
 from eval.tracking.base import NullTracker, SafeTracker, TrackingError
@@ -90,7 +90,7 @@ def run(cfg: DictConfig) -> None:
             if start.finished is not None:
                 episodes_done = pluralize(len(start.finished.episodes), "episode")
                 print_info(f"nothing is left to run: {episodes_done} finished")
-                show(summarise(start.finished), start.folder)
+                print_summary(summarise(start.finished), start.folder)
                 return
             config = check(start.cfg)
             spec = checked_spec(config, start.overrides)

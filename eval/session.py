@@ -39,6 +39,17 @@ OpenRunner = Callable[[Sequence[Task], Sequence[EpisodeKey]], Runner]
 """Opens the runner for these tasks, of which these episodes are left."""
 
 
+Show = Callable[[Summary | None, Path], None]
+"""Shows the summary of what a folder records."""
+
+
+def print_summary(summary: Summary | None, folder: Path) -> None:
+    """Print a summary, and where the records are."""
+    if summary:
+        report_console().print(render(summary))
+    report_console().print(Text(f"records: {folder}"), soft_wrap=True)
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a run comes from.
@@ -77,12 +88,15 @@ class Session:
         for warning in self.warnings:
             print_info(f"warning: {warning}")
 
-    def run(self, stack: ExitStack, console: Console | None = None) -> list[Exception]:
+    def run(
+        self, stack: ExitStack, console: Console | None = None, show: Show | None = print_summary
+    ) -> list[Exception]:
         """Run what is left, and write and mirror what was recorded, whatever ends it.
 
         Args:
             stack: closes the records.
             console: shows the progress; stderr by default.
+            show: shows the summary.
 
         Returns what went wrong in the bookkeeping after the last episode.
 
@@ -103,10 +117,10 @@ class Session:
         try:
             self.runner.run(self.plan, recorder)
         except BaseException:
-            for problem in close(recorder):
+            for problem in close(recorder, show):
                 print_error(problem)
             raise
-        return close(recorder)
+        return close(recorder, show)
 
 
 def prepare(
@@ -223,8 +237,8 @@ def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path
     return " | ".join(part for part in parts if part)
 
 
-def close(recorder: RunRecorder) -> list[Exception]:
-    """Write run.json, mirror and print the summary of whatever was recorded; return what went wrong.
+def close(recorder: RunRecorder, show: Show | None) -> list[Exception]:
+    """Write run.json, mirror and show the summary of whatever was recorded; return what went wrong.
 
     Each step is tried even if the one before failed.
     """
@@ -244,15 +258,9 @@ def close(recorder: RunRecorder) -> list[Exception]:
     if recorder.tracker.error:
         attempt(recorder.write_run)
         summary = attempt(lambda: summary_of(folder))
-    show(summary, folder)
+    if show is not None:
+        show(summary, folder)
     return problems
-
-
-def show(summary: Summary | None, folder: Path) -> None:
-    """Print a summary, and where the records are."""
-    if summary:
-        report_console().print(render(summary))
-    report_console().print(Text(f"records: {folder}"), soft_wrap=True)
 
 
 def summary_of(folder: Path) -> Summary | None:

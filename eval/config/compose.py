@@ -1,9 +1,12 @@
 """Compose configurations with Hydra outside of a Hydra job."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config import schema
@@ -24,6 +27,17 @@ def configure(overrides: Sequence[str], typed: Sequence[str] | None = None) -> C
     if typed is not None:
         refuse_recorded_targets(cfg, typed)
     return check(cfg)
+
+
+@contextmanager
+def own_hydra() -> Iterator[None]:
+    """Leave the global state of Hydra and OmegaConf as it was: the caller may be a Hydra program itself."""
+    state = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        Singleton.set_state(state)
 
 
 def compose_run(overrides: Sequence[str]) -> DictConfig:

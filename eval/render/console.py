@@ -1,16 +1,23 @@
 """The console: results on stdout, progress and errors on stderr."""
 
+import os
+from typing import IO
+
 from rich.console import Console
 from rich.text import Text
 
 from eval.config.errors import one_line
 
 MIN_WIDTH = 100  # columns, where no terminal says how many it has
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def report_console(*, stderr: bool = False) -> Console:
-    """A console as wide as its terminal, or at least `MIN_WIDTH` where there is none."""
-    console = Console(stderr=stderr)
+def report_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """A console as wide as its terminal, or at least `MIN_WIDTH` where there is none.
+
+    It writes to `file` where one is given, else to stdout or stderr.
+    """
+    console = Console(stderr=stderr, file=file)
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)
     return console
@@ -19,6 +26,11 @@ def report_console(*, stderr: bool = False) -> Console:
 def print_info(text: str) -> None:
     """Print what is being done, or why not, on stderr, so that stdout holds results alone."""
     report_console(stderr=True).print(Text(text), soft_wrap=True)
+
+
+def wants_trace() -> bool:
+    """Whether the user asked for the whole trace of an error, by HYDRA_FULL_ERROR=1."""
+    return os.environ.get(FULL_ERROR) == "1"
 
 
 def print_error(problem: BaseException | str) -> None:

@@ -1,8 +1,9 @@
 """Open the runner that a configuration names: build its policy and check the simulator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from eval.config.schema import Config
 from eval.episodes.capture import example_requests
@@ -12,7 +13,7 @@ from eval.runners.local import LocalRunner
 from eval.sim.stack import prepare
 from eval.sim.tasks import Task
 from eval.specs.base import PolicySpec
-from policies.base import EpisodeKey
+from policies.base import EpisodeKey, Policy
 
 
 def open_runner(
@@ -38,6 +39,11 @@ def open_runner(
     spec.check_machine(config)  # refuses what cannot run here before a simulator starts
     simulator = prepare()
     policy = spec.build(config, lambda policy: example_requests(tasks, policy, config.seed)).policy
+    return open_local(config, policy, simulator, folder)
+
+
+def open_local(config: Config, policy: Policy, simulator: Mapping[str, Any], folder: Path) -> LocalRunner:
+    """Open the local runner of a policy that is ready; it records observations where asked to."""
     if not config.record_observations:
         return LocalRunner(policy, simulator)
     recording = RecordingPolicy(policy, config.record_observations)

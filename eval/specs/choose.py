@@ -30,7 +30,14 @@ def make_spec(policy: PolicyConfig) -> PolicySpec:
 
 
 def checked_spec(config: Config, overrides: Sequence[str]) -> PolicySpec:
-    """Make the spec and refuse what it would ignore or excludes; cheap, before anything is loaded.
+    """Make the spec and `check` it; errors are those of both."""
+    spec = make_spec(config.policy)
+    check(spec, config, overrides)
+    return spec
+
+
+def check(spec: PolicySpec, config: Config, overrides: Sequence[str]) -> None:
+    """Refuse what a policy would ignore or excludes; cheap, before anything is loaded.
 
     Args:
         overrides: of this command line.
@@ -38,7 +45,6 @@ def checked_spec(config: Config, overrides: Sequence[str]) -> PolicySpec:
     Raises:
         ConfigError, ValueError, OSError: naming the key.
     """
-    spec = make_spec(config.policy)
     for stage in STAGES:
         backend = getattr(config.optim, stage)
         if not spec.has_stages and backend is not None:
@@ -48,7 +54,6 @@ def checked_spec(config: Config, overrides: Sequence[str]) -> PolicySpec:
             )
     refuse_ignored(config, overrides, has_stages=spec.has_stages)
     spec.check(config)
-    return spec
 
 
 def _import(policy: PolicyConfig) -> Any:
