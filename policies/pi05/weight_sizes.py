@@ -97,7 +97,8 @@ def check_sizes(shapes: Mapping[str, tuple[int, ...]], key_prefix: str, dims: Pi
     if differences:
         raise ValueError(
             f"{path} holds a network of other sizes: {'; '.join(differences)}; "
-            "check that config.json belongs to these weights; nothing was loaded"
+            "check that config.json belongs to these weights (openpi and lerobot name sizes there by "
+            "paligemma_variant and action_expert_variant); nothing was loaded"
         )
 
 
