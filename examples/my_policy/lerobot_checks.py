@@ -141,7 +141,7 @@ def find_views(config: Any, steps: Sequence[Any], cameras: Mapping[str, str]) ->
             elif shape != IMAGE_SHAPE and not (resizes and shape[:1] == IMAGE_SHAPE[:1]):
                 problems.append(f"{name} of shape {shape}: images are {IMAGE_SHAPE}, and it does not resize")
             else:
-                views[key] = camera
+                views[key] = str(camera)
         elif name == STATE and shape != (STATE_DIM,):
             problems.append(f"{STATE} of shape {shape}: LIBERO's is ({STATE_DIM},)")
         elif feature.type != "VISUAL" and name != STATE:

@@ -1,0 +1,1 @@
+"""Examples: what a user writes beside the project, not in it."""
