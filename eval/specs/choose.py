@@ -4,6 +4,7 @@ import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
+from eval.config.errors import one_line
 from eval.config.schema import Config, ConfigError, PolicyConfig
 from eval.config.tasks import refuse_ignored
 from eval.specs.base import PolicySpec
@@ -62,8 +63,9 @@ def _import(policy: PolicyConfig) -> Any:
         target = pkgutil.resolve_name(path)
     except Exception as error:
         raise ConfigError(
-            f"policy._target_={path} cannot be imported: {type(error).__name__}: {error}; give the import "
-            "path of a class, as in my_pkg.MyPolicy, from an installed package or the current folder"
+            f"policy._target_={path} cannot be imported: {type(error).__name__}: "
+            f"{one_line(error)}; give the import path of a class, as in my_pkg.MyPolicy, from an installed "
+            "package or the current folder"
         ) from error
     if not callable(target):
         raise ConfigError(f"policy._target_={path} must name a class, got a {type(target).__name__}")

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from eval.config.errors import one_line
 from eval.config.schema import Config, ConfigError
+from eval.sim.env import CAMERAS
 from eval.specs.base import BuiltPolicy, Capture, PolicySpec
 from policies.base import ActionChunk, Policy, Request
 
@@ -36,7 +38,7 @@ class CustomSpec(PolicySpec):
         except Exception as error:
             raise ConfigError(
                 f"policy={config.policy.name} cannot be built with policy.args={self.args}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {one_line(error)}"
             ) from error
         return BuiltPolicy(CheckedPolicy(policy, config.policy.name, self._identity()))
 
@@ -65,6 +67,9 @@ class CheckedPolicy:
             raise ConfigError(f"replan_steps of policy={name} must be >= 1, got {policy.replan_steps!r}")
         if isinstance(policy.cameras, str):
             raise ConfigError(f"cameras of policy={name} must be a tuple of names, got {policy.cameras!r}")
+        if strange := set(policy.cameras) - set(CAMERAS):
+            known = ", ".join(CAMERAS)
+            raise ConfigError(f"cameras of policy={name} must be among {known}, got {sorted(strange)}")
         self.policy: Policy = policy
         self.name = name
         self.cameras = tuple(policy.cameras)
@@ -74,7 +79,11 @@ class CheckedPolicy:
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """See `policies.base.Policy`; ValueError where the answers are not a chunk for each request."""
-        chunks = list(self.policy.infer(requests))
+        answer = self.policy.infer(requests)
+        if not isinstance(answer, Sequence):
+            got = type(answer).__name__
+            raise ValueError(f"policy {self.name} answered with {got}; infer returns a list of ActionChunk")
+        chunks = list(answer)
         if len(chunks) != len(requests):
             raise ValueError(
                 f"policy {self.name} answered {len(requests)} requests with {len(chunks)} chunks; "
@@ -87,6 +96,10 @@ class CheckedPolicy:
                 raise ValueError(
                     f"policy {self.name} answered with {got}; infer returns "
                     "ActionChunk(actions_HJ) with a NumPy array (horizon, 7)"
+                )
+            if actions.dtype.kind not in "fiu":
+                raise ValueError(
+                    f"policy {self.name} answered with actions of dtype {actions.dtype}, not numbers"
                 )
         return chunks
 
