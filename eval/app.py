@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eval.config import groups, schema
 from eval.records.writer import RecordingError
-from eval.render.console import print_error, print_info
+from eval.render.console import FULL_ERROR, print_error, print_info
 from eval.runners.recorder import RunFailed
 from policies.files import search_current_folder_last
 
@@ -36,7 +36,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 CONF = str(groups.CONF)  # absolute: Hydra would look for a relative path beside the caller's file
-FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 class CommandError(RuntimeError):

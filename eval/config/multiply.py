@@ -1,6 +1,6 @@
 """Overrides: parse them, and multiply lists: `policy=a,b denoise.steps=10,3` is four runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,6 +18,11 @@ def key_of(override: Override | str) -> str:
     """An override's key: `optim/vision` of `+optim/vision=eager`."""
     text = override if isinstance(override, str) else override.get_key_element()
     return text.lstrip("+~").partition("=")[0]
+
+
+def is_below(key: str, names: Iterable[str]) -> bool:
+    """Whether a key is one of `names` or below one: `runner`, `runner.workers` and `runner/x` of `runner`."""
+    return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in names)
 
 
 def choices(override: Override) -> list[str]:

@@ -6,7 +6,7 @@ Non-obvious behaviors:
 
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,6 +24,9 @@ from policies.text import pluralize, shorten
 
 Jobs = Sequence[Sequence[str]]
 """The overrides of each job."""
+
+FindReasons = Callable[[Jobs], "Sequence[Reason | None]"]
+"""Finds for each job why this machine cannot run it; None where it can."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
-from eval.config.multiply import quoted
+from eval.config.compose import configure
+from eval.config.multiply import is_below, quoted
+from eval.config.schema import RAY_ONLY, Config, TrackingConfig
 from eval.records.folders import EPISODES_FILE, RUN_FILE
+from eval.records.resume import FREE, flat
 from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info
 from policies.files import IS_CHECKOUT, ROOT
@@ -98,11 +102,41 @@ def has_finished(folder: Path, record: JobRecord) -> bool:
 
 def _arguments(folder: Path, record: JobRecord) -> list[str]:
     run = folder / record.folder
-    if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
-        return [quoted("resume", str(run))]
     named = any(text.startswith("tracking.group=") for text in record.overrides)
     group = [] if named else [quoted("tracking.group", folder.name)]
-    return [*record.overrides, *group, quoted("hydra.run.dir", str(run))]
+    overrides = [*record.overrides, *group]
+    if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
+        return [quoted("resume", str(run)), *free_changes(run, configure(overrides))]
+    return [*overrides, quoted("hydra.run.dir", str(run))]
+
+
+def free_changes(run: Path, config: Config) -> list[str]:
+    """List the overrides with which a resumed run does what `config` says, of the keys that may change then.
+
+    Runner and tracker read no others than those listed: `refuse_ignored` would refuse them.
+    """
+    before = json.loads((run / RUN_FILE).read_bytes()).get("config") or {}
+    ignored = [f"runner.{key}" for key in RAY_ONLY] if config.runner.name != "ray" else []
+    if config.tracking.name == "none":
+        ignored += [f"tracking.{item.name}" for item in fields(TrackingConfig) if item.name != "name"]
+    recorded, wanted = flat(before), flat(asdict(config))
+    return [
+        _override(key, value)
+        for key, value in wanted.items()
+        if key != "resume"
+        and is_below(key, FREE)
+        and key not in ignored
+        and (key not in recorded or recorded[key] != value)
+    ]
+
+
+def _override(key: str, value: Any) -> str:
+    """Write an override that sets a key to a value of a configuration."""
+    if isinstance(value, str):
+        return quoted(key, value)
+    if isinstance(value, list):
+        return f"{key}=[{','.join(_override('', item).removeprefix('=') for item in value)}]"
+    return f"{key}={json.dumps(value)}"
 
 
 def _why(log: Path, printed_before: int, status: int) -> str:

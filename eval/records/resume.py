@@ -88,8 +88,8 @@ def finished_episodes(run: Run) -> frozenset[EpisodeKey]:
 
 def origin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List how code and packages of two `provenance.collect()` differ."""
-    old = _flat({"git": before["git"], "packages": before["packages"]})
-    new = _flat({"git": now["git"], "packages": now["packages"]})
+    old = flat({"git": before["git"], "packages": before["packages"]})
+    new = flat({"git": now["git"], "packages": now["packages"]})
     keys = [key for key in old if key != "git.error"]
     return [f"{key} was {old[key]}, is {new.get(key)}" for key in keys if old[key] != new.get(key)]
 
@@ -133,7 +133,7 @@ def _part(run: Mapping[str, Any], part: str) -> dict[str, Any]:
         own = {key: item for key, item in value["policy"].items() if kind == "pi05" or key == "name"}
         own.pop("kind", None)
         value = {**value, "policy": {**own, "_target_": TARGETS[kind]}}
-    return _flat(value)
+    return flat(value)
 
 
 def _option(override: str) -> tuple[str, Any]:
@@ -166,12 +166,12 @@ def _counts(part: str, key: str, free: tuple[str, ...]) -> bool:
     return part == "policy" or not any(key == name or key.startswith(f"{name}.") for name in free)
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings, with dots in the keys; lists are values."""
-    flat: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
+            flattened |= flat(item, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = item
-    return flat
+            flattened[f"{prefix}{key}"] = item
+    return flattened

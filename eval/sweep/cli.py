@@ -15,34 +15,27 @@ Non-obvious behaviors:
 """
 
 import argparse
-import os
 import shlex
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from eval.analysis.comparison import MARGIN
 from eval.analysis.overview import overview
 from eval.analysis.sources import margin_points, read_sources
-from eval.app import FULL_ERROR
-from eval.jobs.check import Jobs, Reason, find_reasons, refusal
+from eval.jobs.check import FindReasons, find_reasons, refusal
+from eval.jobs.command import run_and_show, run_command
 from eval.jobs.run import RunJob, has_finished, run_jobs, run_process
 from eval.records.schema import to_json
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records, write_job_records
-from eval.render.console import print_error, print_info, report_console
+from eval.render.console import print_info, report_console
 from eval.render.overview import markdown, render
 from eval.sweep.jobs import Job, experiments, read_jobs
 from policies.files import write_atomic
 from policies.text import pluralize
 
 TABLE_FILES = ("table.md", "table.json")
-
-FindReasons = Callable[[Jobs], Sequence[Reason | None]]
-"""Finds for each job why this machine cannot run it; None where it can."""
 
 
 class SweepError(ValueError):
@@ -101,32 +94,21 @@ def main(
 ) -> int:
     """Exit with 0 when every job that was not left out finished, else 1; 130 when interrupted."""
     options = _read_options(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
-    interrupted = False
-    try:
-        folder, records = _open(options)
-        refused = find_refused(folder, records, find_reasons, only_runnable=options.only_runnable)
-        write_job_records(folder, records)
-        left_out = f", {len(refused)} left out" if refused else ""
-        print_info(f"{pluralize(len(records), 'job')}, one at a time{left_out}; folder: {folder}")
-        try:
-            run_jobs(folder, records, run_job, refused)
-        except KeyboardInterrupt:
-            interrupted = True
-            print_info(
-                f"interrupted; go on with it: python -m eval.sweep --resume {shlex.quote(str(folder))}"
-            )
-        write_tables(folder, options.margin)
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get(FULL_ERROR) == "1":
-            raise
-        print_error(error)
-        return 130 if interrupted else 1
-    except KeyboardInterrupt:
-        print_info("interrupted while no job was running")
-        return 130
-    if interrupted:
-        return 130
+    work = partial(_sweep, options, run_job, find_reasons)
+    return run_command(work, "interrupted while no job was running")
+
+
+def _sweep(options: argparse.Namespace, run_job: RunJob, find_reasons: FindReasons) -> int:
+    folder, records = _open(options)
+    refused = find_refused(folder, records, find_reasons, only_runnable=options.only_runnable)
+    write_job_records(folder, records)
+    left_out = f", {len(refused)} left out" if refused else ""
+    print_info(f"{pluralize(len(records), 'job')}, one at a time{left_out}; folder: {folder}")
+    run_and_show(
+        partial(run_jobs, folder, records, run_job, refused),
+        partial(write_tables, folder, options.margin),
+        f"go on with it: python -m eval.sweep --resume {shlex.quote(str(folder))}",
+    )
     return 0 if all(record.status == 0 for record in records if record.folder not in refused) else 1
 
 

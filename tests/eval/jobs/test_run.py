@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from eval.config.compose import configure
+from eval.config.schema import Config
+from eval.jobs.run import free_changes, run_jobs
+from eval.records.sweep import JobRecord
 from policies.files import ROOT
+from tests.eval.sweep.sweeps import recorded_config
+from tests.eval.written_runs import write_run
 
 # As a command does: SIGTERM interrupts it. A shell that starts a process with `&` lets it ignore SIGINT.
 COMMAND = """
@@ -22,6 +28,57 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
+
+
+BEGUN = ["policy=baseline", "tracking=none", "runner=ray", "runner.workers=8", "runner.max_errors=5"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was interrupted."""
+    return write_run(tmp_path / "run", count=3, run={"finished": False, "config": recorded_config(BEGUN)})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes"),
+    [
+        (BEGUN, []),
+        (["policy=baseline", "tracking=none"], ["runner.name='local'", "runner.max_errors=3"]),
+        ([*BEGUN, "runner.workers=2", "runner.address='a,b'"], ["runner.workers=2", "runner.address='a,b'"]),
+        ([*BEGUN, "video=failures"], ["video='failures'"]),
+        ([*BEGUN, "checkpoint.suites=[libero_10,'a b']"], ["checkpoint.suites=['libero_10','a b']"]),
+        (
+            [*BEGUN[:1], *BEGUN[2:], "tracking.tags=[x]", "tracking.project=mine"],
+            ["tracking.name='wandb'", "tracking.project='mine'", "tracking.tags=['x']"],
+        ),
+    ],
+)
+def test_a_resumed_job_is_told_what_changed_of_its_runner_and_tracker(
+    run: Path, overrides: list[str], changes: list[str]
+) -> None:
+    config = configure(overrides)
+    assert free_changes(run, config) == changes
+    resumed = configure([*BEGUN, *changes])
+    assert as_run(resumed) == as_run(config)
+
+
+def as_run(config: Config) -> tuple[object, ...]:
+    """What a run reads of its free keys."""
+    runner = config.runner if config.runner.name == "ray" else (config.runner.name, config.runner.max_errors)
+    tracking = config.tracking if config.tracking.name == "wandb" else config.tracking.name
+    return runner, tracking, config.video, config.record_observations, config.checkpoint.suites
+
+
+def test_a_job_is_resumed_with_its_changes(run: Path) -> None:
+    seen: list[list[str]] = []
+
+    def run_job(arguments: list[str], log: Path) -> int:
+        seen.append(arguments)
+        return 0
+
+    overrides = ("policy=baseline", "tracking=none", "runner=ray", "runner.workers=2")
+    run_jobs(run.parent, [JobRecord("run", "run", overrides)], run_job, {})
+    assert seen == [[f"resume='{run}'", "runner.max_errors=3", "runner.workers=2"]]
 
 
 @pytest.mark.sim
