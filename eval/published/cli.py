@@ -11,34 +11,30 @@ page of it.
 """
 
 import argparse
-import os
 import shlex
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from eval.app import FULL_ERROR
-from eval.jobs.check import Jobs, Reason, find_reasons, refusal
+from eval.jobs.check import FindReasons, find_reasons, refusal
+from eval.jobs.command import run_and_show, run_command
 from eval.jobs.run import RunJob, has_finished, run_jobs, run_process
 from eval.published.fetch import Listing, Refused, fetch, list_wanted, refuse_too_large
 from eval.published.runs import choose_runner, join_earlier, make_jobs, refuse_chosen
 from eval.published.sources import Source, Unavailable, local_folder, open_source
 from eval.published.table import read_outcomes, to_blocks, to_json_object
 from eval.published.targets import SUITES, TARGETS, TOKENIZER_ABOUT, Target
-from eval.published.weights import CONVERTED, convert, convert_bytes, fill_in, list_tokenizer
+from eval.published.weights import CONVERTED, convert, convert_bytes, fill_in, is_converted, list_tokenizer
 from eval.records.schema import to_json
 from eval.records.sweep import JobRecord, write_job_records
-from eval.render.console import print_error, print_info, report_console
+from eval.render.console import print_info, report_console
 from eval.render.tables import to_console, to_markdown
 from policies.files import OUTPUTS, write_atomic
 
 SOURCE_RECORD = "source.json"
 TABLE_FILES = ("published.md", "published.json")
-
-FindReasons = Callable[[Jobs], Sequence[Reason | None]]
+NOT_READY = "not-ready"  # no folder: what is not whole is not read
+GO_ON = "the same command goes on with it"
 
 
 def main(
@@ -48,26 +44,25 @@ def main(
 ) -> int:
     """Exit with 0 when all suites finished, else 1; 130 when interrupted."""
     options = _read_options(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
+    return run_command(partial(_publish, options, run_job, find_reasons), f"interrupted; {GO_ON}")
+
+
+def _publish(options: argparse.Namespace, run_job: RunJob, find_reasons: FindReasons) -> int:
     target = TARGETS[options.target]
     folder = (options.folder or OUTPUTS / "published" / target.name).absolute()
     url = options.source or target.url
-    try:
-        refuse_chosen(options.overrides)
-        records = _prepare(target, url, folder, options, find_reasons)
-        left_out = {r.folder: "not among --suites" for r in records if r.folder not in options.suites}
-        try:
-            run_jobs(folder, records, run_job, left_out)
-        finally:
-            _write_tables(target, url, folder, records)
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get(FULL_ERROR) == "1":
-            raise
-        print_error(error)
-        return 1
-    except KeyboardInterrupt:
-        print_info("interrupted; the same command goes on with it")
-        return 130
+    refuse_chosen(options.overrides)
+    if options.tokenizer is not None and not options.tokenizer.is_file():
+        raise Refused(
+            f"--tokenizer: no file {str(options.tokenizer)!r} (looked at {options.tokenizer.resolve()})"
+        )
+    records = _prepare(target, url, folder, options, find_reasons)
+    left_out = {r.folder: "not among --suites" for r in records if r.folder not in options.suites}
+    run_and_show(
+        partial(run_jobs, folder, records, run_job, left_out),
+        partial(_write_tables, target, url, folder, records),
+        GO_ON,
+    )
     return 0 if all(record.status == 0 for record in records if record.folder in options.suites) else 1
 
 
@@ -78,29 +73,31 @@ def _prepare(
     source, place = open_source(url), local_folder(url) or folder / "source"
     loaded = folder / CONVERTED if target.is_jax else place
     overrides = [*choose_runner(options.overrides), *options.overrides]
-
-    def jobs_with(tokenizer: Path | None, *more: str) -> list[JobRecord]:
-        return make_jobs(target, options.suites, options.policy, loaded, tokenizer, [*overrides, *more])
-
-    jobs = jobs_with(options.tokenizer)  # wrong values are refused before a server is asked
-    weights = _list_weights(target, source, place, folder)
+    make = partial(make_jobs, target, options.suites, options.policy)
+    # Wrong values are refused before a server is asked.
+    jobs = make(folder / NOT_READY, options.tokenizer, overrides)
+    weights = _list_weights(target, source, place, folder, in_place=local_folder(url) is not None)
     tokenizer = list_tokenizer(folder, weights, options.tokenizer)
     wanted = [(source, weights), *([tokenizer] if tokenizer else [])]
-    refuse_too_large([listing for _, listing in wanted], folder, convert_bytes(target, folder, weights))
-    _refuse_what_cannot_run(folder, jobs, find_reasons)
-    for client, listing in wanted:
-        fetch(client, listing)
-    convert(target, folder, weights)
+    more_bytes = convert_bytes(target, folder, weights)
+    refuse_too_large([listing for _, listing in wanted], folder, more_bytes)
+    if any(listing.missing for _, listing in wanted) or not is_converted(target, folder):
+        _refuse_what_cannot_run(folder, jobs, find_reasons)
+        for client, listing in wanted:
+            fetch(client, listing)
+        convert(target, folder, weights)
     tokenizer_file = tokenizer[1].paths[0] if tokenizer else options.tokenizer
-    more = fill_in(target, loaded, options.overrides, tokenizer_file)
-    records = join_earlier(folder, jobs_with(tokenizer_file, *more))
+    jobs = make(loaded, tokenizer_file, overrides, fill_in(target, loaded, tokenizer_file))
+    records = join_earlier(target, folder, jobs)
+    _refuse_what_cannot_run(folder, jobs, find_reasons)
     write_job_records(folder, records)
     return records
 
 
-def _list_weights(target: Target, source: Source, place: Path, folder: Path) -> Listing:
+def _list_weights(target: Target, source: Source, place: Path, folder: Path, *, in_place: bool) -> Listing:
+    record = folder / SOURCE_RECORD
     try:
-        return list_wanted(source, place, folder / SOURCE_RECORD, target.files, target.needed)
+        return list_wanted(source, place, record, target.files, target.needed, in_place=in_place)
     except Unavailable as error:
         raise Refused(
             f"{target.name} needs {target.about}, from {target.url}, and PaliGemma's tokenizer "
@@ -120,7 +117,7 @@ def _refuse_what_cannot_run(folder: Path, jobs: Sequence[JobRecord], find_reason
 
 
 def _write_tables(target: Target, url: str, folder: Path, records: Sequence[JobRecord]) -> None:
-    outcomes = read_outcomes(folder, records)
+    outcomes = read_outcomes(target, folder, records)
     blocks = list(to_blocks(target, url, outcomes))
     write_atomic(folder / TABLE_FILES[0], to_markdown(blocks))
     write_atomic(

@@ -2,16 +2,18 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from eval.config.compose import configure
-from eval.config.multiply import key_of, parse_overrides, quoted, refuse_hydra
+from eval.config.multiply import is_below, key_of, parse_overrides, quoted, refuse_hydra
 from eval.config.schema import ConfigError
+from eval.jobs.run import has_finished
 from eval.published.fetch import Refused
-from eval.published.targets import Target
+from eval.published.targets import SUITES, Target
 from eval.records.folders import is_run
+from eval.records.resume import FREE
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records
 from eval.render.console import print_info
 from eval.specs.choose import checked_spec
@@ -26,12 +28,20 @@ CHOSEN_BY = {
     "resume": "the same command again",
     "shard": "--suites",
 }
+# What decides how an episode is computed, and how many there are, but not which weights act on what.
+MAY_CHANGE = (
+    *("runner", "tracking", "video", "record_observations", "optim", "seed", "protocol"),
+    *(f"policy.{key}" for key in ("device", "precision", "form", "prompt_multiple", "images")),
+)
 WORKER_BYTES = 2e9  # of an environment, rounded up (docs/many-episodes.md)
 MOST_WORKERS = 16  # measured no further (docs/many-episodes.md)
 
 
 def refuse_chosen(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a KEY=VALUE that a flag chooses, HydraException for what is none."""
+    """Refuse a KEY=VALUE that a flag chooses, or that has many values.
+
+    Raises ConfigError, or HydraException for what is none.
+    """
     for override in parse_overrides(overrides):
         refuse_hydra(override, "this command", "--folder")
         if instead := CHOSEN_BY.get(key_of(override)):
@@ -42,7 +52,7 @@ def refuse_chosen(overrides: Sequence[str]) -> None:
 
 def choose_runner(overrides: Sequence[str]) -> list[str]:
     """Choose Ray where there are cores for several environments; nothing where the user chose."""
-    if any(_is_runner(text) for text in overrides):
+    if any(_is_key(text, ["runner"]) for text in overrides):
         return []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) - 1  # one serves the policy
@@ -62,29 +72,66 @@ def make_jobs(
     weights: Path,
     tokenizer: Path | None,
     overrides: Sequence[str],
+    filled: Sequence[str] = (),
 ) -> list[JobRecord]:
-    """List one job a suite, checked; ConfigError or HydraException for a value that is not allowed."""
-    keys = {key_of(text) for text in overrides}
+    """List one job a suite, checked.
+
+    Args:
+        overrides: the user's, and the runner's.
+        filled: of `weights.fill_in`.
+
+    Raises:
+        ConfigError, HydraException: a key that the published evaluation fixes, or a wrong value.
+        ValueError, OSError: from a lerobot folder at `weights`, which may be missing.
+    """
     shared = [
         f"policy={policy}",
         f"checkpoint={target.checkpoint}",
         quoted("checkpoint.path", str(weights)),
         *([] if tokenizer is None else [quoted("checkpoint.tokenizer", str(tokenizer))]),
-        *([] if "protocol" in keys else ["protocol=official"]),
-        *(text for text in target.overrides if key_of(text) not in keys),
+        *([] if "protocol" in map(key_of, overrides) else ["protocol=official"]),
+        *target.overrides,
+        *filled,
         *overrides,
     ]
     jobs = [JobRecord(suite, suite, (f"suite={suite}", *shared)) for suite in suites]
     for job in jobs:
         checked_spec(configure(job.overrides), job.overrides)
+    if fixed := [text for text in overrides if not _is_key(text, MAY_CHANGE)]:
+        raise ConfigError(
+            f"{shorten(fixed)} would evaluate something else than was published; this command takes "
+            f"{', '.join(MAY_CHANGE)}; for all else: python -m eval checkpoint={target.checkpoint} ..."
+        )
     return jobs
 
 
-def join_earlier(folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:
-    """Join jobs with those that the folder records; Refused where a run was begun with other settings."""
+def refuse_foreign(target: Target, job: JobRecord) -> None:
+    """Raise Refused for a recorded job that this command would not give, one of an older version perhaps."""
+    fixed = (f"suite={job.folder}", f"checkpoint={target.checkpoint}", *target.overrides)
+    own = ("policy=", "checkpoint.path=", "checkpoint.tokenizer=", *target.filled)
+    strange = [
+        text
+        for text in job.overrides
+        if not (text in (*fixed, *own) or text.startswith(_any_value(own)) or _is_key(text, MAY_CHANGE))
+    ]
+    lacking = [f"no {text}" for text in fixed if text not in job.overrides]
+    if job.folder not in SUITES or strange or lacking:
+        raise Refused(
+            f"{SWEEP_FILE} records {job.folder} with {shorten([*strange, *lacking])}, which is not what was "
+            "published; give another --folder"
+        )
+
+
+def join_earlier(target: Target, folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:
+    """Join jobs with those that the folder records.
+
+    Raises Refused where a run was begun with other settings, or a recorded job is none of this command.
+    """
     if not (folder / SWEEP_FILE).is_file():
         return list(jobs)
     records = {record.folder: record for record in read_job_records(folder / SWEEP_FILE)}
+    for record in records.values():
+        refuse_foreign(target, record)
     for job in jobs:
         before = records.get(job.folder)
         differ = set(_counted(before)) ^ set(_counted(job)) if before is not None else set()
@@ -93,14 +140,23 @@ def join_earlier(folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:
                 f"{folder / job.folder} was begun with other settings ({shorten(sorted(differ))}); "
                 f"give another --folder, with --source {folder / 'source'} if these weights are meant"
             )
-        records[job.folder] = job if before is None else replace(before, overrides=job.overrides)
+        if before is None:
+            records[job.folder] = job
+        elif not has_finished(folder, before):  # a run keeps the runner that it had
+            records[job.folder] = replace(before, overrides=job.overrides)
     return list(records.values())
 
 
 def _counted(job: JobRecord) -> list[str]:
     """The overrides that episodes depend on."""
-    return [text for text in job.overrides if not _is_runner(text)]
+    return [text for text in job.overrides if not _is_key(text, FREE)]
 
 
-def _is_runner(override: str) -> bool:
-    return key_of(override).partition(".")[0] == "runner"
+def _any_value(overrides: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text for text in overrides if text.endswith("="))
+
+
+def _is_key(override: str, keys: Iterable[str]) -> bool:
+    """Whether an override sets one of `keys` or below, and nothing elsewhere (`KEY@PACKAGE`)."""
+    key = key_of(override)
+    return "@" not in key and is_below(key, keys)

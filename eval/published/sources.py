@@ -2,14 +2,15 @@
 
 Non-obvious behaviors:
     * A short request goes to a server first: without a network gcsfs alone would try for more than a minute.
-    * A download that broke off goes on where it was.
+    * The hub's files are read block by block, not by `hf_hub_download`: that begins a broken-off file anew,
+      and moves one to its name before anybody has hashed it (huggingface_hub 2.4).
 """
 
 import base64
 import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,7 @@ TIMEOUT_S = 10.0
 BLOCK = 64 * 2**20  # bytes that one request asks for
 GOOGLE = "https://storage.googleapis.com"
 BUCKET, HUB = "gs://", "hf://"
-PARTIAL = ".partial"
-
-Advance = Callable[[int], None]
-"""Is told how many more bytes have arrived."""
-
+SHA256, CRC32C, GIT = "sha256", "crc32c", "git-sha1"  # algorithms of `RemoteFile.digest`
 
 Connect = Callable[[str], tuple[Any, str]]
 """Opens the file system of a URL; returns it with the path."""
@@ -38,20 +35,20 @@ class RemoteFile:
 
     path: str  # below the source, with slashes
     size: int
-    etag: str  # another one: another content
-    digest: str | None = None  # `sha256:<hex>` or `crc32c:<base64>`, where the server tells
+    etag: str  # the same one: the same content
+    digest: str | None = None  # `sha256:<hex>`, `crc32c:<base64>` or `git-sha1:<hex>`, where the server tells
 
 
 class Source(Protocol):
-    """Files that can be listed and fetched."""
+    """Files that can be listed and read."""
 
     url: str
 
     def list_files(self) -> list[RemoteFile]:
         """List all files; Unavailable where the server does not answer, or has no such place."""
 
-    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
-        """Write a listed file to its path below a folder, going on with what an earlier attempt left."""
+    def read(self, file: RemoteFile, start: int, end: int) -> bytes:
+        """Read bytes `start` to `end` of a listed file; Unavailable where the server does not give them."""
 
 
 def open_source(url: str) -> Source:
@@ -99,6 +96,7 @@ class FsspecSource:
         self.url = url
         self._connect, self._server = connect or connect_any, server
         self._opened: tuple[Any, str] | None = None
+        self._is_file = False
 
     def list_files(self) -> list[RemoteFile]:
         if self._server is not None:
@@ -106,7 +104,8 @@ class FsspecSource:
         fs, root = self._open()
         try:
             info = fs.info(root)
-            if info["type"] == "file":
+            self._is_file = info["type"] == "file"
+            if self._is_file:
                 return [_remote(root.rpartition("/")[2], info)]
             listed = fs.find(root, detail=True)
         except Exception as error:
@@ -117,22 +116,15 @@ class FsspecSource:
             if not path.endswith("/")  # a bucket's stand-in for a folder
         ]
 
-    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
+    def read(self, file: RemoteFile, start: int, end: int) -> bytes:
         fs, root = self._open()
-        remote = root if root.rpartition("/")[2] == file.path else f"{root}/{file.path}"
-        partial = folder / f"{file.path}{PARTIAL}"
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab") as out:
-            while (start := out.tell()) < file.size:
-                try:
-                    block = fs.cat_file(remote, start=start, end=min(start + BLOCK, file.size))
-                except Exception as error:
-                    raise Unavailable(f"{self.url}: {file.path} broke off: {_reason(error)}") from error
-                if not block:
-                    raise Unavailable(f"{self.url}: {file.path} ends at {start} of {file.size} bytes")
-                out.write(block)
-                advance(len(block))
-        partial.replace(folder / file.path)
+        try:
+            content: bytes = fs.cat_file(
+                root if self._is_file else f"{root}/{file.path}", start=start, end=end
+            )
+        except Exception as error:
+            raise Unavailable(f"{self.url}: {file.path} broke off: {_reason(error)}") from error
+        return content
 
     def _open(self) -> tuple[Any, str]:
         """The file system and the path in it, connected once."""
@@ -170,21 +162,27 @@ class HubSource:
                 file.rfilename,
                 file.size or 0,
                 str(file.blob_id),
-                f"sha256:{file.lfs.sha256}" if file.lfs else None,
+                f"{SHA256}:{file.lfs.sha256}" if file.lfs else f"{GIT}:{file.blob_id}",
             )
             for file in info.siblings or ()
         ]
 
-    def download(self, file: RemoteFile, folder: Path, advance: Advance) -> None:
-        from huggingface_hub import hf_hub_download
+    def read(self, file: RemoteFile, start: int, end: int) -> bytes:
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
 
+        url = hf_hub_url(self._id, file.path, revision=self._commit, endpoint=self._endpoint)
+        headers = {
+            **build_hf_headers(),
+            "Range": f"bytes={start}-{end - 1}",
+            "Accept-Encoding": "identity",
+        }
         try:
-            hf_hub_download(
-                self._id, file.path, revision=self._commit, local_dir=folder, endpoint=self._endpoint
-            )
+            answer = get_session().get(url, headers=headers, timeout=TIMEOUT_S)
+            answer.raise_for_status()
         except Exception as error:
             raise Unavailable(f"{self.url}: {file.path} broke off: {_reason(error)}") from error
-        advance(file.size)
+        return bytes(answer.content)
 
 
 def refuse_unreachable(server: str) -> None:
@@ -197,24 +195,42 @@ def refuse_unreachable(server: str) -> None:
         raise Unavailable(f"{server} cannot be reached: {_reason(error)}") from error
 
 
-def file_digest(path: Path, algorithm: str) -> str:
-    """Hash a file as servers write it: `sha256:<hex>`, `crc32c:<base64>`."""
+def file_digests(path: Path, algorithms: Iterable[str]) -> dict[str, str]:
+    """Hash a file once for all algorithms, as servers write it: `sha256:<hex>`, `crc32c:<base64>`."""
     with path.open("rb") as file:
-        if algorithm == "crc32c":
-            from google_crc32c import Checksum  # comes with gcsfs
+        return digests(iter(lambda: file.read(BLOCK), b""), path.stat().st_size, algorithms)
 
-            checksum = Checksum()
-            while block := file.read(BLOCK):
-                checksum.update(block)
-            return f"crc32c:{base64.b64encode(checksum.digest()).decode()}"
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+def digests(blocks: Iterable[bytes], size: int, algorithms: Iterable[str]) -> dict[str, str]:
+    """Hash `size` bytes that come in blocks: algorithm to digest, as in `RemoteFile.digest`."""
+    hashes = {algorithm: _new_hash(algorithm, size) for algorithm in algorithms}
+    for block in blocks:
+        for content_hash in hashes.values():
+            content_hash.update(block)
+    return {algorithm: f"{algorithm}:{_written(algorithm, each)}" for algorithm, each in hashes.items()}
+
+
+def _new_hash(algorithm: str, size: int) -> Any:
+    if algorithm == CRC32C:
+        from google_crc32c import Checksum  # comes with gcsfs
+
+        return Checksum()
+    if algorithm == GIT:  # what git hashes of a file, and the hub where it is a small one
+        return hashlib.sha1(b"blob %d\0" % size)
+    return hashlib.new(algorithm)
+
+
+def _written(algorithm: str, content_hash: Any) -> str:
+    return (
+        base64.b64encode(content_hash.digest()).decode() if algorithm == CRC32C else content_hash.hexdigest()
+    )
 
 
 def _remote(path: str, info: dict[str, Any]) -> RemoteFile:
     """A file of fsspec's; the file systems name what tells a content from another in their own ways."""
     etag = next((info[key] for key in ("etag", "ETag", "mtime", "created") if key in info), "")
     crc32c = info.get("crc32c")
-    return RemoteFile(path, int(info["size"]), str(etag), f"crc32c:{crc32c}" if crc32c else None)
+    return RemoteFile(path, int(info["size"]), str(etag), f"{CRC32C}:{crc32c}" if crc32c else None)
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eval.analysis.statistics import Interval, wilson
-from policies.pi05.checkpoint_files import HUB_FILES
+from policies.pi05.checkpoint_files import HUB_FILES, PROCESSORS
+from policies.pi05.weight_files import WEIGHTS
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 OFFICIAL_EPISODES = 500  # of a suite: 10 tasks x 50 initial states (openpi examples/libero/main.py)
@@ -13,6 +14,8 @@ OFFICIAL_EPISODES = 500  # of a suite: 10 tasks x 50 initial states (openpi exam
 TOKENIZER_URL = "gs://big_vision/paligemma_tokenizer.model"
 TOKENIZER_ABOUT = "4.3 MB"
 TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json", "tokenizer/*")  # in a folder that brings its own
+# `convert` chooses this layout for a network of sizes that openpi has no name for: a small copy.
+OTHER_SIZES = "checkpoint.layout=native"
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,15 @@ class Target:
     needed: tuple[str, ...]  # patterns: files without which it is no such checkpoint
     is_jax: bool  # its weights are converted before they can be loaded
     overrides: tuple[str, ...]  # of the published evaluation, where the files say something else or nothing
-    state_prompt_dims: int | None  # of the version that trained it, for a folder that does not tell
+    state_prompt_dims: int | None  # lerobot: of the version that trained it, for a folder that does not tell
     published: tuple[Published, ...]
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """Overrides that `weights.fill_in` may add, whatever their values are where they end with `=`."""
+        if self.is_jax:
+            return (OTHER_SIZES, "checkpoint.norm_stats=")
+        return (f"checkpoint.state_prompt_dims={self.state_prompt_dims}",)
 
 
 def _by_suite(*percent: float) -> dict[str, float]:
@@ -78,7 +88,12 @@ TARGETS = {
             url="hf://lerobot/pi05_libero_finetuned",
             about="7 GB (bfloat16) to 15 GB (float32)",
             files=(*HUB_FILES, "sizes.json"),  # that of a copy with a small network
-            needed=("config.json", "model*.safetensors"),
+            needed=(
+                "config.json",
+                f"{WEIGHTS}*",
+                *PROCESSORS,
+                "policy_preprocessor_step_*_normalizer_processor.safetensors",
+            ),
             is_jax=False,
             overrides=("checkpoint.replan_steps=10",),  # libero.mdx: `--policy.n_action_steps=10`
             state_prompt_dims=32,  # on the hub since October 2025 (lerobot#2114), half a year before 0.5.0

@@ -1,19 +1,17 @@
 """From a target's files to a folder that the harness loads, and the tokenizer beside it."""
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
-from eval.config.multiply import key_of
+from eval.config.multiply import quoted
 from eval.published.fetch import Listing, Refused, list_wanted
 from eval.published.sources import Source, Unavailable, open_source
-from eval.published.targets import TOKENIZER_ABOUT, TOKENIZER_NAMES, TOKENIZER_URL, Target
+from eval.published.targets import OTHER_SIZES, TOKENIZER_ABOUT, TOKENIZER_NAMES, TOKENIZER_URL, Target
 from eval.render.console import print_info
 from policies.pi05.checkpoint_files import read_config
 from policies.pi05.lerobot_settings import read_lerobot_folder
 
 CONVERTED = "checkpoint"  # folder of converted weights
-STATE_PROMPT_DIMS = "checkpoint.state_prompt_dims"
 TOKENIZER_RECORD = "tokenizer_source.json"
 
 
@@ -22,13 +20,9 @@ def list_tokenizer(
 ) -> tuple[Source, Listing] | None:
     """List the tokenizer's file where neither the user nor the weights bring one, else None.
 
-    Raises Refused where it cannot be had, or the given file does not exist.
+    Raises Refused where it cannot be had.
     """
-    if given is not None:
-        if not given.is_file():
-            raise Refused(f"--tokenizer: no file {str(given)!r} (looked at {given.resolve()})")
-        return None
-    if weights.has(TOKENIZER_NAMES):
+    if given is not None or weights.has(TOKENIZER_NAMES):
         return None
     source = open_source(url)
     try:
@@ -48,7 +42,7 @@ def convert_bytes(target: Target, folder: Path, listing: Listing) -> int:
 
     Raises Refused where the package that it needs is missing.
     """
-    if not _is_left_to_convert(target, folder):
+    if is_converted(target, folder):
         return 0
     if importlib.util.find_spec("tensorstore") is None:
         raise Refused(f"converting {target.name} needs tensorstore: pip install '.[published]'")
@@ -60,7 +54,7 @@ def convert(target: Target, folder: Path, listing: Listing) -> None:
 
     Raises OSError or ValueError as `convert_checkpoint` does.
     """
-    if not _is_left_to_convert(target, folder):
+    if is_converted(target, folder):
         return
     from policies.pi05.convert import convert_checkpoint  # with torch, which takes a second
 
@@ -69,19 +63,28 @@ def convert(target: Target, folder: Path, listing: Listing) -> None:
     print_info(f"converted {done.num_arrays} arrays to {done.num_tensors} tensors: {done.weights_sha256}")
 
 
-def fill_in(target: Target, folder: Path, overrides: Sequence[str], tokenizer: Path | None) -> list[str]:
-    """List overrides for what a fetched folder does not tell, unless the user chose.
+def fill_in(target: Target, folder: Path, tokenizer: Path | None) -> list[str]:
+    """List overrides for what a folder that is ready to load does not tell, of those in `target.filled`.
 
-    Raises ValueError or FileNotFoundError as `read_lerobot_folder` does.
+    Raises ValueError or FileNotFoundError as `read_config` and `read_lerobot_folder` do.
     """
-    dims = target.state_prompt_dims
-    if dims is None or STATE_PROMPT_DIMS in {key_of(text) for text in overrides}:
-        return []
+    config = read_config(folder)
+    if target.is_jax:
+        if "paligemma_variant" in config:  # openpi's own sizes
+            return []
+        return [
+            OTHER_SIZES,
+            *(
+                quoted("checkpoint.norm_stats", str(path))
+                for path in sorted(folder.glob("assets/**/norm_stats.json"))
+            ),
+        ]
     name = None if tokenizer is None else str(tokenizer)
-    if read_lerobot_folder(folder, read_config(folder), name).version_says_8:
+    if read_lerobot_folder(folder, config, name).version_says_8:
         return []
-    return [f"{STATE_PROMPT_DIMS}={dims}"]
+    return list(target.filled)
 
 
-def _is_left_to_convert(target: Target, folder: Path) -> bool:
-    return target.is_jax and not (folder / CONVERTED).exists()  # it appears complete
+def is_converted(target: Target, folder: Path) -> bool:
+    """Whether nothing is left to convert."""
+    return not target.is_jax or (folder / CONVERTED).exists()  # it appears complete

@@ -1,6 +1,7 @@
 """Mirrors in memory; every test begins without Hydra, and no power is lost."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -8,6 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 Mirror = Callable[[Mapping[str, bytes]], str]
 """Puts files into memory, and returns the URL of their folder."""
+
+
+FILES = {"a/one": b"1" * 2500, "a/two": b"2", "b/three": b"333"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +34,10 @@ def mirror() -> Iterator[Mirror]:
     yield put
     if memory.exists("/mirror"):
         memory.rm("/mirror", recursive=True)
+
+
+def arrived(folder: Path) -> dict[str, bytes]:
+    """The files in `folder / "source"`, by their paths there."""
+    source = folder / "source"
+    paths = [path for path in source.rglob("*") if path.is_file()]
+    return {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
