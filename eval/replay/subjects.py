@@ -11,7 +11,7 @@ from eval.config.compose import configure
 from eval.config.multiply import key_of
 from eval.records.folders import RUN_FILE
 from eval.records.recording import Sample
-from eval.records.resume import current_overrides
+from eval.records.resume import current_overrides, portable
 from eval.replay.parity import Subjects
 from eval.specs.choose import make_spec
 from eval.specs.pi05_build import choose_backends, eager_policy, load, optimise
@@ -121,7 +121,7 @@ def require_same(
 ) -> None:
     """Raise NotComparable when a policy's facts are not those recorded."""
     for name in facts:
-        if name in recorded and facts_now.get(name) != recorded[name]:
+        if name in recorded and portable(facts_now.get(name)) != portable(recorded[name]):
             raise NotComparable(
                 f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {facts_now.get(name)}; "
                 "use the run's checkpoint and the version of conf/ that it was made with"

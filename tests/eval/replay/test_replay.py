@@ -18,7 +18,9 @@ from eval.replay.cli import OBSERVATIONS, main
 from eval.replay.parity import euler_path
 from eval.replay.subjects import on_top
 from optim.base import Backend, CountedStage, StageContext, StageMismatch
+from policies.files import ROOT
 from policies.pi05.denoise import Denoise
+from policies.pi05.random_weights import TOKENIZER_PATH
 from tests.optim.fp8_on_cpu import Fp8OnCpu
 from tests.optim.small import eager_policy, random_checkpoint, random_request
 
@@ -105,6 +107,20 @@ def test_the_same_policy_is_equal_in_every_view(
         "libero_spatial-task0-episode0-seed7",
         "libero_spatial-task0-episode1-seed7",
     ]
+
+
+def test_a_setting_with_a_path_of_another_checkout_is_the_same(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = f"checkpoint.tokenizer={TOKENIZER_PATH}"
+    said = {"value": str(TOKENIZER_PATH.relative_to(ROOT)), "from": "checkpoint.tokenizer"}
+    folder = write_run(overrides=(chosen,), settings={"tokenizer": said})
+    assert outcome(capsys, folder, "policy=baseline")[0] == 0
+    run = json.loads((folder / "run.json").read_text())
+    run["policy"]["settings"]["tokenizer"]["value"] = "other.model"
+    (folder / "run.json").write_text(json.dumps(run))
+    assert main([str(folder), "policy=baseline", "--json"]) != 0
+    assert "settings of the reference must be" in capsys.readouterr().err
 
 
 def test_another_form_is_the_same_policy(write_run: WriteRun, capsys: pytest.CaptureFixture[str]) -> None:
