@@ -20,7 +20,7 @@ from eval.tracking.base import MODES
 from optim.options import ON_MISMATCH
 from policies.files import ROOT
 from policies.pi05.checkpoint_config import CheckpointConfig
-from policies.pi05.dims import FORMS
+from policies.pi05.dims import FORMS, MAX_DENOISE_STEPS
 from policies.seeding import SEEDINGS
 
 RUNNERS = ("local", "ray")
@@ -147,6 +147,8 @@ class DenoiseConfig:
 
     def __post_init__(self) -> None:
         _at_least("denoise.steps", self.steps, 1)
+        if self.steps is not None and self.steps > MAX_DENOISE_STEPS:
+            raise ConfigError(f"denoise.steps must be <= {MAX_DENOISE_STEPS}, got {self.steps}")
 
 
 @dataclass
@@ -247,6 +249,15 @@ class Config:
                 "choose policy=baseline, or begin your YAML with `defaults: [_pi05, _self_]`"
             )
         return self.policy
+
+
+def steps_word(steps: int | None) -> str:
+    """Name denoise steps in a job's folder: `10`, or `as_saved` where the checkpoint's folder says them."""
+    return "as_saved" if steps is None else str(steps)
+
+
+# At import: Hydra's launchers name a job's folder in processes of their own, before anything calls `register`.
+OmegaConf.register_new_resolver("steps_word", steps_word, replace=True)
 
 
 def register() -> None:

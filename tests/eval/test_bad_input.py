@@ -34,6 +34,7 @@ BAD_INPUT = {
     ),
     "unknown option": (["video=some"], "video must be one of failures, all, none, got 'some'"),
     "value out of range": (["denoise.steps=0"], "denoise.steps must be >= 1, got 0"),
+    "value that never ends": (["denoise.steps=1000000000"], "denoise.steps must be <= 1000, got 1000000000"),
     "text for a number": (["denoise.steps=abc"], "denoise.steps must be a whole number, got 'abc'"),
     "text for a truth": (
         ["checkpoint.state_in_prompt=maybe"],
