@@ -256,7 +256,7 @@ def steps_word(steps: int | None) -> str:
     return "as_saved" if steps is None else str(steps)
 
 
-# At import: Hydra's launchers name a job's folder in processes of their own, before anything calls `register`.
+# At import: Hydra's launchers name a job's folder in processes of their own, before one calls `register`.
 OmegaConf.register_new_resolver("steps_word", steps_word, replace=True)
 
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from eval.config import schema
 from eval.config.groups import CONF, options
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
-from eval.config.schema import Config, ConfigError
+from eval.config.schema import Config, ConfigError, steps_word
 
 CHOSEN_HERE = ("resume", "shard")
 
@@ -105,5 +105,5 @@ def _job(number: int, fixed: Sequence[str], swept: Sequence[str]) -> Job:
     except ConfigError as error:
         raise ConfigError(f"job {shlex.join(swept)}: {error}") from error
     assert isinstance(config, Config)
-    steps = "as_saved" if config.denoise.steps is None else config.denoise.steps
-    return Job(f"{number}_{config.policy.name}_steps{steps}", overrides, tuple(swept))
+    folder = f"{number}_{config.policy.name}_steps{steps_word(config.denoise.steps)}"
+    return Job(folder, overrides, tuple(swept))

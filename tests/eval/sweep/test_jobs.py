@@ -1,10 +1,16 @@
 """The jobs of a sweep: lists multiply, and bad ones are refused at once."""
 
+import subprocess
+import sys
+
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from eval.config.groups import CONF
 from eval.config.schema import ConfigError
 from eval.sweep.jobs import experiments, read_jobs
+from policies.files import ROOT
 from tests.eval.sweep.sweeps import Jobs, sweep
 
 
@@ -33,6 +39,29 @@ def test_the_command_line_replaces_the_lists_of_the_experiment() -> None:
     jobs = read_jobs(["+experiment=denoise_sweep", "policy=baseline", "denoise.steps=2,1"])
     assert [job.folder for job in jobs] == ["0_baseline_steps2", "1_baseline_steps1"]
     assert all(job.overrides.count("policy=baseline") == 1 for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("steps", "folder"), [("3", "0_baseline_steps3"), ("null", "0_baseline_stepsas_saved")]
+)
+def test_a_sweep_and_hydras_own_name_the_folder_of_a_job_alike(steps: str, folder: str) -> None:
+    overrides = ["checkpoint=lerobot_pi05_libero", f"denoise.steps={steps}"]
+    [job] = read_jobs(overrides)
+    assert (
+        job.folder == {"3": "0_baseline_steps3", "null": "0_baseline_stepsas_saved"}[steps.partition("=")[2]]
+    )
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        cfg = compose("config", [*overrides, "hydra.job.num=0"], return_hydra_config=True)
+    assert cfg.hydra.sweep.subdir == job.folder == folder
+
+
+def test_a_launchers_process_names_the_folder_before_it_runs_the_job() -> None:
+    code = (
+        "import eval.app\nfrom omegaconf import OmegaConf\n"
+        "print(OmegaConf.create({'word': '${steps_word:null}'}).word)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "as_saved\n"
 
 
 def test_a_comma_within_brackets_is_one_value() -> None:
