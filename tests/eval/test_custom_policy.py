@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in the folder, as a user without this checkout would."""
+    return run_python(folder, "-m", "eval", *arguments)
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "eval", *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -129,6 +134,29 @@ def test_a_yaml_of_ones_own_is_a_choice_like_the_others(folder: Path) -> None:
     resumed = evaluate(folder, "--config-dir", "conf", "resume=cut_yaml")
     assert resumed.returncode == 0, resumed.stderr
     assert results(read_run(folder / "cut_yaml")) == results(run)
+
+
+SCRIPT = """
+from my_pkg import MyPolicy
+from eval.api import evaluate
+
+run = evaluate(MyPolicy(3), "suite.tasks=[4]", "protocol.episodes=2", "suite.max_steps=12", folder="script")
+print(run.success.finished, run.folder)
+"""
+
+
+def test_evaluate_in_a_script_writes_the_records_of_the_command_line(folder: Path) -> None:
+    (folder / "script.py").write_text(SCRIPT)
+    done = run_python(folder, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 script\n"
+    whole, script = (
+        [re.sub(r'"wall_s": [^,]*', "", line) for line in (folder / name / "episodes.jsonl").open()]
+        for name in ("whole", "script")
+    )
+    assert script == whole
+    about, of_command = (read_run(folder / name).run["policy"] for name in ("script", "whole"))
+    assert {**about, "args": {"size": 3}} == of_command
 
 
 def test_runs_are_compared_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,207 @@
+"""Evaluation from Python: in a training loop, in a notebook, with callbacks and a run of W&B's."""
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from nbclient import NotebookClient
+from omegaconf import OmegaConf
+
+from eval.api import Evaluation, evaluate, load_policy
+from eval.config.schema import ConfigError
+from eval.records.reader import read_run
+from eval.records.schema import EpisodeRecord
+from policies.base import ActionChunk, EpisodeKey, Observation, Request
+from policies.files import ROOT
+
+SHORT = ("suite.max_steps=6", "suite.tasks=[3]", "protocol.episodes=2")
+
+pytestmark = pytest.mark.sim
+
+
+class Still:
+    """A policy that stands still, and keeps what it was asked."""
+
+    cameras: tuple[str, ...] = ()
+    needs_privileged = False
+    replan_steps = 3
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        self.calls += len(requests)
+        return [ActionChunk(np.zeros((3, 7))) for _ in requests]
+
+    def provenance(self) -> dict[str, Any]:
+        return {}
+
+    def engagement(self) -> dict[str, Any]:
+        return {}
+
+
+class FakeWandbRun:
+    def __init__(self) -> None:
+        self.logged: list[tuple[dict[str, float], int | None]] = []
+
+    def log(self, data: dict[str, float], step: int | None = None) -> None:
+        self.logged.append((data, step))
+
+
+def test_a_training_loop_evaluates_and_keeps_its_own_global_state(tmp_path: Path) -> None:
+    """The loop is a Hydra program with resolvers, a configuration and random generators of its own."""
+    GlobalHydra.instance().clear()
+    OmegaConf.register_new_resolver("repo", lambda path: f"of the loop: {path}", replace=True)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "loop.yaml").write_text("data: ${repo:images}\nrate: 3\n")
+    policy, wandb_run, seen = Still(), FakeWandbRun(), list[EpisodeRecord]()
+    with initialize_config_dir(config_dir=str(tmp_path / "conf"), version_base="1.3"):
+        np.random.seed(3), random.seed(4), torch.manual_seed(5)
+        expected = np.random.rand(), random.random(), torch.rand(1)
+        np.random.seed(3), random.seed(4), torch.manual_seed(5)
+        runs = []
+        for step in (100, 200):
+            run = evaluate(
+                policy,
+                *SHORT,
+                folder=tmp_path / f"step{step}",
+                name="still",
+                on_episode=seen.append,
+                progress=False,
+                wandb_run=wandb_run,
+                step=step,
+            )
+            runs.append(run)
+        assert (np.random.rand(), random.random(), torch.rand(1)) == expected
+        assert compose("loop").data == "of the loop: images"
+    GlobalHydra.instance().clear()
+    assert policy.calls == 2 * 2 * 2
+    assert [record.key.episode for record in seen] == [0, 1, 0, 1]
+    assert [asdict(e) for e in runs[0].records.episodes] == [asdict(e) for e in seen[:2]]
+    assert [step for _, step in wandb_run.logged] == [100, 200]
+    metrics = wandb_run.logged[0][0]
+    assert metrics["eval/libero_spatial/success_rate"] == 0.0
+    assert metrics["eval/libero_spatial/finished"] == 2
+    assert runs[1].success.finished == 2
+    assert runs[1].latency is not None
+    assert runs[1].compare(runs[0]).counts.n == 2
+    assert "still" in runs[1].report(runs[0], out=tmp_path / "page.html").read_text()
+    assert "libero_spatial" in str(runs[1])
+    assert Evaluation.read(tmp_path / "step100").records == runs[0].records
+
+
+def test_what_a_callback_raises_ends_the_run_and_keeps_its_records(tmp_path: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(record: EpisodeRecord) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        evaluate(Still(), *SHORT, folder=tmp_path / "run", on_episode=stop, progress=False)
+    run = read_run(tmp_path / "run")
+    assert len(run.episodes) == 1
+    assert run.run["finished"] is False
+
+
+def test_pandas_has_a_row_an_episode_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluate(Still(), *SHORT, folder=tmp_path / "run", progress=False)
+    monkeypatch.setattr("eval.api.find_spec", lambda name: None)
+    assert run.episodes == list(run.records.episodes)
+    monkeypatch.setattr("eval.api.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda rows: ("a frame of", rows)))
+    what, rows = run.episodes
+    assert what == "a frame of"
+    assert [(row["episode"], row["success"]) for row in rows] == [(0, False), (1, False)]
+
+
+def test_a_policy_of_the_configuration_is_loaded_once_and_evaluated_as_itself(tmp_path: Path) -> None:
+    policy = load_policy("baseline", "checkpoint=random_small", "policy.device=cpu", "denoise.steps=1")
+    [chunk] = policy.infer([_request(policy.policy.cameras)])
+    assert chunk.actions_HJ.shape == (10, 7)
+    by_object = evaluate(policy, *SHORT, folder=tmp_path / "object", progress=False)
+    assert by_object.records.run["config"]["policy"]["_target_"] == "eval.specs.pi05.Pi05Spec"
+    assert by_object.records.run["config"]["checkpoint"]["name"] == "random_small"
+    by_name = evaluate("baseline", *policy.overrides[1:], *SHORT, folder=tmp_path / "name", progress=False)
+    assert [e.actions_sha256 for e in by_name.records.episodes] == [
+        e.actions_sha256 for e in by_object.records.episodes
+    ]
+    assert by_name.summary.random_weights
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint=random_small"], "has no stages, checkpoint or denoise steps of ours"),
+        (["runner=ray"], "runner=ray builds policies in processes of its own"),
+        (["suite.tasks=[99]"], "suite.tasks must be 0 to 9"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_done_is_refused(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        evaluate(Still(), *overrides, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_records_is_not_written_over(tmp_path: Path) -> None:
+    evaluate(Still(), *SHORT, folder=tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "episodes.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match="already holds records"):
+        evaluate(Still(), *SHORT, folder=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "episodes.jsonl").read_bytes() == before
+
+
+NOTEBOOK = [
+    """
+import sys
+sys.path.append({root!r})
+import numpy as np
+from eval.api import evaluate
+from policies.base import ActionChunk
+
+class Still:
+    cameras, needs_privileged, replan_steps = ("agentview_image",), False, 3
+    def infer(self, requests):
+        return [ActionChunk(np.zeros((3, 7))) for _ in requests]
+    def provenance(self):
+        return {{}}
+    def engagement(self):
+        return {{}}
+""",
+    "run = evaluate(Still(), *{short!r}, folder='run')",
+    "about = run.records.run['policy']; print(run.success.finished, about['target'], about['source_sha256'])",
+]
+
+
+def test_a_notebook_evaluates_a_class_that_it_defines_and_shows_progress(tmp_path: Path) -> None:
+    cells = [
+        nbformat.v4.new_code_cell(cell.format(root=str(ROOT), short=SHORT) if "{" in cell else cell)
+        for cell in NOTEBOOK
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert "2 __main__.Still None" in notebook.cells[2].outputs[0].text
+    progress = "".join(
+        str(output.get("text", output.get("data", ""))) for output in notebook.cells[1].outputs
+    )
+    assert "episodes 2/2" in "".join(shown)
+    assert len(read_run(tmp_path / "run").episodes) == 2
+
+
+def _request(cameras: Sequence[str]) -> Request:
+    images = {name: np.zeros((256, 256, 3), np.uint8) for name in cameras}
+    return Request(Observation(images, np.zeros(8), "go"), EpisodeKey("libero_spatial", 0, 0, 7), 0)
