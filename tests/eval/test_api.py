@@ -195,9 +195,7 @@ def test_a_notebook_evaluates_a_class_that_it_defines_and_shows_progress(tmp_pat
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert "2 __main__.Still None" in notebook.cells[2].outputs[0].text
-    progress = "".join(
-        str(output.get("text", output.get("data", ""))) for output in notebook.cells[1].outputs
-    )
+    shown = [str(output.get("text", output.get("data", ""))) for output in notebook.cells[1].outputs]
     assert "episodes 2/2" in "".join(shown)
     assert len(read_run(tmp_path / "run").episodes) == 2
 
