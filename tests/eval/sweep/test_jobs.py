@@ -47,9 +47,6 @@ def test_the_command_line_replaces_the_lists_of_the_experiment() -> None:
 def test_a_sweep_and_hydras_own_name_the_folder_of_a_job_alike(steps: str, folder: str) -> None:
     overrides = ["checkpoint=lerobot_pi05_libero", f"denoise.steps={steps}"]
     [job] = read_jobs(overrides)
-    assert (
-        job.folder == {"3": "0_baseline_steps3", "null": "0_baseline_stepsas_saved"}[steps.partition("=")[2]]
-    )
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("config", [*overrides, "hydra.job.num=0"], return_hydra_config=True)
     assert cfg.hydra.sweep.subdir == job.folder == folder
