@@ -40,9 +40,11 @@ from policies.pi05.dims import STAGES
 
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = ROOT / "examples"
+EXAMPLE = EXAMPLES / "my_policy" / "README.md"
 RESULTS = sorted((ROOT / "docs" / "results").rglob("*.md"))
 CARD = ROOT / "policies" / "reference" / "README.md"
-KEPT_UP = [*PAGES, CARD, *(page for page in RESULTS if page.name == "README.md")]  # reports stay as they were
+KEPT_UP = [*PAGES, CARD, EXAMPLE, *(page for page in RESULTS if page.name == "README.md")]  # no report
 PROGRAMS = ("cd", "export", "git", "pre-commit")  # others' command lines, which nothing here can parse
 CONFIG_KEYS = ("on_mismatch", "scales", *STAGES)  # `optim.KEY` is a key of the configuration, not a module
 
@@ -50,7 +52,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+?)\s*$", re.MULTILINE)
-NAMED_FILE = re.compile(r"(?:eval|optim|policies|conf|tests|tools|docs)/[\w./-]*")
+NAMED_FILE = re.compile(r"(?:eval|examples/my_policy|optim|policies|conf|tests|tools|docs)/[\w./-]*")
 NAMED_IN_FILE = re.compile(r"`(\w+)`\s+(?:of|in)\s+`([\w/]+\.py)`")
 NAMED_MODULE = re.compile(r"(?:eval|optim|policies|tools)(?:\.(?!py\b)\w+)+")
 
@@ -88,7 +90,9 @@ def commands(text: str) -> Iterator[list[str]]:
                     yield command
 
 
-COMMANDS = [(name(page), shlex.join(words)) for page in PAGES for words in commands(page.read_text())]
+COMMANDS = [
+    (name(page), shlex.join(words)) for page in [*PAGES, EXAMPLE] for words in commands(page.read_text())
+]
 
 
 class Parsed(BaseException):
@@ -104,6 +108,7 @@ def no_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     schema.register()
     schema.register_schema("calibrate", CalibrateRun)
     schema.register_schema("inspect", InspectRun)
+    monkeypatch.syspath_prepend(EXAMPLES)  # PYTHONPATH of commands with a policy of its own
 
     def stop(parse: Callable[..., argparse.Namespace]) -> Callable[..., None]:
         def parse_and_stop(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
@@ -122,9 +127,12 @@ def parse_hydra(config_name: str, words: Sequence[str]) -> None:
     lists = [[text] for text in flags.overrides]
     if flags.multirun:
         lists = [choices(override) for override in parse_overrides(flags.overrides)]
+    before = [f"hydra.searchpath=[{ROOT / flags.config_dir}]"] if flags.config_dir else []
+    if {"resume", "policy._target_"} <= {text.partition("=")[0] for text in flags.overrides}:
+        before.append("policy=custom")  # as the record has it
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         for job in itertools.product(*lists):
-            config: Any = OmegaConf.to_object(compose(config_name, list(job)))
+            config: Any = OmegaConf.to_object(compose(config_name, [*before, *job]))
             if config_name == "config":
                 checked_spec(config, list(job))
 
@@ -238,7 +246,7 @@ def test_commands_are_read_with_variables_comments_and_line_ends() -> None:
     assert list(commands(text)) == [["python", "-m", "x", "b c", "d"], ["export", "F=2"], ["make", "g"]]
 
 
-@pytest.mark.parametrize("page", [*PAGES, CARD, *RESULTS], ids=name)
+@pytest.mark.parametrize("page", [*PAGES, CARD, EXAMPLE, *RESULTS], ids=name)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     wrong = []
     for link in LINK.findall(INLINE.sub("", prose(page))):

@@ -32,7 +32,7 @@ def sources() -> Iterator[Path]:
 
 
 def test_no_source_and_no_test_has_400_lines() -> None:
-    paths = [*sources(), *(ROOT / "tests").rglob("*.py")]
+    paths = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths}
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
 

@@ -135,7 +135,7 @@ def find_views(config: Any, steps: Sequence[Any], cameras: Mapping[str, str]) ->
             camera = known.get(key)
             if camera not in CAMERAS.values():
                 problems.append(
-                    f"{key}: no camera; set +policy.args.cameras={{{key}: NAME}}, NAME being one of "
+                    f"{key}: no camera; set '+policy.args.cameras={{{key}: NAME}}', NAME being one of "
                     f"{', '.join(CAMERAS.values())}" + (f", got {camera}" if camera else "")
                 )
             elif shape != IMAGE_SHAPE and not (resizes and shape[:1] == IMAGE_SHAPE[:1]):

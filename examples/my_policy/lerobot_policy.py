@@ -130,7 +130,9 @@ class LeRobotPolicy:
             "processors_sha256": [file_sha256(folder / name) for name in PROCESSORS],
             "replan_steps": self._chunk_steps,
             "n_obs_steps": self._history,
+            "config": dict(config or {}),
             "images": self._views,
+            "upside_down": upside_down,
         }
         self._try_out()
 

@@ -112,7 +112,7 @@ def test_cameras_go_by_the_names_before_the_policys_own_renaming(save: Save) -> 
     inputs = {**INPUTS, "observation.images.camera1": image()}
     del inputs["observation.images.image"]
     folder = save(rename_map=renamed, input_features=inputs)
-    with pytest.raises(ValueError, match=r"wrist: no camera; set \+policy\.args\.cameras=\{wrist: NAME\}"):
+    with pytest.raises(ValueError, match=r"wrist: no camera; set '\+policy\.args\.cameras=\{wrist: NAME\}'"):
         LeRobotPolicy(str(folder), device="cpu")
     policy = LeRobotPolicy(str(folder), device="cpu", cameras={"wrist": "robot0_eye_in_hand_image"})
     assert policy.provenance()["images"] == {
