@@ -18,6 +18,7 @@ MAX_DENOISE_STEPS = 1000
 MAX_HORIZON = 1000
 MAX_PROMPT_TOKENS = 8192  # Gemma's context
 MAX_CAMERAS = 16
+MAX_LAYERS = 1000  # of one stack; pi0.5 has 27
 OPENPI_MAX_TOKEN_LEN = 200  # pi0.5's default in openpi models/pi0_config.py; not in the converted config.json
 
 

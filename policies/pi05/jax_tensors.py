@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policies.pi05.checkpoint_keys import EMBEDDING_KEY, EXPERT, LANGUAGE, PALIGEMMA, TOWER
-from policies.pi05.dims import LIBERO_MASKED_CAMERAS, OPENPI_CAMERAS, OPENPI_MAX_TOKEN_LEN, Pi05Dims
+from policies.pi05.dims import (
+    LIBERO_MASKED_CAMERAS,
+    MAX_LAYERS,
+    OPENPI_CAMERAS,
+    OPENPI_MAX_TOKEN_LEN,
+    Pi05Dims,
+)
 from policies.text import listing
 
 KNOWN_SIZES = {"one": 1, "two": 2, "rgb": 3}  # axes of a size that no network chooses
@@ -233,6 +239,9 @@ def derive_dims(sizes: Mapping[str, int], horizon: int, source: str) -> Pi05Dims
     for axis, size in expected.items():
         if sizes[axis] != size:
             raise ValueError(f"{axis} must be {size}, got {sizes[axis]} in {source}; this is another network")
+    for axis in ("layers", "vision_layers"):
+        if sizes[axis] > MAX_LAYERS:
+            raise ValueError(f"{axis} must be <= {MAX_LAYERS}, got {sizes[axis]} in {source}; it is damaged")
     shared = {"depth": sizes["layers"]}
     shared |= {"num_heads": sizes["heads"], "num_kv_heads": sizes["kv_heads"], "head_dim": sizes["head_dim"]}
     native = {

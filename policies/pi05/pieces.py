@@ -61,7 +61,9 @@ class HuggingFacePieces:
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except ValueError as error:
+        except BaseException as error:
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":  # Rust's
+                raise
             raise ValueError(
                 f"checkpoint.tokenizer must be a SentencePiece model or a tokenizer.json, got {path}: "
                 f"{error}; of a tokenizer's folder take tokenizer.model or tokenizer.json"

@@ -9,7 +9,7 @@ from policies.pi05.dims import Pi05Dims
 from policies.text import brief, shorten
 
 _LAYER = re.compile(r"(.*\.layers)\.([^.]*)\.(.*)")
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")  # of a layer; pi0.5 has 27 at most
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,2}")  # of a layer, below `MAX_LAYERS`
 _STACKS = {
     "vision.layers": f"{TOWER}encoder.layers",
     "prefix.depth": f"{LANGUAGE}layers",

@@ -105,6 +105,8 @@ def test_lora_and_pi0_get_a_way_out_of_their_own(shapes: Shapes, extra: str, way
         ({"vision_heads": 8}, "vision must be 576, got 1152"),
         ({"modulation": 2048}, "modulation must be 3072, got 2048"),
         ({"time": 512}, "time must be 1024, got 512"),
+        ({"layers": 10**9}, "layers must be <= 1000, got 1000000000 in SRC; it is damaged"),
+        ({"vision_layers": 1001}, "vision_layers must be <= 1000, got 1001 in SRC"),
         ({"kv_heads": 3}, "SRC: prefix.num_heads must be a multiple of prefix.num_kv_heads=3, got 8"),
     ],
 )

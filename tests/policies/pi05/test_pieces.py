@@ -160,6 +160,10 @@ def rename_bos(content: dict[str, Any]) -> None:
         ),
         (b"", r"must be a SentencePiece model or a tokenizer\.json, got .*file: "),
         (
+            edit(lambda c: c["model"].update(continuing_subword_prefix="text")),  # the library panics
+            r"must be a SentencePiece model or a tokenizer\.json, got .*file: ",
+        ),
+        (
             edit(lambda c: c["model"].update(byte_fallback=False)),
             r".* characters in bytes, got .* byte_fallback",
         ),
