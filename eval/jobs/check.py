@@ -59,7 +59,7 @@ def reason_against(overrides: Sequence[str]) -> Reason | None:
     except CannotRun as error:
         explanation = explain(config, error.reasons)
         return Reason(one_line(error), explanation.parts, explanation.way_out)
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         return Reason(one_line(error))
     return None
 

@@ -8,13 +8,11 @@ from typing import Any
 
 from eval.published.cli import TABLE_FILES, main
 from eval.published.targets import OFFICIAL_EPISODES
-from policies.files import ROOT
 from tests.eval.published.conftest import Mirror
-from tests.eval.sweep.sweeps import parse, recorded_config
+from tests.eval.sweep.sweeps import SMALL, parse, recorded_config
 from tests.eval.written_runs import write_run
 
 LEROBOT, OPENPI = "lerobot_pi05_libero_finetuned", "openpi_pi05_libero"
-SMALL = ROOT / "tests" / "parity" / "lerobot_small"
 
 
 class Runs:

@@ -9,7 +9,7 @@ from eval.published.cli import TABLE_FILES
 from eval.published.targets import SUITES, TARGETS
 from tests.eval.published.conftest import Mirror
 from tests.eval.published.fake_runs import LEROBOT, OPENPI, SMALL, Runs, copy, numbers, published
-from tests.eval.sweep.sweeps import sweep_file
+from tests.eval.sweep.sweeps import copy_without_version, sweep_file
 
 
 def test_published_percentages_are_whole_episodes() -> None:
@@ -172,12 +172,8 @@ def test_a_folder_that_does_not_tell_its_version_is_of_the_one_that_published_it
     mirror: Mirror, tmp_path: Path
 ) -> None:
     url = copy(mirror)
-    config = json.loads((SMALL / "config.json").read_text())
-    steps = json.loads((SMALL / "policy_preprocessor.json").read_text())
-    steps["steps"] = [s for s in steps["steps"] if s["registry_name"] != "relative_actions_processor"]
-    del config["use_relative_actions"], config["relative_exclude_joints"]
-    mirror({"config.json": json.dumps(config).encode()})
-    mirror({"policy_preprocessor.json": json.dumps(steps).encode()})
+    folder = copy_without_version(tmp_path / "copy")
+    mirror({path.name: path.read_bytes() for path in folder.glob("*.json")})
     runs = Runs()
     assert published(tmp_path / "p", url, "--suites", "libero_10", runs=runs) == 0
     assert runs.seen[0]["checkpoint.state_prompt_dims"] == "32"

@@ -1,6 +1,7 @@
 """Sweeps of jobs that are faked."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,10 @@ from eval.config.compose import configure
 from eval.jobs.check import Reason
 from eval.records.sweep import SWEEP_FILE
 from eval.sweep.cli import RunJob, main
+from policies.files import ROOT
 from tests.eval.written_runs import write_run
+
+SMALL = ROOT / "tests" / "parity" / "lerobot_small"
 
 
 def parse(arguments: list[str]) -> dict[str, str]:
@@ -75,3 +79,21 @@ def sweep(arguments: list[str], run_job: RunJob, reasons: Mapping[str, str] = Ma
 def sweep_file(folder: Path) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = json.loads((folder / SWEEP_FILE).read_text())["jobs"]
     return jobs
+
+
+def copy_without_version(folder: Path) -> Path:
+    """Copy lerobot's small folder, without what tells the version that wrote it."""
+    shutil.copytree(SMALL, folder)
+    for name, strip in (("config.json", _without_keys), ("policy_preprocessor.json", _without_step)):
+        path = folder / name
+        path.write_text(json.dumps(strip(json.loads(path.read_text()))))
+    return folder
+
+
+def _without_keys(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("use_relative_actions", "relative_exclude_joints")}
+
+
+def _without_step(processor: dict[str, Any]) -> dict[str, Any]:
+    steps = [step for step in processor["steps"] if step["registry_name"] != "relative_actions_processor"]
+    return {**processor, "steps": steps}

@@ -6,7 +6,7 @@ import pytest
 
 from eval.jobs.check import Reason, reason_against, refusal
 from eval.sweep.cli import TABLE_FILES, main
-from tests.eval.sweep.sweeps import COMMAND, Jobs, sweep, sweep_file
+from tests.eval.sweep.sweeps import COMMAND, Jobs, copy_without_version, sweep, sweep_file
 
 NO_GPU = {"trt_fp8": "trt_fp8 needs a GPU", "native_fp8": "native_fp8 needs a GPU"}
 
@@ -107,6 +107,19 @@ def test_what_a_run_would_be_refused_for_is_known_before_the_sweep(overrides: li
     refused = reason_against(overrides)
     assert refused is not None
     assert reason in refused.text
+
+
+def test_what_a_checkpoints_folder_leaves_open_is_known_before_the_sweep(tmp_path: Path) -> None:
+    folder = copy_without_version(tmp_path / "copy")
+    overrides = ["checkpoint=lerobot_pi05_libero", f"checkpoint.path={folder}"]
+    assert reason_against([*overrides, "checkpoint.state_prompt_dims=32"]) is None
+    reason = reason_against(overrides)
+    assert reason is not None
+    assert "checkpoint.state_prompt_dims" in reason.text
+    (folder / "policy_preprocessor.json").unlink()
+    reason = reason_against([*overrides, "checkpoint.state_prompt_dims=32"])
+    assert reason is not None
+    assert "policy_preprocessor.json" in reason.text
 
 
 @pytest.mark.parametrize(
