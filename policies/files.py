@@ -30,6 +30,16 @@ def search_current_folder_last() -> None:
     sys.path[:] = [*first, *others, *last]
 
 
+def expand_home(path: str | Path) -> Path:
+    """Replace `~` or `~user` at the start of a path; FileNotFoundError for a user who is not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{str(path)!r} begins with the home of a user who is not on this machine; give the whole path"
+        ) from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to, and move it to `path` in one step at the end.

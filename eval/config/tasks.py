@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from eval.config.groups import load_yaml
 from eval.config.origins import trained_suites
 from eval.config.schema import RAY_ONLY, Config, ConfigError
 from eval.records.episodes import Episodes, Shard
 from eval.sim.tasks import Task, load_tasks
-from policies.files import read_json_object
+from policies.files import expand_home, read_json_object
 from policies.pi05.settings import resolve
 
 
@@ -60,7 +59,7 @@ def check_folder(config: Config) -> None:
     checkpoint = config.checkpoint
     if checkpoint.layout != "lerobot":
         return
-    folder = Path(str(checkpoint.path)).expanduser()
+    folder = expand_home(str(checkpoint.path))
     path = folder / "config.json"
     if path.is_file():
         resolve(replace(checkpoint, denoise_steps=config.denoise.steps), folder, read_json_object(path))

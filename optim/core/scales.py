@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from policies.files import OUTPUTS, read_json_object, write_atomic
+from policies.files import OUTPUTS, expand_home, read_json_object, write_atomic
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
 from policies.text import brief, shell_override, shorten
@@ -155,7 +155,7 @@ def linears(stage: nn.Module) -> dict[str, nn.Linear]:
 def find_scales(checkpoint: Checkpoint, path: str | None) -> Path:
     """Find the file that `load_scales` reads; FileNotFoundError where there is none."""
     if path is not None:
-        file = Path(path).expanduser()
+        file = expand_home(path)
         if not file.is_file():
             raise FileNotFoundError(
                 f"optim.scales: no file {path!r} (looked at {file.resolve()}); "
@@ -195,7 +195,7 @@ def calibrate_command(checkpoint: Checkpoint) -> str:
 
 def _places(checkpoint: Checkpoint) -> list[Path]:
     config = checkpoint.config
-    folder = None if config.path is None else Path(config.path).expanduser()
+    folder = None if config.path is None else expand_home(config.path)
     beside = [folder / FILE_NAME] if folder is not None and folder.is_dir() else []
     return [*beside, CALIBRATION / f"{checkpoint.weights_sha256[:16]}.json"]
 

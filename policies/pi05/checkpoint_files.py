@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from policies.files import read_json_object
+from policies.files import expand_home, read_json_object
 from policies.pi05.checkpoint_config import PICKLES
 from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
 from policies.pi05.other_folders import ADAPTER_FILES, refuse_adapter, way_out, way_out_without_config
@@ -36,7 +36,7 @@ def find_folder(path: str, layout: str, revision: str | None) -> Path:
 
     Raises FileNotFoundError where there is no such folder or hub id, ValueError where `path` is a file.
     """
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -88,7 +88,7 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
     """
     pattern, read = _STATS[layout]
     if explicit is not None:
-        path = Path(explicit).expanduser()
+        path = expand_home(explicit)
         if not path.is_file():
             raise FileNotFoundError(
                 f"checkpoint.norm_stats: no file {explicit!r} (looked at {path.resolve()})"
@@ -114,7 +114,7 @@ def find_tokenizer(folder: Path, explicit: str | None) -> Path:
     Raises FileNotFoundError if there is none, ValueError if two folders have one.
     """
     if explicit is not None:
-        path = Path(explicit).expanduser()
+        path = expand_home(explicit)
         if path.is_file():
             return path
         if path.is_dir():

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from policies.files import new_folder
+from policies.files import expand_home, new_folder
 from policies.pi05.checkpoint_layouts import check_finite
 from policies.pi05.dims import GEMMA_VARIANTS, MAX_HORIZON, Pi05Dims
 from policies.pi05.jax_checkpoint import JaxArray, find_params, open_arrays, source_hashes
@@ -81,8 +81,8 @@ def convert_checkpoint(
     """
     if not 1 <= horizon <= MAX_HORIZON:
         raise ValueError(f"--horizon must be 1 to {MAX_HORIZON}, got {horizon}")
-    params = find_params(source.expanduser())
-    destination = destination.expanduser().absolute()
+    params = find_params(expand_home(source))
+    destination = expand_home(destination).absolute()
     source_sha256 = source_hashes(params)
     arrays = open_arrays(params)
     sizes = read_sizes({path: array.shape for path, array in arrays.items()}, str(params))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from policies.files import MAX_DEPTH, new_folder, read_json
+from policies.files import MAX_DEPTH, expand_home, new_folder, read_json
 
 
 def fill_and_wait(path: Path) -> None:
@@ -86,3 +86,11 @@ def test_json_may_nest_as_deep_as_any_program_writes_it(tmp_path: Path) -> None:
         content = [content]
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert read_json(tmp_path / "a.json") == content
+
+
+def test_the_home_of_nobody_is_refused_by_the_path() -> None:
+    assert expand_home("~/weights") == Path.home() / "weights"
+    with pytest.raises(
+        FileNotFoundError, match=r"'~no.such.user/weights' begins with the home of a user who is not"
+    ):
+        expand_home("~no.such.user/weights")
