@@ -1,6 +1,7 @@
 """Conversion of JAX checkpoints: every form gives the same tensors, a folder appears whole or not at all."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -251,6 +252,21 @@ def test_a_folder_with_something_in_it_is_not_overwritten(step: Path, tmp_path: 
     (tmp_path / "empty").mkdir()
     convert_checkpoint(step, tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_the_weights_are_on_the_disk_before_the_folder_has_its_name(
+    step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+
+    def record(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        flushed.append((name, (tmp_path / "out").exists()))
+
+    monkeypatch.setattr("os.fsync", record)
+    convert_checkpoint(step, tmp_path / "out")
+    assert {("model.safetensors", False), ("config.json", False), ("norm_stats.json", False)} <= set(flushed)
+    assert flushed[-1] == (tmp_path.name, True)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(
