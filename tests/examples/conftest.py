@@ -78,7 +78,7 @@ def save(tmp_path: Path) -> Save:
         }
         steps = [
             {"registry_name": "rename_observations_processor", "config": {"rename_map": rename_map or {}}},
-            {"registry_name": "device_processor", "config": {}},
+            {"registry_name": "device_processor", "config": {"device": "nowhere"}},
             {"registry_name": "normalizer_processor", "config": normaliser},
         ]
         (folder / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))

@@ -77,6 +77,19 @@ def test_noise_comes_from_the_episode_and_the_call_alone(save: Save) -> None:
     assert not np.allclose(ask(policy, call=1), first)
 
 
+@pytest.mark.gpu
+def test_noise_on_a_gpu_comes_from_the_episode_and_the_call_alone(save: Save) -> None:
+    policy = LeRobotPolicy(str(save(noise=1.0)), device="cuda:0")
+    assert policy.provenance()["device"] == torch.cuda.get_device_name(0)
+    first = ask(policy)
+    torch.cuda.manual_seed(99)
+    before = torch.cuda.get_rng_state()
+    again = ask(policy)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert np.array_equal(again, first)
+    assert not np.allclose(ask(policy, call=1), first)
+
+
 def test_a_policy_with_a_history_sees_every_step_and_hands_out_its_chunk(save: Save) -> None:
     folder = save(type="queues", n_obs_steps=2)
     policy = LeRobotPolicy(str(folder), device="cpu", replan_steps=3)

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from lerobot.configs.types import FeatureType, PolicyFeature, read_features
 
 
@@ -27,7 +29,7 @@ class PreTrainedConfig:
     rtc_config: Any = None
 
     def __post_init__(self) -> None:
-        if self.device != "cpu":
+        if not torch.cuda.is_available():
             self.device = "cpu"
         if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
             raise NotImplementedError("`n_action_steps` must be 1 when using temporal ensembling")

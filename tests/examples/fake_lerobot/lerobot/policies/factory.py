@@ -33,7 +33,8 @@ class Pipeline:
         if missing := set(overrides) - {step["registry_name"] for step in steps}:
             raise KeyError(f"Override keys {missing} do not match any step")
         self.steps = [
-            SimpleNamespace(**step["config"], **overrides.get(step["registry_name"], {})) for step in steps
+            SimpleNamespace(**{**step["config"], **overrides.get(step["registry_name"], {})})
+            for step in steps
         ]
         for step in self.steps:
             if hasattr(step, "norm_map"):
@@ -52,14 +53,19 @@ class Pipeline:
 def _preprocess(step: SimpleNamespace, batch: dict[str, Any]) -> dict[str, Any]:
     names = getattr(step, "rename_map", {})
     batch = {names.get(key, key): value for key, value in batch.items()}
+    if hasattr(step, "device"):
+        batch = {
+            key: value.to(step.device) if torch.is_tensor(value) else value for key, value in batch.items()
+        }
     for key, stats in getattr(step, "stats", {}).items():
         if batch.get(key) is not None:
-            batch[key] = (batch[key] - torch.tensor(stats["mean"])) / torch.tensor(stats["std"])
+            mean, std = (torch.tensor(stats[name]).to(batch[key]) for name in ("mean", "std"))
+            batch[key] = (batch[key] - mean) / std
     return {**batch, "action": None}
 
 
 def _postprocess(step: SimpleNamespace, action: torch.Tensor) -> torch.Tensor:
-    stats = step.stats.get("action")
+    stats, action = step.stats.get("action"), action.cpu()
     return action if stats is None else action * torch.tensor(stats["std"]) + torch.tensor(stats["mean"])
 
 

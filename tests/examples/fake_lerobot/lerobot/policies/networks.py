@@ -33,7 +33,7 @@ class ChunkPolicy(nn.Module):
     ) -> "ChunkPolicy":
         policy = cls(config)
         policy.load(Path(pretrained_name_or_path) / "model.safetensors", strict)
-        return policy.eval()
+        return policy.to(config.device).eval()
 
     def load(self, path: Path, strict: bool) -> None:
         load_model(self, path, strict=strict)
@@ -47,7 +47,7 @@ class ChunkPolicy(nn.Module):
             *(batch[key].mean((-1, -2)) for key in self.config.image_features if key in batch),
         ]
         chunk = self.head(torch.cat([item.flatten(1) for item in seen], dim=-1)).unflatten(1, (-1, 7))
-        return chunk + self.config.noise * torch.randn(chunk.shape)
+        return chunk + self.config.noise * torch.randn(chunk.shape, device=chunk.device)
 
 
 class QueuePolicy(ChunkPolicy):
