@@ -87,6 +87,8 @@ def local_folder(url: str) -> Path | None:
 class FsspecSource:
     """A folder, or a single file, of any file system that fsspec knows.
 
+    A folder of a web server ends with a slash: its page of links is a file for fsspec.
+
     Args:
         connect: opens the file system, and names the path in it.
         server: asked whether it can be reached, before anything is listed.
@@ -103,11 +105,15 @@ class FsspecSource:
             refuse_unreachable(self._server)
         fs, root = self._open()
         try:
-            info = fs.info(root)
-            self._is_file = info["type"] == "file"
-            if self._is_file:
-                return [_remote(root.rpartition("/")[2], info)]
-            listed = fs.find(root, detail=True)
+            if not self.url.endswith("/"):
+                info = fs.info(root)
+                self._is_file = info["type"] == "file"
+                if self._is_file:
+                    return [_remote(root.rpartition("/")[2], info)]
+            listed = fs.find(f"{root}/" if self.url.endswith("/") else root, detail=True)
+            for path, info in listed.items():
+                if info.get("size") is None:  # a page of links tells no sizes
+                    listed[path] = fs.info(path)
         except Exception as error:
             raise Unavailable(f"{self.url} cannot be listed: {_reason(error)}") from error
         return [

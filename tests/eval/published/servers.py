@@ -102,6 +102,17 @@ class Hub(Handler):
         return sibling
 
 
+class Pages(Handler):
+    """A plain web server, whose folder `copy/` is a page of links; it tells no hash."""
+
+    def answer(self, path: str, query: Mapping[str, str]) -> None:
+        if path == "/copy/":
+            return self.send("".join(f'<a href="{name}">{name}</a>' for name in self.files).encode())
+        if path.removeprefix("/copy/") not in self.files:
+            return self.send(b"not found", status=404)
+        return self.send(self.files[path.removeprefix("/copy/")], {"Accept-Ranges": "bytes"})
+
+
 @contextmanager
 def serving(kind: type[Handler], files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     """Serve files; yield the server's address, and the requests as they come."""

@@ -16,7 +16,7 @@ from eval.published.sources import (
     refuse_unreachable,
 )
 from tests.eval.published.conftest import FILES, Mirror, arrived
-from tests.eval.published.servers import COMMIT, Bucket, Hub, serving
+from tests.eval.published.servers import COMMIT, Bucket, Hub, Pages, serving
 
 
 def test_a_server_that_does_not_answer_is_named() -> None:
@@ -62,6 +62,20 @@ def test_a_bucket_is_read_without_an_account_and_in_blocks(
         "1000-1999",
         "2000-2499",
     ]
+
+
+def test_a_folder_of_a_web_server_ends_with_a_slash(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    files = {"one": b"1" * 2500, "two": b"2"}
+    with serving(Pages, files) as (url, _):
+        source = open_source(f"{url}/copy/")
+        listed = list_wanted(source, tmp_path / "source", tmp_path / "source.json", ("*",), ())
+        assert [(file.path, file.size, file.digest) for file in listed.files] == [
+            ("one", 2500, None),
+            ("two", 1, None),
+        ]
+        fetch(source, listed)
+    assert arrived(tmp_path) == files
 
 
 def test_the_hub_is_asked_for_one_commit_in_blocks_and_each_file_is_checked(
