@@ -1,7 +1,8 @@
 """Where files lie that are to be fetched: buckets and mirrors through fsspec, the hub through its own client.
 
 Non-obvious behaviors:
-    * A short request goes to a server first: without a network gcsfs alone would try for more than a minute.
+    * A short request goes to a server first: without a network gcsfs alone would try for more than a minute,
+      and fsspec finds an empty page of links on a web server that does not answer.
     * The hub's files are read block by block, not by `hf_hub_download`: that begins a broken-off file anew,
       and moves one to its name before anybody has hashed it (huggingface_hub 2.4).
 """
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 TIMEOUT_S = 10.0
 BLOCK = 64 * 2**20  # bytes that one request asks for
 GOOGLE = "https://storage.googleapis.com"
-BUCKET, HUB = "gs://", "hf://"
+BUCKET, HUB, WEB = "gs://", "hf://", ("http://", "https://")
 SHA256, CRC32C, GIT = "sha256", "crc32c", "git-sha1"  # algorithms of `RemoteFile.digest`
 
 Connect = Callable[[str], tuple[Any, str]]
@@ -57,6 +58,8 @@ def open_source(url: str) -> Source:
         return HubSource(url)
     if url.startswith(BUCKET):
         return FsspecSource(url, connect_bucket, GOOGLE)
+    if url.startswith(WEB):
+        return FsspecSource(url, server=url)
     return FsspecSource(url if "://" in url else f"file://{Path(url).expanduser().resolve()}")
 
 

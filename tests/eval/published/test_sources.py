@@ -26,7 +26,7 @@ def test_a_server_that_does_not_answer_is_named() -> None:
         refuse_unreachable(url)
 
 
-@pytest.mark.parametrize("url", ["nothing://x", "memory://nowhere", "hf://o/m"])
+@pytest.mark.parametrize("url", ["nothing://x", "memory://nowhere", "hf://o/m", "http://127.0.0.1:9/x/"])
 def test_a_source_that_cannot_be_listed_is_one_line(url: str) -> None:
     source = HubSource(url, "http://127.0.0.1:9") if url.startswith("hf:") else open_source(url)
     with pytest.raises(Unavailable) as refused:
