@@ -30,6 +30,7 @@ from eval.analysis.comparison import compare as compare_runs
 from eval.analysis.latency import LatencyStats
 from eval.analysis.overview import Source, overview
 from eval.analysis.summary import SuccessRate, Summary, summarise
+from eval.app.session import Origin, prepare
 from eval.config.compose import check, compose_run, own_hydra, plain
 from eval.config.multiply import quoted
 from eval.config.schema import Config, ConfigError
@@ -44,7 +45,6 @@ from eval.report.cli import REPORT_FILE, default_title
 from eval.report.page import page, report_command
 from eval.runners.base import Runner
 from eval.runners.open import open_local, open_runner
-from eval.session import Origin, prepare
 from eval.sim.stack import prepare as prepare_simulator
 from eval.sim.tasks import Task
 from eval.specs.base import PolicySpec

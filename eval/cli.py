@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.analysis.summary import summarise
-from eval.app import CommandError, command
+from eval.app.command import CommandError, command
+from eval.app.session import Origin, prepare, print_summary
 from eval.config.compose import check, plain
 from eval.config.errors import one_line
 from eval.config.schema import Config, ConfigError
@@ -23,7 +24,6 @@ from eval.records.resume import current_overrides, nothing_left, recorded, refus
 from eval.render.console import print_info
 from eval.runners.base import RunnerError
 from eval.runners.recorder import RunFailed
-from eval.session import Origin, prepare, print_summary
 from eval.sim.stack import SimulatorError
 from eval.specs.choose import checked_spec
 from eval.tracking.base import NullTracker, SafeTracker, TrackingError

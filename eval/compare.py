@@ -21,7 +21,7 @@ from pathlib import Path
 from eval.analysis.comparable import NotComparable
 from eval.analysis.comparison import MARGIN, compare
 from eval.analysis.sources import margin_points
-from eval.app import ArgumentParser
+from eval.app.command import ArgumentParser
 from eval.records.reader import Run, read_run
 from eval.records.schema import to_plain
 from eval.render.comparison import markdown, render

@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.app import CommandError, command
+from eval.app.command import CommandError, command
 from eval.config.schema import Config, ConfigError, Pi05PolicyConfig, register_schema
 from eval.records.observations import load_requests
 from eval.sim.stack import SimulatorError
@@ -39,7 +39,7 @@ class StagesRun(Config):
 
 
 def run_command(name: str, schema: type[Run], run: Callable[[Run], None]) -> None:
-    """Run the command line of conf/<name>.yaml; `eval.app` says how it ends."""
+    """Run the command line of conf/<name>.yaml; `eval.app.command` says how it ends."""
     register_schema(name, schema)
 
     def job(cfg: DictConfig) -> None:

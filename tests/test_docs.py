@@ -25,7 +25,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from eval.app import CONF, Flags
+from eval.app.command import CONF, Flags
 from eval.config import schema
 from eval.config.compose import configure
 from eval.config.groups import options, recipe

@@ -13,7 +13,7 @@ from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from policies.text import pluralize
 
-# What a summary needs of run.json; `eval.session.describe` and `RunRecorder` write them.
+# What a summary needs of run.json; `eval.app.session.describe` and `RunRecorder` write them.
 RUN_KEYS = (
     "weights_label",
     "gl_backend",

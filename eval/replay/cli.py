@@ -25,7 +25,7 @@ from rich.console import RenderableType
 
 from eval.analysis.comparable import NotComparable
 from eval.analysis.summary import is_random, setting
-from eval.app import ArgumentParser
+from eval.app.command import ArgumentParser
 from eval.records.recording import OBSERVATIONS_FILE, load_recording
 from eval.records.schema import to_plain
 from eval.render.console import print_error, report_console

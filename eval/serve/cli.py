@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from eval.app import command
+from eval.app.command import command
 from eval.config.multiply import key_of
 from eval.config.schema import ConfigError, Pi05PolicyConfig, register_schema
 from eval.records import provenance

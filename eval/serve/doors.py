@@ -117,7 +117,7 @@ class VlaEvalDoor:
             elif incoming.type == "observation":
                 await self._observation(client, incoming, received_s)
             elif incoming.type == "error":
-                client.note(f"reports an error: {fields.spell(incoming.payload.get('error'), 200)}")
+                client.note(f"reports an error: {fields.spell(incoming.payload.get('error'))}")
             elif incoming.type == "action":
                 await self._send_error(client, fields.FieldError("a client sends no actions"), incoming.seq)
                 raise ClientFault("sent an action")

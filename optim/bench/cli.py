@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.text import Text
 
-from eval.app import CommandError, Flags
+from eval.app.command import CommandError, Flags
 from eval.config.schema import ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import collect_requests

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from eval.app import CONF, CommandError
+from eval.app.command import CONF, CommandError
 from eval.config.groups import options
 from eval.config.schema import register
 from eval.records.folders import RUN_FILE

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.compose import plain
 from eval.config.schema import register
 from eval.records.folders import RUN_FILE

@@ -101,11 +101,16 @@ def save_random(kind: str, folder: Path, **options: Any) -> Any:
 class LeRobotLoop:
     """One episode, as lerobot_eval.py runs it."""
 
-    def __init__(self, config: Any, folder: Path) -> None:
+    def __init__(self, config: Any, folder: Path, device: str) -> None:
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+        config.device = device
         self.policy = get_policy_class(config.type).from_pretrained(folder, config=config)
-        self.before, self.after = make_pre_post_processors(config, pretrained_path=str(folder))
+        self.before, self.after = make_pre_post_processors(
+            config,
+            pretrained_path=str(folder),
+            preprocessor_overrides={"device_processor": {"device": device}},
+        )
         self.policy.reset()
 
     def act(self, raw: dict[str, Any], seed: int) -> NDArray[np.float32]:
@@ -136,13 +141,16 @@ def draw_moment(draw: np.random.Generator) -> tuple[dict[str, Any], Observation]
     return raw, Observation(rotated, state, TASK)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(
     ("kind", "options"), [("act", {}), ("diffusion", {"n_obs_steps": 1}), ("diffusion", {}), ("vqbet", {})]
 )
-def test_the_adapter_acts_as_lerobots_loop_does(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_adapter_acts_as_lerobots_loop_does(
+    kind: str, options: dict[str, Any], device: str, tmp_path: Path
+) -> None:
     config = save_random(kind, tmp_path, **options)
-    policy = LeRobotPolicy(str(tmp_path), device="cpu")
-    loop = LeRobotLoop(config, tmp_path)
+    policy = LeRobotPolicy(str(tmp_path), device=device)
+    loop = LeRobotLoop(config, tmp_path, device)
     steps = config.action_chunk_size if kind == "vqbet" else config.n_action_steps
     draw = np.random.default_rng(5)
     actions: list[NDArray[np.float64]] = []

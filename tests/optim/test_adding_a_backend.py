@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.compose import check
 from eval.config.schema import register
 from eval.specs.choose import make_spec

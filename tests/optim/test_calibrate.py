@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.schema import register, register_schema
 from eval.records.observations import save_requests
 from optim import calibrate as module

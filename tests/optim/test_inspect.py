@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.records.observations import save_requests
 from optim.inspect import Tokens, argument_rows, backend_of, count_tokens, engine_rows, main, token_rows
 from policies.pi05.policy import Pi05Policy

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.compose import check
 from eval.config.schema import Config, ConfigError, register
 from eval.sim.tasks import SUITES

@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.compose import check, plain
 from eval.config.groups import backend_name, options, policy_label, recipe
 from eval.config.schema import Config, register
@@ -15,6 +15,10 @@ from eval.specs.machine import explain
 from eval.specs.pi05_build import choose_backends
 from optim.base import CannotRun
 
+OPEN = {
+    "custom": ["policy._target_=mine.Policy"],
+    "remote": ["policy.url=ws://localhost:1", "policy.label=weights"],
+}
 GPU = "it needs an NVIDIA GPU, got policy.device=cpu"
 
 
@@ -117,7 +121,7 @@ def test_every_policys_recipe_is_that_of_its_composition() -> None:
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         for policy in options("policy"):
-            named = ["policy._target_=mine.Policy"] if policy == "custom" else []
+            named = OPEN.get(policy, [])
             config = check(compose("config", [f"policy={policy}", *named]))
             composed = {
                 stage: backend_name(stage, chosen)

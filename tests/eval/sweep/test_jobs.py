@@ -54,7 +54,7 @@ def test_a_sweep_and_hydras_own_name_the_folder_of_a_job_alike(steps: str, folde
 
 def test_a_launchers_process_names_the_folder_before_it_runs_the_job() -> None:
     code = (
-        "import eval.app\nfrom omegaconf import OmegaConf\n"
+        "import eval.app.command\nfrom omegaconf import OmegaConf\n"
         "print(OmegaConf.create({'word': '${steps_word:null}'}).word)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.compose import check
 from eval.config.schema import register
 from eval.episodes.rollout import ServedChunk

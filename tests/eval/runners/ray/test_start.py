@@ -15,7 +15,7 @@ import ray
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from eval.app import CONF
+from eval.app.command import CONF
 from eval.config.compose import check
 from eval.config.schema import RunnerConfig, register
 from eval.runners.base import RunnerError
