@@ -36,7 +36,7 @@ def run_command(work: Callable[[], int], interrupted: str) -> int:
         return 130
 
 
-def run_and_show(run: Callable[[], None], show: Callable[[], None], go_on: str) -> None:
+def run_and_show(run: Callable[[], object], show: Callable[[], object], go_on: str) -> None:
     """Run jobs, then show what came of them.
 
     Args:
