@@ -22,6 +22,10 @@ pytest.importorskip("lerobot")
 KEY = EpisodeKey("libero_spatial", 2, 3, 7)
 TASK = "pick up the bowl"
 CAMERAS = {"image": "agentview_image", "image2": "robot0_eye_in_hand_image"}
+TOLERANCES = {
+    "cpu": 1e-5,
+    "cuda": 1e-3,
+}  # cuDNN's convolutions are in TF32, and the states differ by rounding
 SMALL_UNET = {
     "down_dims": (32, 64),
     "horizon": 8,
@@ -162,7 +166,7 @@ def test_the_adapter_acts_as_lerobots_loop_does(
             actions = list(chunk.actions_HJ)
         drawn_in = step // steps * steps // policy.replan_steps  # the call that drew the noise
         seed = stable_seed("noise", KEY.seed, KEY.suite, KEY.task_id, KEY.episode, drawn_in)
-        np.testing.assert_allclose(actions.pop(0), loop.act(raw, seed), atol=1e-5)
+        np.testing.assert_allclose(actions.pop(0), loop.act(raw, seed), atol=TOLERANCES[device])
 
 
 def test_a_policy_with_a_plan_of_its_last_call_is_refused(tmp_path: Path) -> None:

@@ -15,5 +15,5 @@ Compared by hand with the wheels of lerobot 0.4.4, 0.5.1 and 0.6.1:
     * PI05Policy.from_pretrained returns a network as it was initialised where its weights do not load.
 
 tests/examples/test_real_lerobot.py runs where a real lerobot is installed: it passed with all three (0.5.1
-and 0.6.1 with their Python 3.12 syntax rewritten for 3.11).
+with its Python 3.12 syntax rewritten for 3.11).
 """
