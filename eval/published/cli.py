@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from eval.jobs.check import FindReasons, find_reasons, refusal
-from eval.jobs.command import run_and_show, run_command
-from eval.jobs.run import RunJob, has_finished, run_jobs, run_process
+from eval.app.jobs.check import FindReasons, find_reasons, refusal
+from eval.app.jobs.command import run_and_show, run_command
+from eval.app.jobs.run import RunJob, has_finished, run_jobs, run_process
 from eval.published.fetch import Listing, Refused, fetch, list_wanted, refuse_too_large
 from eval.published.runs import choose_runner, join_earlier, make_jobs, refuse_chosen
 from eval.published.sources import Source, Unavailable, local_folder, open_source

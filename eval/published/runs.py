@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from eval.app.jobs.run import has_finished
 from eval.config.compose import configure
 from eval.config.multiply import is_below, key_of, parse_overrides, quoted, refuse_hydra
 from eval.config.schema import ConfigError
-from eval.jobs.run import has_finished
 from eval.published.fetch import Refused
 from eval.published.targets import SUITES, Target
 from eval.records.folders import is_run

@@ -24,9 +24,9 @@ from pathlib import Path
 from eval.analysis.comparison import MARGIN
 from eval.analysis.overview import overview
 from eval.analysis.sources import margin_points, read_sources
-from eval.jobs.check import FindReasons, find_reasons, refusal
-from eval.jobs.command import run_and_show, run_command
-from eval.jobs.run import RunJob, has_finished, run_jobs, run_process
+from eval.app.jobs.check import FindReasons, find_reasons, refusal
+from eval.app.jobs.command import run_and_show, run_command
+from eval.app.jobs.run import RunJob, has_finished, run_jobs, run_process
 from eval.records.schema import to_json
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records, write_job_records
 from eval.render.console import print_info, report_console

@@ -11,8 +11,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from eval.app.jobs.check import Reason
 from eval.config.compose import configure
-from eval.jobs.check import Reason
 from eval.records.sweep import SWEEP_FILE
 from eval.sweep.cli import RunJob, main
 from policies.files import ROOT

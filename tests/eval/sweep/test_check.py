@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.jobs.check import Reason, reason_against, refusal
+from eval.app.jobs.check import Reason, reason_against, refusal
 from eval.sweep.cli import TABLE_FILES, main
 from tests.eval.sweep.sweeps import COMMAND, Jobs, copy_without_version, sweep, sweep_file
 

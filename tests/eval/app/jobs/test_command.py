@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from eval.jobs.command import Interrupted, run_and_show, run_command
+from eval.app.jobs.command import Interrupted, run_and_show, run_command
 from eval.render.console import FULL_ERROR
 
 

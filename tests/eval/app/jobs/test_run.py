@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.app.jobs.run import free_changes, run_jobs
 from eval.config.compose import configure
 from eval.config.schema import Config
-from eval.jobs.run import free_changes, run_jobs
 from eval.records.sweep import JobRecord
 from policies.files import ROOT
 from tests.eval.sweep.sweeps import recorded_config
@@ -20,7 +20,7 @@ from tests.eval.written_runs import write_run
 COMMAND = """
 import signal, sys
 from pathlib import Path
-from eval.jobs.run import run_process
+from eval.app.jobs.run import run_process
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
