@@ -4,6 +4,7 @@ Beside what a protocol names, an observation of ours has `episode` {suite, task_
 our server draws the noise from them, others do not read them.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,6 +22,7 @@ STATE_DIM = 8
 EPISODE, CALL = "episode", "call"
 MAX_TEXT = 4096  # characters of an instruction
 SIDES = range(1, 4097)  # of an image, in pixels
+MAX_WORDS = 80  # characters of a value in a message
 
 
 class FieldError(ValueError):
@@ -42,6 +44,12 @@ class Received:
     unread: tuple[str, ...]
 
 
+def is_own(metadata: Mapping[Any, Any]) -> bool:
+    """Whether a server's metadata says that it is `python -m eval.serve`."""
+    name = metadata.get("server")
+    return isinstance(name, str) and name == OWN_SERVER
+
+
 def identity(request: Request) -> dict[str, Any]:
     """The fields of ours: which episode, and which of its inferences."""
     return {EPISODE: dict(vars(request.episode)), CALL: request.call}
@@ -57,7 +65,7 @@ def read_map(message: Any, name: str) -> Mapping[Any, Any]:
 def require(message: Mapping[Any, Any], key: str) -> Any:
     """Take a field; FieldError where it is missing."""
     if key not in message:
-        raise FieldError(f"the observation lacks {key!r}, it has {shorten(sorted(map(repr, message)))}")
+        raise FieldError(f"the observation lacks {key!r}, it has {shorten(sorted(map(spell, message)))}")
     return message[key]
 
 
@@ -100,7 +108,7 @@ def read_identity(message: Mapping[Any, Any]) -> tuple[EpisodeKey | None, int | 
     parts = read_map(require(message, EPISODE), EPISODE)
     names = [field.name for field in fields(EpisodeKey)]
     if set(parts) != set(names):
-        raise FieldError(f"{EPISODE} must have {', '.join(names)}, got {shorten(sorted(map(repr, parts)))}")
+        raise FieldError(f"{EPISODE} must have {', '.join(names)}, got {shorten(sorted(map(spell, parts)))}")
     if not isinstance(parts["suite"], str) or len(parts["suite"]) > MAX_TEXT:
         raise FieldError(f"{EPISODE}.suite must be a text, got {spell(parts['suite'])}")
     numbers = {f"{EPISODE}.{name}": parts[name] for name in names if name != "suite"}
@@ -115,9 +123,14 @@ def unread(message: Mapping[Any, Any], keys: tuple[str, ...]) -> tuple[str, ...]
     return tuple(spell(key) for key in message if key not in keys)
 
 
-def spell(value: Any, most: int = 60) -> str:
-    """Name a value in a message: an array by dtype and shape, anything else in at most `most` characters."""
+_words = reprlib.Repr()
+_words.maxstring = _words.maxother = MAX_WORDS
+_words.maxlevel = 2  # a hostile message has a thousand levels
+
+
+def spell(value: Any) -> str:
+    """Name a value in a message: an array by dtype and shape, anything else in few words."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    text = _words.repr(value)
+    return text if len(text) <= MAX_WORDS else f"{text[: MAX_WORDS - 3]}..."

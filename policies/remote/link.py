@@ -1,5 +1,6 @@
 """A websocket to a policy server: whole messages out and in, each within its time, every fault one line."""
 
+import contextlib
 import logging
 import socket
 import struct
@@ -20,6 +21,9 @@ from policies.remote.wire import MEBIBYTE, WireError, unpack
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+quiet = logging.getLogger(f"{__name__}.websockets")  # tells in tracebacks what an error here tells in a line
+quiet.addHandler(logging.NullHandler())
+quiet.propagate = False
 
 RETRY_S = 0.2  # between attempts to connect
 CLOSE_S = 1.0  # how long a server may take to say goodbye
@@ -47,6 +51,7 @@ class Link:
         self._max_bytes = max_bytes
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self._socket: ClientConnection | None = None
+        self._leave = contextlib.ExitStack()
 
     def open(self, wait_s: float) -> None:
         """Connect, trying again for `wait_s` seconds while nobody listens or the server is not ready.
@@ -73,24 +78,25 @@ class Link:
                 why: Exception = error
             except (InvalidURI, InvalidProxy) as error:
                 raise RemoteError(f"policy.url must be ws://HOST:PORT, got {self._url!r}") from error
-            except InvalidHandshake as error:
+            # an AssertionError: of websockets 17.4 itself, where the other side hangs up in the handshake
+            except (InvalidHandshake, AssertionError) as error:
                 raise self._error(
-                    f"does not speak websocket ({_one_line(str(error))}); correct policy.url"
+                    f"does not speak websocket ({one_line(str(error))}); correct policy.url"
                 ) from error
             except OSError as error:  # a TimeoutError is one
                 why = error
             if time.monotonic() + RETRY_S > deadline:
                 raise self._error(
                     f"did not open a connection in policy.connect_timeout_s={wait_s:g} s "
-                    f"({_one_line(str(why)) or type(why).__name__}); start the server, or correct policy.url"
+                    f"({one_line(str(why)) or type(why).__name__}); start the server, or correct policy.url"
                 ) from why
             time.sleep(RETRY_S)
 
     def close(self) -> None:
         """Leave; whatever the server still had to say is lost."""
-        connection, self._socket = self._socket, None
-        if connection is not None:
-            connection.close()
+        self._socket = None
+        with contextlib.suppress(ConnectionClosed, OSError):
+            self._leave.close()
 
     @property
     def is_open(self) -> bool:
@@ -125,7 +131,7 @@ class Link:
         return RemoteError(f"policy.url={self._url} {what}")
 
     def _connect(self, open_s: float) -> ClientConnection:
-        connection = connect(
+        opening = connect(
             self._url,
             compression=None,
             additional_headers=self._headers,
@@ -134,7 +140,9 @@ class Link:
             close_timeout=CLOSE_S,
             ping_interval=None,  # a server that compiles its first call answers no pings
             max_size=self._max_bytes,
+            logger=quiet,
         )
+        connection = self._leave.enter_context(opening)
         limit = struct.pack("@ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         return connection
@@ -152,7 +160,7 @@ class Link:
             raise self.fault(self._why_closed(error)) from error
         except OSError as error:
             raise self.fault(
-                f"did not take a message ({_one_line(str(error))}); look at the server"
+                f"did not take a message ({one_line(str(error))}); look at the server"
             ) from error
 
     def _why_closed(self, error: ConnectionClosed) -> str:
@@ -161,16 +169,19 @@ class Link:
                 f"sent a message of more than policy.max_message_mb={self._max_bytes // MEBIBYTE} MiB; "
                 "raise it, or look at the server"
             )
-        said = f"{error.rcvd.code} {_one_line(error.rcvd.reason)}".strip() if error.rcvd else "no goodbye"
+        if isinstance(error.__cause__, BlockingIOError):  # SO_SNDTIMEO
+            return f"did not take a message in policy.timeout_s={self._timeout_s:g} s; look at the server"
+        said = f"{error.rcvd.code} {one_line(error.rcvd.reason)}".strip() if error.rcvd else "no goodbye"
         return f"closed the connection before it answered ({said}); look at the server's log"
 
 
 def last_line(text: str) -> str:
     """The last line that is not empty: where a traceback has the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return _one_line(lines[-1]) if lines else "nothing"
+    return one_line(lines[-1]) if lines else "nothing"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Shorten a server's words to a line of at most `MAX_LINE` characters."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."

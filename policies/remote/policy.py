@@ -25,6 +25,7 @@ SERVER, WAY = "server", "way"  # what a round trip consists of
 # what our own server says of its weights, so that a run with them compares with a local one
 WEIGHTS = ("weights_label", "weights_sha256", "norm_stats_sha256", "tokenizer_sha256")
 MAX_NUMBERS = 64  # of an array in the metadata that go into the records
+MAX_LEVELS = 8  # of maps and lists in it
 
 
 class RemotePolicy:
@@ -94,7 +95,7 @@ class RemotePolicy:
 
     def provenance(self) -> dict[str, Any]:
         metadata = self._served.metadata
-        own = metadata.get("policy") if metadata.get("server") == fields.OWN_SERVER else None
+        own = metadata.get("policy") if fields.is_own(metadata) else None
         weights = {key: own[key] for key in WEIGHTS if key in own} if isinstance(own, Mapping) else {}
         return {
             "policy": self.name,
@@ -230,12 +231,17 @@ def server_ms(answer: Mapping[Any, Any]) -> float | None:
     return None
 
 
-def plain(value: Any) -> Any:
-    """Turn metadata into JSON's types; what is not one becomes text that says so."""
+def plain(value: Any, levels: int = MAX_LEVELS) -> Any:
+    """Turn metadata into JSON's types; what is not one, or lies deeper, becomes text that says so."""
+    if isinstance(value, Mapping | list | tuple) and levels == 0:
+        return fields.spell(value)
     if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else repr(key): plain(item) for key, item in value.items()}
+        return {
+            key if isinstance(key, str) else fields.spell(key): plain(item, levels - 1)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, levels - 1) for item in value]
     if isinstance(value, np.ndarray) and value.size <= MAX_NUMBERS and value.dtype.kind in "biufU":
         return plain(value.tolist())
     if isinstance(value, np.generic):

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from policies.base import Request
 from policies.remote import fields, openpi, vla_eval
-from policies.remote.link import Link
+from policies.remote.link import Link, one_line
 from policies.remote.wire import pack_openpi, pack_vla_eval
 
 HELLO = {"harness_version": fields.OWN_SERVER, "protocol_version": vla_eval.PROTOCOL_VERSION}
@@ -113,7 +113,7 @@ class VlaEvalSpeaker:
         except fields.FieldError as error:
             raise self._link.fault(f"sent something else: {error}; is policy.protocol right?") from error
         if message.type == "error":
-            raise self._link.fault(f"reports an error: {fields.spell(message.payload.get('error'), 300)}")
+            raise self._link.fault(f"reports an error: {one_line(str(message.payload.get('error')))}")
         if (message.type, message.seq) != (kind, self._seq):
             raise self._link.fault(
                 f"answers message {self._seq} with {message.type} {message.seq} instead of {kind}"
@@ -143,7 +143,7 @@ class _Own:
 
 def _own(link: Link, metadata: Mapping[Any, Any]) -> _Own | None:
     """What our own server wants and says; None for others', whose keys may mean anything."""
-    if metadata.get("server") != fields.OWN_SERVER:
+    if not fields.is_own(metadata):
         return None
     cameras, size, steps = (metadata.get(key) for key in ("cameras", "image_size", "replan_steps"))
     if (

@@ -70,7 +70,7 @@ def read_message(message: Any) -> Message:
     missing = [key for key in ("type", "payload", "seq", "timestamp") if key not in message]
     if missing:
         raise fields.FieldError(f"a message must have type, payload, seq and timestamp, lacks {missing}")
-    if message["type"] not in TYPES:
+    if not isinstance(message["type"], str) or message["type"] not in TYPES:
         raise fields.FieldError(
             f"type must be one of {', '.join(TYPES)}, got {fields.spell(message['type'])}"
         )
