@@ -96,6 +96,11 @@ def adapt(config: Any, device: str, changes: Mapping[str, Any]) -> Any:
             "rtc_config is enabled, but the harness waits for each chunk, so there is nothing to blend; "
             "evaluate without it: +policy.args.config.rtc_config=null"
         )
+    if getattr(config, "use_relative_actions", False):
+        raise ValueError(
+            "use_relative_actions is set, but LIBERO's controller takes motions, not positions; take a "
+            "policy that was trained on LIBERO's actions"
+        )
     action = (config.output_features or {}).get(ACTION)
     if action is None or tuple(action.shape) != (ACTION_DIM,):
         raise ValueError(
@@ -105,9 +110,9 @@ def adapt(config: Any, device: str, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def find_replan_steps(config: Any, given: int | None) -> int:
-    """The given number of actions, or lerobot's own."""
-    own = getattr(config, "n_action_steps", None) or getattr(config, "action_chunk_size", None)
+def find_replan_steps(config: Any, given: int | None, default: int | None = None) -> int:
+    """The given number of actions, or lerobot's own, or `default` where lerobot has none."""
+    own = getattr(config, "n_action_steps", None) or getattr(config, "action_chunk_size", None) or default
     steps = own if given is None else given
     if type(steps) is not int or steps < 1:
         raise ValueError(

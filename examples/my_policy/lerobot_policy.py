@@ -45,6 +45,8 @@ from .lerobot_checks import (
     find_views,
 )
 
+SAME = 1e-3  # between two actions of one policy: a GPU may choose another kernel
+
 
 @dataclass
 class _Memory:
@@ -95,6 +97,7 @@ class LeRobotPolicy:
         self.device = find_device(device, "policy.args.device")
         folder = find_folder(path, revision)
         self._config = adapt(PreTrainedConfig.from_pretrained(folder), str(self.device), config or {})
+        self._chunk_steps = find_replan_steps(self._config, replan_steps)
         self._preprocess, self._postprocess = make_pre_post_processors(
             self._config,
             pretrained_path=str(folder),
@@ -117,7 +120,6 @@ class LeRobotPolicy:
                 f"n_obs_steps={self._history} of {folder}: policies of type {self._config.type} keep no "
                 "queue of observations for this adapter to fill; write a policy of your own for it"
             )
-        self._chunk_steps = find_replan_steps(self._config, replan_steps)
         self.replan_steps = self._chunk_steps if self._history == 1 else 1
         self._about = {
             "kind": "lerobot",
@@ -192,11 +194,16 @@ class LeRobotPolicy:
 
     def _predict(self, seen: Sequence[dict[str, Any]], seed: int) -> NDArray[np.float64]:
         """Predict a chunk (H, J) from prepared observations, oldest first."""
-        amp = torch.autocast(self.device.type) if self._config.use_amp else nullcontext()
-        with torch.inference_mode(), amp, _seeded(self.device, seed):
+        with self._inference(seed):
             now = self._fill_queues(seen) if self._queues else dict(seen[-1])
             [actions] = self._policy.predict_action_chunk(now)
             return self._postprocess(actions).to("cpu", torch.float64).numpy()
+
+    @contextmanager
+    def _inference(self, seed: int) -> Iterator[None]:
+        amp = torch.autocast(self.device.type) if self._config.use_amp else nullcontext()
+        with torch.inference_mode(), amp, _seeded(self.device, seed):
+            yield
 
     def _fill_queues(self, seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Fill the policy's own queues, as lerobot does, with its images stacked; return the last batch."""
@@ -209,7 +216,7 @@ class LeRobotPolicy:
         return stacked
 
     def _try_out(self) -> None:
-        """Refuse a policy that gives no chunks, too short ones, or other ones for the same observation."""
+        """Refuse a policy without chunks, or with short, changing or other ones than lerobot executes."""
         draw = np.random.default_rng(0)
         instruction = "pick up the black bowl and place it on the plate"
         first, second = (
@@ -237,12 +244,26 @@ class LeRobotPolicy:
                 f"policy.args.replan_steps must be <= {len(chunk)}, the length of a chunk, "
                 f"got {self._chunk_steps}"
             )
-        if not np.allclose(chunk, again, rtol=0, atol=1e-3):
+        if np.abs(chunk - again).max() > SAME:
             raise ValueError(
                 f"the policy of type {self._config.type} gave two chunks, {np.abs(chunk - again).max():.3g} "
                 "apart, for one observation and seed: it remembers earlier calls, or draws numbers that "
                 "torch does not seed, and this adapter is for policies that do neither; write one of your own"
             )
+        executed = self._select_actions(first, find_replan_steps(self._config, None, default=1))
+        apart = np.abs(chunk[: len(executed)] - executed).max(axis=1)
+        if apart.max() > SAME:
+            raise ValueError(
+                f"lerobot executes other actions than those of the chunk, {apart.max():.3g} apart, for "
+                f"policies of type {self._config.type}; write a policy of your own for it"
+            )
+
+    def _select_actions(self, batch: dict[str, Any], count: int) -> NDArray[np.float64]:
+        """Collect what lerobot's loop executes at the start of an episode (count, J), with seed 0."""
+        self._policy.reset()
+        with self._inference(0):
+            actions = [self._postprocess(self._policy.select_action(dict(batch))) for _ in range(count)]
+            return torch.cat(actions).to("cpu", torch.float64).numpy()
 
 
 @contextmanager

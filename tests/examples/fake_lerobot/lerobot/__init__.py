@@ -11,7 +11,8 @@ Compared by hand with the wheels of lerobot 0.4.4, 0.5.1 and 0.6.1:
     * `RenameObservationsProcessorStep.rename_map`; `norm_map`, `features` and `stats` of the normalisers,
       which leave a feature without statistics as it is.
     * `PreTrainedPolicy.from_pretrained(path, config=...)`, not strict, `reset`, `predict_action_chunk(batch)`
-      -> (B, H, J), normalised; `_queues` of Diffusion and VQ-BeT, `lerobot.policies.utils.populate_queues`.
+      -> (B, H, J) and `select_action(batch)` -> (B, J), normalised; `_queues` of Diffusion and VQ-BeT;
+      `lerobot.policies.utils.populate_queues`.
     * PI05Policy.from_pretrained returns a network as it was initialised where its weights do not load.
 
 tests/examples/test_real_lerobot.py runs where a real lerobot is installed: it passed with all three (0.5.1

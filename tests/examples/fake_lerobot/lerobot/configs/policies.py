@@ -27,6 +27,7 @@ class PreTrainedConfig:
     pretrained_backbone_weights: str | None = "from the internet"
     temporal_ensemble_coeff: float | None = None
     rtc_config: Any = None
+    use_relative_actions: bool = False
 
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():

@@ -15,6 +15,7 @@ from lerobot.policies import networks
 CLASSES = {
     "chunks": networks.ChunkPolicy,
     "queues": networks.QueuePolicy,
+    "smooths": networks.SmoothingPolicy,
     "remembers": networks.RememberingPolicy,
     "single": networks.SingleActionPolicy,
     "careless": networks.CarelessPolicy,

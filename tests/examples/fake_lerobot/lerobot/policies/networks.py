@@ -10,6 +10,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.utils import populate_queues
 
 STATE, IMAGES, ACTION = "observation.state", "observation.images", "action"
 
@@ -39,7 +40,13 @@ class ChunkPolicy(nn.Module):
         load_model(self, path, strict=strict)
 
     def reset(self) -> None:
-        """Forget the episode; nothing to forget."""
+        self._actions: deque[Tensor] = deque()
+
+    def select_action(self, batch: dict[str, Any]) -> Tensor:
+        if not self._actions:
+            chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
+            self._actions.extend(chunk.transpose(0, 1))
+        return self._actions.popleft()
 
     def predict_action_chunk(self, batch: dict[str, Any]) -> Tensor:
         seen = [
@@ -54,6 +61,7 @@ class QueuePolicy(ChunkPolicy):
     """Like Diffusion: a chunk of the last observations, which `_queues` holds, from the current step on."""
 
     def reset(self) -> None:
+        super().reset()
         steps = self.config.n_obs_steps
         self._queues = {STATE: deque(maxlen=steps), IMAGES: deque(maxlen=steps), ACTION: deque(maxlen=1)}
 
@@ -62,6 +70,19 @@ class QueuePolicy(ChunkPolicy):
         images = dict(zip(self.config.image_features, stacked[IMAGES].unbind(2), strict=True))
         chunk = super().predict_action_chunk({STATE: stacked[STATE], **images})
         return chunk[:, : self.config.n_action_steps]
+
+    def select_action(self, batch: dict[str, Any]) -> Tensor:
+        images = torch.stack([batch[key] for key in self.config.image_features], dim=-4)
+        batch = {**batch, IMAGES: images}
+        self._queues = populate_queues(self._queues, batch)
+        return super().select_action(batch)
+
+
+class SmoothingPolicy(ChunkPolicy):
+    """Executes other actions than those of its chunk."""
+
+    def select_action(self, batch: dict[str, Any]) -> Tensor:
+        return super().select_action(batch) * 0.9
 
 
 class RememberingPolicy(ChunkPolicy):
