@@ -1,0 +1,205 @@
+"""What the robot does while the policy thinks: the clock of an episode.
+
+LIBERO stands still during an inference; a robot does not. A clock charges each inference its latency L, in
+control periods of P = 50 ms / speed, and says which actions are executed in the meantime. H horizon, s
+execution horizon (replan steps), d = ceil(L / P) the delay in control steps. From one observation to the
+next:
+
+    free    NEW[0:s]; time stands still, as in LIBERO
+    wait    hold while the latency lasts, then NEW[0:s]; what is left of a period is kept for the next cycle
+    async   d more actions of the old chunk, then NEW[d:s]; in the first cycle hold d steps, then NEW[0:s - d]
+    rtc     as async, and the new chunk is guided towards the old one (real-time chunking, arXiv 2506.07339)
+
+Non-obvious behaviors:
+    * To hold is to send no motion and the gripper as it was; before the first action it is open, as in the
+      settle steps. Held steps count towards the suite's limit.
+    * A cycle of async has s steps, the first one too, so that observations are s steps apart.
+    * The robot stood still in the first cycle, so its chunk is executed from 0 on, and the second cycle goes
+      on with it where the first ended: s - d, not s.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.sim.env import CONTROL_HZ, SETTLE_ACTION
+from policies.base import EpisodeKey
+from policies.seeding import stable_seed
+
+Mode = Literal["free", "wait", "async", "rtc"]
+MODES = get_args(Mode)
+PERIOD_MS = 1e3 / CONTROL_HZ
+MOTION = 6  # channels of an action that move the hand; the last one is the gripper
+ROUNDING = 1e-9  # of periods: a latency of three periods is three, whatever the division says
+
+
+class CannotServe(ValueError):
+    """Delay, replan steps and horizon do not fit together; the message names all three."""
+
+
+class Latency(Protocol):
+    """How long an inference takes, in milliseconds, for the clock."""
+
+    def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same for each inference."""
+
+    ms: float
+
+    def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float:
+        return self.ms
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One of the latencies that a bench measured, drawn by the episode's key and the number of the call."""
+
+    samples_ms: tuple[float, ...]
+
+    def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float:
+        drawn = stable_seed("latency", key.suite, key.task_id, key.episode, key.seed, call)
+        return self.samples_ms[drawn % len(self.samples_ms)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What this inference took: an episode is no longer a function of its key."""
+
+    def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float:
+        return measured_ms
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How inferences are charged.
+
+    Attributes:
+        speed: of a robot that executes the same actions so many times as fast; physics is unchanged.
+    """
+
+    mode: Mode = "free"
+    latency: Latency = field(default_factory=lambda: Fixed(0.0))
+    speed: float = 1.0
+
+    @property
+    def period_ms(self) -> float:
+        return PERIOD_MS / self.speed
+
+    def delay(self, latency_ms: float) -> int:
+        """Count the control steps from an observation to the first action that answers it."""
+        return math.ceil(latency_ms / self.period_ms - ROUNDING)
+
+    def check(self, latency_ms: float, replan_steps: int, horizon: int | None) -> None:
+        """Raise CannotServe where async or rtc have no action to execute; `horizon` None is not known yet."""
+        if self.mode not in ("async", "rtc"):
+            return
+        delay = self.delay(latency_ms)
+        if delay > replan_steps:
+            raise CannotServe(
+                f"clock={self.mode} needs a delay of at most the replan steps, got d = {delay} "
+                f"({latency_ms:g} ms at {self.period_ms:g} ms a step) and s = {replan_steps}; raise checkpoint.replan_steps, "
+                "lower clock.speed, or use clock=wait"
+            )
+        if horizon is not None and replan_steps > horizon - delay:
+            raise CannotServe(
+                f"clock={self.mode} needs s <= H - d actions of the old chunk, got s = {replan_steps}, "
+                f"H = {horizon} and d = {delay} ({latency_ms:g} ms at {self.period_ms:g} ms a step); lower "
+                "checkpoint.replan_steps or clock.speed, or use clock=wait"
+            )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One control step that a clock planned; `age` counts steps since the observation that it answers."""
+
+    action: NDArray[np.float64]  # (7,)
+    held: bool
+    age: int | None  # None while held
+
+
+@dataclass
+class Statistics:
+    """What a clock did in an episode so far."""
+
+    held_steps: int = 0
+    ages: list[int] = field(default_factory=list)  # of the executed actions
+    seams: list[float] = field(default_factory=list)  # largest change of a motion channel where chunks meet
+    delays: list[int] = field(default_factory=list)  # d of each inference
+
+
+class Playback:
+    """Turns the chunks of one episode into control steps, as its clock says.
+
+    Args:
+        replan_steps: s, for the policy.
+    """
+
+    def __init__(self, clock: Clock, replan_steps: int) -> None:
+        self.clock = clock
+        self.replan_steps = replan_steps
+        self.statistics = Statistics()
+        self._chunk: NDArray[np.float64] | None = None  # the newest
+        self._next = 0  # its first action that is not planned yet
+        self._offset = 0  # steps from its observation to its action 0
+        self._debt_ms = 0.0
+        self._last = SETTLE_ACTION
+        self._acted: NDArray[np.float64] | None = None  # the chunk that `_last` is of
+
+    def plan(self, actions_HJ: NDArray[np.float64], latency_ms: float) -> list[Step]:
+        """Plan the steps until the next observation, for the chunk that answers the last one.
+
+        Raises CannotServe where the chunk, or the old one, is too short for the delay.
+        """
+        clock, s = self.clock, self.replan_steps
+        clock.check(latency_ms, s, len(actions_HJ))
+        if clock.mode == "free":
+            steps = self._begin(actions_HJ, 0, s, 0)
+        elif clock.mode == "wait":
+            self._debt_ms += latency_ms
+            delay = math.floor(self._debt_ms / clock.period_ms + ROUNDING)
+            self._debt_ms = max(0.0, self._debt_ms - delay * clock.period_ms)
+            steps = [*self._hold(delay), *self._begin(actions_HJ, 0, s, delay)]
+        else:
+            delay = clock.delay(latency_ms)
+            if self._chunk is None:
+                steps = [*self._hold(delay), *self._begin(actions_HJ, 0, s - delay, delay)]
+            else:
+                steps = [*self._go_on(delay), *self._begin(actions_HJ, delay, s, 0)]
+        if clock.mode != "free":
+            self.statistics.delays.append(delay)
+        self.statistics.held_steps += sum(step.held for step in steps)
+        self.statistics.ages += [step.age for step in steps if step.age is not None]
+        return steps
+
+    def _hold(self, count: int) -> list[Step]:
+        still = np.concatenate([np.zeros(MOTION), self._last[MOTION:]])
+        return [Step(still, True, None)] * count
+
+    def _begin(self, actions_HJ: NDArray[np.float64], first: int, end: int, offset: int) -> list[Step]:
+        """Execute actions of a new chunk, whose action 0 is `offset` steps after its observation."""
+        self._chunk, self._next, self._offset = actions_HJ, first, offset
+        return self._go_on(end - first)
+
+    def _go_on(self, count: int) -> list[Step]:
+        """Execute the next actions of the newest chunk."""
+        chunk, first = self._chunk, self._next
+        assert chunk is not None, "there is a chunk to go on with"
+        if first + count > len(chunk):
+            raise CannotServe(
+                f"clock={self.clock.mode} needs {count} more actions of a chunk of H = {len(chunk)}, of "
+                f"which {first} are executed; lower checkpoint.replan_steps or clock.speed, or use clock=wait"
+            )
+        self._next = first + count
+        return [self._step(chunk, i) for i in range(first, first + count)]
+
+    def _step(self, chunk: NDArray[np.float64], i: int) -> Step:
+        if self._acted is not None and self._acted is not chunk:
+            self.statistics.seams.append(float(np.abs(chunk[i, :MOTION] - self._last[:MOTION]).max()))
+        self._acted, self._last = chunk, chunk[i]
+        return Step(chunk[i], False, self._offset + i)
