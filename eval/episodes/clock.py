@@ -103,8 +103,8 @@ class Clock:
         if delay > replan_steps:
             raise CannotServe(
                 f"clock={self.mode} needs a delay of at most the replan steps, got d = {delay} "
-                f"({latency_ms:g} ms at {self.period_ms:g} ms a step) and s = {replan_steps}; raise checkpoint.replan_steps, "
-                "lower clock.speed, or use clock=wait"
+                f"({latency_ms:g} ms at {self.period_ms:g} ms a step) and s = {replan_steps}; "
+                "raise checkpoint.replan_steps, lower clock.speed, or use clock=wait"
             )
         if horizon is not None and replan_steps > horizon - delay:
             raise CannotServe(
