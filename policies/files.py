@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, or the site-packages that the wheel lies in
 IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 OUTPUTS = ROOT / "outputs" if IS_CHECKOUT else Path("outputs")  # site-packages are nobody's notebook
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 MAX_DEPTH = 100  # of a JSON file that is read; no program writes such files half as deep
+
+
+class NotPlain(ValueError):
+    """A path leads to a link, a pipe, a device or a second name of a file, where a plain file belongs."""
 
 
 def search_current_folder_last() -> None:
@@ -44,12 +57,14 @@ def expand_home(path: str | Path) -> Path:
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to, and move it to `path` in one step at the end.
 
-    A reader sees the old content or the new, never a part. When the body raises, `path` stays as it was.
+    A reader sees the old content or the new, never a part. When the body raises, `path` stays as it was; a
+    link there is replaced, not followed.
 
     Args:
         durable: the new content survives a loss of power that comes after this.
     """
     temporary = _beside(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # nobody's link, nobody's file
     try:
         yield temporary
         if durable:
@@ -100,6 +115,65 @@ def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> 
     """Write a file that appears under its name complete or not at all; see `replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def plain_opener(path: str, flags: int) -> int:
+    """Open a plain file only: an `opener` for `open`, in a folder that somebody else may have filled.
+
+    Raises NotPlain for a link, a pipe, a device or a folder, and, to write, for a file with a second name.
+    """
+    with contextlib.suppress(FileNotFoundError):  # `open` says so, or makes one
+        _refuse_unlike_a_file(path, os.lstat(path), flags)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe would wait for a writer
+    try:
+        _refuse_unlike_a_file(path, os.fstat(descriptor), flags)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_plain(path: Path, most_bytes: int) -> bytes:
+    """Read a plain file; NotPlain for anything else, ValueError for more than `most_bytes`."""
+    with open(path, "rb", opener=plain_opener) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise ValueError(f"{path} must have at most {most_bytes} bytes, got {size}")
+        return file.read(size)
+
+
+def refuse_links(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Raise NotPlain where anything below a folder is neither a plain file nor a folder.
+
+    A link that stays within the folder that it lies in, as W&B makes them, is none to refuse.
+
+    Args:
+        names: look at these in the folder, and at what is below them; None is everything.
+    """
+    for place, folders, files in os.walk(folder, followlinks=False):
+        if names is not None and Path(place) == folder:
+            folders[:] = [name for name in folders if name in names]
+            files = [name for name in files if name in names]
+        for name in (*folders, *files):
+            path = Path(place, name)
+            status = path.lstat()
+            stays = os.path.realpath(path).startswith(f"{os.path.realpath(place)}/")
+            if stat.S_ISLNK(status.st_mode) and Path(place) != folder and stays:
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                _refuse_unlike_a_file(str(path), status, os.O_RDONLY)
+
+
+def _refuse_unlike_a_file(path: str, status: os.stat_result, flags: int) -> None:
+    """Raise NotPlain for what is no plain file, or, to write, is the file of another name too."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise NotPlain(f"{path} must be a plain file, got {kind}; remove it, or put a copy of the file there")
+    if status.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+        raise NotPlain(
+            f"{path} must have one name to be written to, got {status.st_nlink} hard links; "
+            "put a copy of the file there"
+        )
 
 
 def sync(path: Path) -> None:

@@ -1,14 +1,16 @@
 """The folder of a run: its files, and the search for such folders at any depth."""
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+from eval.records.foreign import DamagedRecords as DamagedRecords
+from eval.records.foreign import read_json
+from eval.records.run_json import LEFT_OUT as LEFT_OUT
+from eval.records.run_json import RUN_FILE as RUN_FILE
+
 EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
-RUN_FILE = "run.json"
-LEFT_OUT = "inferences_left_out"  # key of run.json: why a run was kept without its inferences.jsonl
 
 
 class NoRecords(FileNotFoundError):
@@ -17,17 +19,6 @@ class NoRecords(FileNotFoundError):
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder} {reason}")
         self.reason = reason
-
-
-class DamagedRecords(ValueError):
-    """A file of records is damaged; `reason` is the message without the folder.
-
-    `problem` follows the file's name and begins with its separator: `:3: corrupt`.
-    """
-
-    def __init__(self, file: Path, problem: str) -> None:
-        super().__init__(f"{file}{problem}")
-        self.reason = f"{file.name}{problem}"
 
 
 def is_run(folder: Path) -> bool:
@@ -57,8 +48,9 @@ def refuse_left_out(folder: Path) -> None:
 
 def _left_out(folder: Path) -> str | None:
     """Read from run.json why there are no inferences; None where it gives no reason."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return json.loads((folder / RUN_FILE).read_bytes()).get(LEFT_OUT) or None
+    with contextlib.suppress(OSError, ValueError):
+        reason = read_json(folder / RUN_FILE).get(LEFT_OUT)
+        return reason if isinstance(reason, str) and reason else None
     return None
 
 

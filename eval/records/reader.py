@@ -1,22 +1,17 @@
 """Read a run's folder back: complete records, the last attempt of each episode, and warnings."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.records.folders import (
-    EPISODES_FILE,
-    INFERENCES_FILE,
-    LEFT_OUT,
-    RUN_FILE,
-    DamagedRecords,
-    require_records,
-)
+from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, require_records
+from eval.records.foreign import DamagedRecords, parse_lines, split_lines
+from eval.records.run_json import LEFT_OUT, RUN_FILE, read_run_json, unknown_keys
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from policies.base import EpisodeKey
+from policies.text import shorten
 
 
 @dataclass(frozen=True)
@@ -46,24 +41,26 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         NoRecords: there are none.
-        DamagedRecords: with file and line number, for a corrupt line, or an episode recorded again after it
-            finished, or without its inferences.
+        DamagedRecords: with file, line number and field, for a corrupt line, a file that is no plain file or
+            too large, records of a newer version, or an episode recorded again after it finished, or without
+            its inferences.
+        OSError: a file cannot be read.
     """
     require_records(folder)
     warnings: list[str] = []
     run: dict[str, Any] = {}
-    if (folder / RUN_FILE).exists():
-        run = _parse((folder / RUN_FILE).read_bytes(), folder / RUN_FILE)
-    else:
+    try:
+        run = read_run_json(folder)
+    except FileNotFoundError:
         warnings.append(f"{RUN_FILE} is missing: the run stopped before it was written")
-    lines = _read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings)
+    if unknown := unknown_keys(run):
+        warnings.append(f"{RUN_FILE} has keys that this version does not know: {shorten(unknown)}")
+    lines = list(enumerate(_read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings), start=1))
     episodes, superseded = _last_attempts(folder / EPISODES_FILE, lines)
     inferences: tuple[InferenceRecord, ...] = ()
     if (folder / INFERENCES_FILE).is_file():
-        numbered = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
-        inferences = _of_episodes(
-            folder / INFERENCES_FILE, [record for _, record in numbered], episodes, warnings
-        )
+        records = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
+        inferences = _of_episodes(folder / INFERENCES_FILE, records, episodes, warnings)
     else:
         warnings.append(f"inferences were left out: {run[LEFT_OUT]}")
     return Run(run, tuple(episodes.values()), inferences, superseded, tuple(warnings))
@@ -119,23 +116,11 @@ def _of_episodes(
 _Record = TypeVar("_Record", EpisodeRecord, InferenceRecord)
 
 
-def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[tuple[int, _Record]]:
-    """Parse each complete line to (line number from 1, record)."""
-    *lines, tail = path.read_bytes().split(b"\n")
-    records = [(number, _parse(line, path, f":{number}", kind)) for number, line in enumerate(lines, start=1)]
+def _read_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[_Record]:
+    """Parse each complete line."""
+    lines, tail = split_lines(path)
     if tail:
         warnings.append(
             f"{path.name}:{len(lines) + 1}: dropped a last line that was cut short ({len(tail)} bytes)"
         )
-    return records
-
-
-def _parse(text: bytes, path: Path, place: str = "", kind: Any = dict) -> Any:
-    try:
-        return kind(**json.loads(text, parse_constant=_refuse_constant))
-    except (ValueError, TypeError) as error:
-        raise DamagedRecords(path, f"{place}: corrupt: {error}") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return list(parse_lines(path, lines, kind))

@@ -85,6 +85,7 @@ class RecordingPolicy:
 def save_recording(path: Path, samples: Sequence[Sample]) -> None:
     """Write requests and the actions that answered them, replacing `path` in one step."""
     actions_BHJ = np.stack([actions_HJ for _, actions_HJ in samples])
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         save_requests(temporary, [request for request, _ in samples])
         with zipfile.ZipFile(temporary, "a") as file, file.open(f"{ACTIONS}.npy", "w") as array:

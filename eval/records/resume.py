@@ -5,14 +5,15 @@ Non-obvious behaviors:
     again, and the last attempt counts. Each process has its own warm-up inferences.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.records.episodes import Episodes
-from eval.records.folders import RUN_FILE, require_records
+from eval.records.folders import require_records
+from eval.records.foreign import DamagedRecords
 from eval.records.reader import Run, read_run
+from eval.records.run_json import RUN_FILE, read_run_json
 from eval.records.schema import to_plain
 from eval.sim.stack import PINS
 from policies.base import EpisodeKey
@@ -51,21 +52,27 @@ def recorded(folder: Path) -> dict[str, Any]:
     """
     require_records(folder)
     path = folder / RUN_FILE
-    if not path.is_file():
+    try:
+        run = read_run_json(folder)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: the run ended before its first episode, and there is nothing to compare; "
             "start a new one"
-        )
-    run: dict[str, Any] = json.loads(path.read_bytes())
+        ) from None
     if "episodes" not in run:
         raise ValueError(f"{path} does not say which episodes were planned; start a new run")
+    origin = run.get("provenance") or {}
+    lacking = [key for key in ("config", "policy", "overrides", "provenance") if run.get(key) is None]
+    lacking += [f"provenance.{key}" for key in ("git", "packages") if origin and key not in origin]
+    if lacking:
+        raise DamagedRecords(path, f" lacks {shorten(lacking)}; start a new run")
     return run
 
 
 def refuse_joined(folder: Path, run: Mapping[str, Any]) -> None:
     """Raise ValueError for the output of `eval.merge`: its parts can be continued, the whole cannot."""
     if run.get("parts"):
-        parts = shorten(part["folder"] for part in run["parts"])
+        parts = shorten(part.get("folder", "?") for part in run["parts"])
         raise ValueError(f"{folder} joins other runs ({parts}); go on with those, then join them again")
 
 

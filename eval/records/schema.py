@@ -2,17 +2,55 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from annotated_types import Ge, Gt, Le
+
+from eval.records.foreign import STRICT
 from policies.base import EpisodeKey
 from policies.seeding import Seeding
 
 Outcome = Literal["success", "failure", "error"]
 Condition = Literal["warm-up", "alone", "under load"]
 
+# Ranges that a reader holds records to; what writes them stays far within.
+Count = Annotated[int, Ge(0), Le(2**53)]
+Seed = Annotated[int, Ge(0), Le(2**64)]
+Seconds = Annotated[float, Ge(0), Le(1e9)]
+Quantity = Annotated[float, Ge(0), Le(1e9)]
+Positive = Annotated[float, Gt(0), Le(1e9)]
+SUITE = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # names files too
+
 HOST_TO_HOST = "host to host"  # beside the stages: a whole inference, from observation to action
+
+
+@dataclass(frozen=True)
+class ClockRecord:
+    """What a clock other than `free` did in one episode; see `eval.episodes.clock`.
+
+    Attributes:
+        delay: d, control steps from an observation to the first action that answers it.
+        robot_s: control steps in seconds of this robot, whose period is 50 ms / `speed`.
+        held_steps: steps in which the robot waited for its first, or for the next, action.
+        age: of the executed actions, in steps since the observation that they answer.
+        seam: largest change of a motion channel where two chunks meet, in the simulator's units.
+    """
+
+    __pydantic_config__ = STRICT
+
+    mode: str
+    speed: Positive
+    robot_s: Seconds
+    held_steps: Count
+    delay_mean: Quantity | None
+    delay_max: Count | None
+    age_mean: Quantity | None
+    age_max: Count | None
+    seam_mean: Quantity | None
+    seam_max: Quantity | None
 
 
 @dataclass(frozen=True)
@@ -29,21 +67,24 @@ class EpisodeRecord:
         actions_sha256: of all executed actions; initial_state_sha256: of the simulator's state before the
             first action. Either may be None only when the episode raised.
         error_type, error_message: of the exception; None when the episode finished.
+        clock: None where time stood still during inferences.
 
     Raises:
-        ValueError: outcome, error and hashes contradict one another, or the seeding is unknown.
+        ValueError: outcome, error and hashes contradict one another, or suite or seeding are none.
     """
 
+    __pydantic_config__ = STRICT
+
     suite: str
-    task_id: int
+    task_id: Count
     instruction: str
-    episode: int
-    seed: int
+    episode: Count
+    seed: Seed
     seeding: Seeding
     success: bool | None
-    steps: int
-    inferences: int
-    wall_s: float
+    steps: Count
+    inferences: Count
+    wall_s: Seconds
     policy: str
     checkpoint: str | None
     checkpoint_sha256: str | None
@@ -52,8 +93,11 @@ class EpisodeRecord:
     initial_state_sha256: str | None
     error_type: str | None = None
     error_message: str | None = None
+    clock: ClockRecord | None = None
 
     def __post_init__(self) -> None:
+        if not SUITE.fullmatch(self.suite):
+            raise ValueError(f"suite must be letters, digits and _.- alone, got {self.suite!r:.100}")
         if self.seeding not in get_args(Seeding):
             raise ValueError(f"seeding must be one of {get_args(Seeding)}, got {self.seeding!r}")
         if self.success is None and (self.error_type is None or self.error_message is None):
@@ -88,19 +132,23 @@ class InferenceRecord:
         backends: stage to the backend that served this call.
         batch: how many requests were served together; their latency is the batch's.
         under_load: whether other episodes ran on the machine at the same time: not what a robot would feel.
+        charged_ms: what the clock took it to last; None where time stood still.
     """
 
+    __pydantic_config__ = STRICT
+
     suite: str
-    task_id: int
-    episode: int
-    seed: int
-    call: int  # number of the inference in its episode, from 0
+    task_id: Count
+    episode: Count
+    seed: Seed
+    call: Count  # number of the inference in its episode, from 0
     infer_ms: float
     stage_ms: Mapping[str, float]
     warmup: bool
     backends: Mapping[str, str]
-    batch: int = 1
+    batch: Annotated[int, Ge(1), Le(2**20)] = 1
     under_load: bool = False
+    charged_ms: Quantity | None = None
 
     def __post_init__(self) -> None:
         for name, ms in {"infer": self.infer_ms, **self.stage_ms}.items():
@@ -138,7 +186,9 @@ def to_plain(value: Any, where: str) -> Any:
         ValueError: naming the field below `where`, when a number is not finite.
         TypeError: likewise, when a value or a key has no JSON form; nothing is turned into text by guessing.
     """
-    if value is None or isinstance(value, str | int):
+    if isinstance(value, str):  # a file's name may hold bytes that are no UTF-8, and then no JSON
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -149,6 +199,8 @@ def to_plain(value: Any, where: str) -> Any:
             if not isinstance(key, str):
                 raise TypeError(f"{where} has the key {key!r}; JSON keys are text")
         return {key: to_plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, ClockRecord):
+        return to_plain(vars(value), where)
     if isinstance(value, list | tuple):
         return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise TypeError(

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from eval.records.folders import DamagedRecords
-from eval.records.schema import to_json
+from eval.records.foreign import STRICT, DamagedRecords, check_json, read_value
+from eval.records.overrides import refuse_lookups
+from eval.records.schema import Seconds, to_json
 from policies.files import write_atomic
 
 SWEEP_FILE = "sweep.json"
@@ -16,34 +16,63 @@ WAY_OUT = "name the folders of its runs instead, or begin a new sweep"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job in `sweep.json`."""
+    """One job in `sweep.json`; ValueError where `folder` is not the name of a folder in the sweep's own."""
+
+    __pydantic_config__ = STRICT
 
     folder: str
     label: str
     overrides: tuple[str, ...]
     status: int | None = None  # exit status of the last process; None before it has ended
-    wall_s: float | None = None
+    wall_s: Seconds | None = None
     error: str | None = None  # why there is no result; None while none is known
+
+    def __post_init__(self) -> None:
+        if (
+            Path(self.folder).name != self.folder
+            or self.folder in ("", "..")
+            or not self.folder.isprintable()
+        ):
+            raise ValueError(
+                f"folder must be the name of one in the sweep's folder, got {self.folder!r:.100}"
+            )
 
 
 def read_job_records(file: Path) -> list[JobRecord]:
-    """Read the jobs in `sweep.json`; DamagedRecords names the damage."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config  # for sweeps alone
+    """Read the jobs in `sweep.json`; DamagedRecords names the damage.
 
-    strict: Any = with_config(ConfigDict(extra="forbid", strict=True))(JobRecord)
+    To run them, read them with `read_jobs_to_run`.
+    """
     try:
-        content = json.loads(file.read_bytes())
+        content = read_value(file)
         if not isinstance(content, dict) or not isinstance(content.get("jobs"), list):
-            raise DamagedRecords(file, f" has no list `jobs`; {WAY_OUT}")
-        jobs: list[JobRecord] = TypeAdapter(list[strict]).validate_json(json.dumps(content["jobs"]))
-        return jobs
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in first["loc"])
-        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise DamagedRecords(file, f" is damaged: jobs{place}: {first['msg']}{got}; {WAY_OUT}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedRecords(file, f" is not JSON ({error}); {WAY_OUT}") from error
+            raise DamagedRecords(file, " has no list `jobs`")
+        records: list[JobRecord] = check_json(
+            file, json.dumps({"jobs": content["jobs"]}).encode(), dict[str, list[JobRecord]]
+        )["jobs"]
+        names = [record.folder for record in records]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise DamagedRecords(
+                    file, f" is damaged: jobs[{i}].folder: {name} is that of another job too"
+                )
+    except DamagedRecords as error:
+        raise DamagedRecords(file, f"{error.problem}; {WAY_OUT}") from error
+    return records
+
+
+def read_jobs_to_run(file: Path) -> list[JobRecord]:
+    """Read the jobs in `sweep.json` to run them: their overrides must be plain choices and values.
+
+    Raises DamagedRecords. Which `_target_` they may name, `eval.config.compose.configure` says.
+    """
+    records = read_job_records(file)
+    for i, record in enumerate(records):
+        try:
+            refuse_lookups(record.overrides)
+        except ValueError as error:
+            raise DamagedRecords(file, f": jobs[{i}]: {error}; {WAY_OUT}") from error
+    return records
 
 
 def write_job_records(folder: Path, records: Sequence[JobRecord]) -> None:

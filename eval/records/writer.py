@@ -17,15 +17,17 @@ from typing import Any, Self, cast
 from eval.records.folders import (
     EPISODES_FILE,
     INFERENCES_FILE,
-    RUN_FILE,
     refuse_left_out,
     refuse_used,
     require_records,
 )
+from eval.records.foreign import MOST_LINE
+from eval.records.run_json import FORMAT, FORMAT_KEY, RUN_FILE
 from eval.records.schema import EpisodeRecord, InferenceRecord, to_json, to_plain
 from policies.base import EpisodeKey
-from policies.files import sync, write_atomic
+from policies.files import plain_opener, refuse_links, sync, write_atomic
 
+FOLDERS = ("videos", "wandb")  # that a run makes in its own
 WAY_OUT = "free space and go on with resume"
 
 
@@ -44,6 +46,7 @@ class RunWriter:
 
     Raises:
         FileExistsError: the folder already holds records; FileNotFoundError: with `resume`, it holds none.
+        NotPlain: the folder holds a link, or something else that is neither a file nor a folder.
         RecordingError: another process writes to the folder; and from every method that writes, when the
             disk refuses; files end with a complete line.
     """
@@ -55,10 +58,11 @@ class RunWriter:
         else:
             refuse_used(folder)
             folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder, None if resume else FOLDERS)
         mode = "ab" if resume else "xb"
         self.folder = folder
-        self._inferences = cast(FileIO, (folder / INFERENCES_FILE).open(mode, buffering=0))
-        self._episodes = cast(FileIO, (folder / EPISODES_FILE).open(mode, buffering=0))
+        self._inferences = _open(folder / INFERENCES_FILE, mode)
+        self._episodes = _open(folder / EPISODES_FILE, mode)
         self._lock()
         self._counts: Counter[EpisodeKey] = Counter()  # inferences of unfinished episodes
         self._finished: set[EpisodeKey] = set()
@@ -108,7 +112,9 @@ class RunWriter:
 
         After an error of `to_plain` the old file stays.
         """
-        text = to_json(run, RUN_FILE)
+        text = to_json(
+            {FORMAT_KEY: FORMAT} | {key: item for key, item in run.items() if key != FORMAT_KEY}, RUN_FILE
+        )
         try:
             write_atomic(self.folder / RUN_FILE, text, durable=True)
         except OSError as error:
@@ -136,8 +142,15 @@ class RunWriter:
         self._episodes.close()
 
 
+def _open(path: Path, mode: str) -> FileIO:
+    return cast(FileIO, open(path, mode, buffering=0, opener=plain_opener))
+
+
 def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:
-    return json.dumps(to_plain(vars(record), str(record.key)), allow_nan=False).encode() + b"\n"
+    line = json.dumps(to_plain(vars(record), str(record.key)), allow_nan=False).encode() + b"\n"
+    if len(line) > MOST_LINE:
+        raise ValueError(f"{record.key}: a record must have at most {MOST_LINE} bytes, got {len(line)}")
+    return line
 
 
 def _append(file: FileIO, data: bytes, *, sync: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -90,8 +91,8 @@ def test_only_a_run_that_has_all_its_episodes_has_nothing_left(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "damage",
-    [b'{"suite": "libero_sp', b"\x00" * 40, b"\x00" * 40 + b"\n", b"{}\n"],
-    ids=["cut short", "zeros", "a line of zeros", "no record"],
+    [b'{"suite": "libero_sp', b"\x00" * 40, b"\x00" * 40 + b"\n"],
+    ids=["cut short", "zeros", "a line of zeros"],
 )
 @pytest.mark.parametrize("name", ["episodes.jsonl", "inferences.jsonl"])
 def test_a_damaged_last_line_is_set_aside_shown_and_its_episode_run_again(
@@ -113,6 +114,35 @@ def test_a_damaged_line_in_the_middle_is_not_repaired(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"oops\n", *lines[2:]]))
     with pytest.raises(ValueError, match=r"episodes\.jsonl:2: corrupt"):
+        reopen(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.dropped"))
+
+
+@pytest.mark.parametrize("name", ["episodes.jsonl", "inferences.jsonl"])
+def test_lines_of_another_version_are_refused_and_nothing_moves(tmp_path: Path, name: str) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(re.sub(rb"(?m)^\{", b'{"new": 1, ', path.read_bytes()))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match=rf"{name}:1: corrupt: new: Unexpected .*, got 1; nothing was moved"):
+        reopen(tmp_path / "run")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_last_line_that_is_no_record_but_whole_is_refused_and_nothing_moves(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "episodes.jsonl"
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    with pytest.raises(ValueError, match=r"episodes\.jsonl:13: corrupt: suite: Field required; nothing was"):
+        reopen(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.dropped"))
+
+
+def test_more_than_the_last_episodes_inferences_missing_is_refused_and_nothing_moves(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "inferences.jsonl"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"inferences\.jsonl: the inferences of .* are not all in it"):
         reopen(tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.dropped"))
 

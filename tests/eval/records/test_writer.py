@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from eval.records.reader import read_run
+from eval.records.run_json import FORMAT
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.writer import RecordingError, RunWriter
 from policies.files import ROOT
@@ -27,12 +28,12 @@ def test_what_is_written_is_read_back(
     inferences = [make_inference(call=0, warmup=True), make_inference(call=1)]
     episode = make_episode(inferences=2)
     with RunWriter(tmp_path / "run") as writer:
-        writer.write_run({"seed": 7})
+        writer.write_run({"config": {"seed": 7}})
         for inference in inferences:
             writer.add_inference(inference)
         writer.add_episode(episode)
     run = read_run(tmp_path / "run")
-    assert run.run == {"seed": 7}
+    assert run.run == {"format": FORMAT, "config": {"seed": 7}}
     assert run.episodes == (episode,)
     assert run.inferences == tuple(inferences)
     assert run.warnings == ()
@@ -218,7 +219,7 @@ def test_run_json_survives_a_failed_rewrite(tmp_path: Path) -> None:
         writer.write_run({"status": "running"})
         with pytest.raises(TypeError, match=r"run\.json\.path is a PosixPath"):
             writer.write_run({"path": tmp_path})
-    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "running"}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"format": FORMAT, "status": "running"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "episodes.jsonl",
         "inferences.jsonl",

@@ -112,7 +112,7 @@ JOB = {"folder": "0_a", "label": "a", "overrides": ["policy=a"]}
 @pytest.mark.parametrize(
     ("content", "wrong"),
     [
-        ("{", "is not JSON (Expecting property name"),
+        ("{", "is not JSON (EOF while parsing"),
         ("[]", "has no list `jobs`"),
         (json.dumps({"jobs": [JOB, 3]}), "is damaged: jobs[1]: Input should be an object, got 3"),
         (
