@@ -22,12 +22,13 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from eval.app.command import command
+from eval.app.command import CommandError, command
 from eval.config.multiply import key_of
 from eval.config.schema import ConfigError, Pi05PolicyConfig, register_schema
+from eval.episodes.signals import Signalled
 from eval.records import provenance
 from eval.records.resume import portable
-from eval.render.console import print_error, print_info, report_console
+from eval.render.console import print_info, report_console
 from eval.serve import record
 from eval.serve.build import build, built_for_shapes, prepare
 from eval.serve.config import ServeRun, read_api_key
@@ -54,14 +55,12 @@ class Serving:
     spec: PolicySpec
     api_key: str | None
 
-    async def run(self, sock: socket.socket) -> int:
-        """Build, serve until a signal comes or the policy is lost; return the exit status."""
-        signals: list[signal.Signals] = []
+    async def run(self, sock: socket.socket) -> None:
+        """Build and serve; Signalled when a signal ends it, CommandError when the policy is lost."""
+        signals: list[int] = []
         stopped = asyncio.Event()
 
-        def react(number: signal.Signals) -> None:
-            if signals:
-                _leave(128 + number)  # the second time: at once
+        def react(number: int) -> None:
             signals.append(number)
             stopped.set()
 
@@ -83,14 +82,14 @@ class Serving:
             async with asyncio.timeout(LAST_WORDS_S):
                 while not inference.is_idle:
                     await asyncio.sleep(0.05)
-        ended_by = signals[0].name if signals else server.lost
-        status = 128 + signals[0] if signals else 1
-        self._report(policy, server, began, str(ended_by))
-        if server.lost:
-            print_error(f"{server.lost}; start it again")
+        ended_by = signal.Signals(signals[0]).name if signals else str(server.lost)
+        self._report(policy, server, began, ended_by)
         if not inference.is_idle:
-            _leave(status)
-        return status
+            print_info("the policy still computes; it ends with the process")
+            _leave(128 + signals[0] if signals else 1)
+        if signals:
+            raise Signalled(signals[0])
+        raise CommandError(f"{server.lost}; start it again")
 
     def _server(self, policy: Policy, inference: Inference) -> PolicyServer:
         options = self.config.server
@@ -222,14 +221,13 @@ def sees_sizes(config: ServeRun) -> bool:
 
 
 def job(cfg: DictConfig) -> None:
-    """Serve what a configuration says; SystemExit with the status when it ends."""
+    """Serve what a configuration says, until a signal comes."""
     with user_errors():
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, ServeRun)
         serving = check(config, list(HydraConfig.get().overrides.task))
         with bind(config.host, config.port) as sock:
-            status = asyncio.run(serving.run(sock))
-    raise SystemExit(status)
+            asyncio.run(serving.run(sock))
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ import contextlib
 import hmac
 import json
 import logging
+import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from eval.episodes.signals import COPIES_S, ENDING
 from eval.serve.doors import Client, ClientFault, Door
 from eval.serve.inference import Inference, PolicyGone
 from eval.serve.session import Session
@@ -71,7 +74,7 @@ class PolicyServer:
 
     async def run(self, sock: socket.socket, on_ready: Callable[[], None]) -> None:
         """Serve on a bound socket until `stop`, or until the policy is lost."""
-        log = logging.getLogger("eval.serve.handshakes")
+        log = logging.getLogger("eval.serve.websockets")
         log.propagate = False
         log.handlers = [_OneLine(self._note)]
         async with serve(
@@ -184,7 +187,7 @@ def _json(connection: ServerConnection, status: HTTPStatus, content: object) -> 
 
 
 class _OneLine(logging.Handler):
-    """What websockets logs of connections that never became clients, as one line each."""
+    """What websockets logs of its own or our faults while it serves a client, as one line each."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.ERROR)
@@ -192,10 +195,24 @@ class _OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self._say(f"somebody was not let in: {record.getMessage()}" + (f" ({error})" if error else ""))
+        self._say(f"error: {record.getMessage()}" + (f" ({type(error).__name__}: {error})" if error else ""))
 
 
-def on_signals(loop: asyncio.AbstractEventLoop, react: Callable[[signal.Signals], None]) -> None:
-    """Have the loop call `react` for SIGINT and SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, react, number)
+def on_signals(loop: asyncio.AbstractEventLoop, react: Callable[[int], None]) -> None:
+    """Have the loop call `react` at the first signal of `ENDING`; a second one ends the process at once.
+
+    What the process was told to ignore at its start, SIGTERM apart, stays ignored.
+    """
+    came: list[float] = []
+
+    def notice(number: int) -> None:
+        now_s = time.monotonic()
+        came.append(now_s)
+        if len(came) == 1:
+            react(number)
+        elif number != signal.SIGHUP and now_s - came[0] > COPIES_S:
+            os._exit(128 + number)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
+            loop.add_signal_handler(number, notice, number)

@@ -78,8 +78,8 @@ class Link:
                 why: Exception = error
             except (InvalidURI, InvalidProxy) as error:
                 raise RemoteError(f"policy.url must be ws://HOST:PORT, got {self._url!r}") from error
-            # an AssertionError: of websockets 17.4 itself, where the other side hangs up in the handshake
-            except (InvalidHandshake, AssertionError) as error:
+            # the last two: of websockets 17.4 itself, where the other side hangs up in the handshake
+            except (InvalidHandshake, ConnectionClosed, AssertionError) as error:
                 raise self._error(
                     f"does not speak websocket ({one_line(str(error))}); correct policy.url"
                 ) from error

@@ -10,6 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from policies.base import EpisodeKey, Observation, Request
+from policies.remote import RemotePolicy
 from policies.remote.wire import pack_openpi
 
 Handler = Callable[[ServerConnection], None]
@@ -55,3 +56,8 @@ def request(call: int = 0, episode: int = 0, instruction: str = "pick up the bla
     }
     observation = Observation(images, np.arange(8) / 8, instruction)
     return Request(observation, EpisodeKey("libero_spatial", 2, episode, 7), call)
+
+
+def remote(url: str, **options: Any) -> RemotePolicy:
+    """Connect, with short limits."""
+    return RemotePolicy(url, "weights of a test", **{"timeout_s": 5.0, "connect_timeout_s": 5.0, **options})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from websockets.server import ServerProtocol
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
 from policies.remote import RemotePolicy
 from policies.remote.link import Link, RemoteError
@@ -18,11 +18,7 @@ from policies.remote.policy import plain
 from policies.remote.vla_eval import Message, read_message
 from policies.remote.wire import pack_openpi, pack_vla_eval, unpack
 from tests.policies.remote.recordings import messages, recording
-from tests.policies.remote.servers import ACTIONS, Handler, answering, request, serving
-
-
-def remote(url: str, **options: Any) -> RemotePolicy:
-    return RemotePolicy(url, "weights of a test", **{"timeout_s": 5.0, "connect_timeout_s": 5.0, **options})
+from tests.policies.remote.servers import ACTIONS, Handler, answering, remote, request, serving
 
 
 def fails(handler: Handler, **options: Any) -> str:
@@ -253,90 +249,6 @@ def _shake_hands(listening: socket.socket) -> socket.socket:
     protocol.send_response(protocol.accept(events[0]))
     accepted.sendall(b"".join(protocol.data_to_send()))
     return accepted
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
-
-
-def test_nobody_there_is_one_line_after_the_wait(free_port: int) -> None:
-    start_s = time.monotonic()
-    with pytest.raises(RemoteError, match=r"did not open a connection in policy.connect_timeout_s=0.5 s"):
-        remote(f"ws://127.0.0.1:{free_port}", connect_timeout_s=0.5)
-    assert time.monotonic() - start_s < 5
-
-
-def test_a_server_that_starts_late_is_waited_for(free_port: int) -> None:
-    urls = []
-
-    def start() -> None:
-        time.sleep(0.5)
-        with serve(answering({"actions": ACTIONS}), "127.0.0.1", free_port, close_timeout=0.2) as server:
-            urls.append(server)
-            server.serve_forever()
-
-    thread = threading.Thread(target=start)
-    thread.start()
-    policy = remote(f"ws://127.0.0.1:{free_port}", connect_timeout_s=20.0)
-    policy.infer([request()])
-    policy.close()
-    urls[0].shutdown()
-    thread.join()
-
-
-@pytest.mark.parametrize(
-    ("status", "says"),
-    [(401, "name the variable that holds its key"), (404, "HTTP 404, it is no policy server")],
-)
-def test_a_refusal_is_told_at_once(status: int, says: str) -> None:
-    options = {"process_request": lambda connection, _: connection.respond(status, "no\n")}
-    with serving(answering({}), **options) as url, pytest.raises(RemoteError, match=says):
-        remote(url, connect_timeout_s=30.0)
-
-
-def test_a_server_that_is_not_ready_is_asked_again() -> None:
-    answers = iter([503, 503])
-
-    def process_request(connection: ServerConnection, _: Any) -> Any:
-        status = next(answers, None)
-        return None if status is None else connection.respond(status, "building\n")
-
-    with serving(answering({"actions": ACTIONS}), process_request=process_request) as url:
-        remote(url).infer([request()])
-
-
-def test_something_that_speaks_no_websocket_is_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            accepted, _ = server.accept()
-            accepted.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
-            accepted.close()
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        with pytest.raises(RemoteError, match=r"does not speak websocket"):
-            remote(f"ws://127.0.0.1:{server.getsockname()[1]}")
-        thread.join()
-
-
-def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def process_request(connection: ServerConnection, http: Any) -> None:
-        seen.append(http.headers.get("Authorization"))
-
-    monkeypatch.setenv("KEY_OF_A_TEST", "secret")
-    with serving(answering({}), process_request=process_request) as url:
-        remote(url, api_key_env="KEY_OF_A_TEST")
-    assert seen == ["Api-Key secret"]
-    monkeypatch.delenv("KEY_OF_A_TEST")
-    with pytest.raises(ValueError, match=r"policy.api_key_env=KEY_OF_A_TEST is not set"):
-        remote("ws://127.0.0.1:1", api_key_env="KEY_OF_A_TEST")
 
 
 def test_a_server_that_comes_back_as_another_is_refused() -> None:
