@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,7 @@ class RemotePolicy:
         link = Link(url, timeout_s, max_message_mb * MEBIBYTE, read_key(api_key_env))
         self._speaker = SPEAKERS[protocol](link, whole_turn)
         self._link = link
+        weakref.finalize(self, link.close)  # a goodbye, also where nobody calls `close`
         self._served = self._connect()
         self.cameras = self._served.cameras
         self.replan_steps = replan_steps or self._served.replan_steps
