@@ -7,7 +7,6 @@ Non-obvious behaviors:
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.config import groups, schema
+from eval.episodes.signals import exit_status, noticed, raise_pending
 from eval.records.writer import RecordingError
 from eval.render.console import FULL_ERROR, print_error, print_info
 from eval.runners.recorder import RunFailed
 from policies.files import search_current_folder_last
+from policies.streams import surviving_readers
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -77,8 +78,9 @@ class Flags(argparse.ArgumentParser):
 def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     """Run a command line.
 
-    User errors are one line and exit status 1, wrong flags exit with 2, interrupts with 130.
-    HYDRA_FULL_ERROR=1 shows the whole trace.
+    User errors are one line and exit status 1, wrong flags exit with 2, signals as in
+    `eval.episodes.signals.exit_status`. HYDRA_FULL_ERROR=1 shows the whole trace. A reader of stdout or
+    stderr that goes away changes neither the run nor its status.
 
     Args:
         config_name: the file in conf/ that it composes.
@@ -90,14 +92,14 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     before = os.environ.get(FULL_ERROR)
     full_trace = before == "1"
     failed = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems: end as after ctrl-C
 
     def job(cfg: DictConfig) -> None:
         schema.register()  # a launcher may have started another process
         try:
             run(cfg)
-        except USER_ERRORS as error:
-            if full_trace or not _is_here():
+        except Exception as error:
+            raise_pending(error)
+            if not isinstance(error, USER_ERRORS) or full_trace or not _is_here():
                 raise
             print_error(error)
             failed.append(error)
@@ -106,15 +108,8 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
 
     os.environ[FULL_ERROR] = "1"  # Hydra would print and exit by itself
     try:
-        hydra.main(config_path=CONF, config_name=config_name, version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
-        if full_trace:
-            raise
-        print_error(error)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print_info("interrupted; what was recorded is kept")
-        sys.exit(130)
+        with surviving_readers(), noticed():
+            _compose_and_run(config_name, job, full_trace=full_trace)
     finally:
         if before is None:
             del os.environ[FULL_ERROR]
@@ -122,6 +117,20 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
             os.environ[FULL_ERROR] = before
     if failed:
         sys.exit(1)
+
+
+def _compose_and_run(config_name: str, job: Callable[[DictConfig], None], *, full_trace: bool) -> None:
+    try:
+        hydra.main(config_path=CONF, config_name=config_name, version_base="1.3")(job)()
+        raise_pending()  # a signal that a library swallowed after the last step
+    except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
+        if full_trace:
+            raise
+        print_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt as interrupt:
+        print_info("interrupted; what was recorded is kept")
+        sys.exit(exit_status(interrupt))
 
 
 def _is_here() -> bool:

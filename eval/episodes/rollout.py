@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.episodes.signals import raise_pending
 from eval.records.schema import InferenceRecord
 from eval.sim.env import LiberoEnv, Snapshot
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
@@ -83,6 +84,7 @@ def run_episode(
     rollout.initial_state_sha256 = sha256(env.state_vector(), env.fixture_poses())
     queue = ActionQueue(policy.replan_steps)
     while rollout.steps < max_steps and not rollout.success:
+        raise_pending()
         if snapshot_every and rollout.steps % snapshot_every == 0:
             rollout.snapshots.append(env.snapshot)
         if not queue:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eval.episodes.plan import Plan
 from eval.episodes.rollout import PolicyLost, Rollout, run_episode
+from eval.episodes.signals import raise_pending
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.video import VideoMode, write_video
 from eval.records.writer import RecordingError
@@ -53,7 +54,10 @@ class EpisodeRunner:
     def run(
         self, task: Task, key: EpisodeKey, on_inference: Callable[[InferenceRecord], None]
     ) -> EpisodeResult:
-        """Run one episode; an exception is its result, except RecordingError and PolicyLost."""
+        """Run one episode; an exception is its result, except RecordingError and PolicyLost.
+
+        Raises KeyboardInterrupt where one is behind the exception.
+        """
         rollout = Rollout()
         error: Exception | None = None
         start = time.perf_counter()
@@ -74,7 +78,9 @@ class EpisodeRunner:
             self._damaged = True
             raise
         except Exception as raised:  # noqa: BLE001  whatever simulator or policy raise is this episode's result
-            error, self._damaged = raised, True
+            self._damaged = True
+            raise_pending(raised)
+            error = raised
         self._warmup_left = max(0, self._warmup_left - rollout.inferences)
         wall_s = time.perf_counter() - start
         record = episode_record(self.plan, task, key, rollout, wall_s, error)

@@ -1,12 +1,14 @@
 """The console: results on stdout, progress and errors on stderr."""
 
 import os
+import sys
 from typing import IO
 
 from rich.console import Console
 from rich.text import Text
 
 from eval.config.errors import one_line
+from policies.streams import surviving
 
 MIN_WIDTH = 100  # columns, where no terminal says how many it has
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -15,9 +17,10 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 def report_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
     """A console as wide as its terminal, or at least `MIN_WIDTH` where there is none.
 
-    It writes to `file` where one is given, else to stdout or stderr.
+    It writes to `file` where one is given, else to stdout or stderr, and goes quiet when nobody reads it any
+    more.
     """
-    console = Console(stderr=stderr, file=file)
+    console = Console(file=surviving(file or (sys.stderr if stderr else sys.stdout)))
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)
     return console

@@ -1,6 +1,6 @@
 """Run progress: a live line on a terminal, one plain line per episode elsewhere."""
 
-import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from eval.records.schema import EpisodeRecord, InferenceRecord, Outcome
 from policies.base import EpisodeKey
+from policies.streams import surviving
 
 
 class Progress:
@@ -22,6 +23,7 @@ class Progress:
         The display is drawn only inside these calls: a refresh thread would take the interpreter lock in
         the middle of a timed inference.
         A retried episode counts once, with its last outcome.
+        It goes quiet when nobody reads it any more: that is no reason to stop.
 
     Args:
         total_episodes: how many this run will do; time left is the mean time of those done in this process,
@@ -41,7 +43,8 @@ class Progress:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_episodes
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(file=sys.stderr)
+        self._console.file = surviving(self._console.file)
         self._label = f"{label} | " if label else ""
         self._clock_s = clock_s
         self._start_s = clock_s()
@@ -80,18 +83,12 @@ class Progress:
         """Count one episode, and print its line where the display is not live."""
         self._outcomes[record.key] = record.outcome
         if self._live is None or record.outcome == "error":
-            self._show(lambda: self._console.print(Text(self._episode_line(record)), soft_wrap=True))
+            self._console.print(Text(self._episode_line(record)), soft_wrap=True)
         self._draw()
 
     def _draw(self) -> None:
-        live = self._live
-        if live is not None:
-            self._show(lambda: live.update(self._status(), refresh=True))
-
-    def _show(self, display: Callable[[], None]) -> None:
-        """Ignore a closed terminal: it is no reason to stop."""
-        with contextlib.suppress(OSError):
-            display()
+        if self._live is not None:
+            self._live.update(self._status(), refresh=True)
 
     def _status(self) -> Text:
         return Text(f"{self._counts()}\n{self._current}")

@@ -12,6 +12,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from eval.episodes.plan import Plan
+from eval.episodes.signals import held_back
 from eval.records.engagement import Engagement, at_least, faults, join
 from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
@@ -87,7 +88,8 @@ class RunRecorder:
             "tracking_error": self.tracker.error,
             "video_error": self.video_error,
         }
-        self.writer.write_run(self.run_info | outcome)
+        with held_back():
+            self.writer.write_run(self.run_info | outcome)
 
     def engagement(self) -> Engagement:
         """Sum how the stages have served in all processes of this run."""
@@ -98,7 +100,8 @@ class RunRecorder:
 
     def add_inference(self, record: InferenceRecord) -> None:
         self._served |= dict.fromkeys(record.backends)
-        self.writer.add_inference(record)
+        with held_back():
+            self.writer.add_inference(record)
         self.tracker.log_inference(record)
         self._progress.add_inference(record)
 
@@ -122,7 +125,8 @@ class RunRecorder:
         Raises:
             RunFailed: more than `max_errors` episodes raised.
         """
-        self.writer.add_episode(record)
+        with held_back():
+            self.writer.add_episode(record)
         if self.run_info.get("first_frame_sha256") is None:
             self.run_info["first_frame_sha256"] = first_frame_sha256
         video = None

@@ -13,6 +13,7 @@ from typing import Any
 from eval.config.compose import configure
 from eval.config.multiply import is_below, quoted
 from eval.config.schema import RAY_ONLY, Config, TrackingConfig
+from eval.episodes.signals import at_once
 from eval.records.folders import EPISODES_FILE, RUN_FILE
 from eval.records.resume import FREE, flat
 from eval.records.sweep import JobRecord, write_job_records
@@ -80,7 +81,8 @@ def run_process(arguments: list[str], log: Path) -> int:
         except KeyboardInterrupt:
             process.terminate()  # not SIGINT, which a shell's background processes ignore, and their jobs too
             try:
-                process.wait(PATIENCE_S)
+                with at_once(process.kill):
+                    process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 pass  # it is killed below; the interrupt is what to report
             finally:

@@ -3,14 +3,12 @@
 import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
-from collections.abc import Iterator
 
 import ray
 
 from eval.config.schema import RunnerConfig
+from eval.episodes.signals import handlers_kept
 from eval.runners.base import RunnerError
 from policies.files import ROOT
 
@@ -38,7 +36,7 @@ def connect(options: RunnerConfig) -> None:
             _reach(options.address)
         # Ray puts the current folder first on the sys.path of its processes: an `eval.py` in it would hide
         # ours.
-        with _signals_kept(), contextlib.chdir(ROOT):
+        with handlers_kept(), contextlib.chdir(ROOT):
             ray.init(
                 **(own if options.address is None else {"address": options.address}),
                 log_to_driver=False,
@@ -69,16 +67,3 @@ def _reach(address: str) -> None:
         raise RunnerError(f"runner.address must be HOST:PORT or auto, got {address!r}")
     with socket.create_connection((host, int(port)), timeout=REACH_S):
         pass
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Restore SIGTERM's handler: Ray's would end the process without a summary."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
