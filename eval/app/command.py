@@ -20,6 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.config import groups, schema
+from eval.config.errors import one_line
+from eval.config.schema import ConfigError
+from eval.config.typed import keep_text, refuse_unknown, refuse_unread
 from eval.episodes.signals import exit_status, noticed, raise_pending
 from eval.records.writer import RecordingError
 from eval.render.console import FULL_ERROR, print_error, print_info
@@ -46,6 +49,9 @@ class CommandError(RuntimeError):
 USER_ERRORS = (CommandError, RunFailed, RecordingError, OSError)
 
 
+ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")  # flags of Hydra's that exclude each other
+
+
 class Flags(argparse.ArgumentParser):
     """The flags of a command line; a wrong one is one line and exit status 2.
 
@@ -58,12 +64,16 @@ class Flags(argparse.ArgumentParser):
         name = OmegaConf.load(Path(CONF, f"{config_name}.yaml")).hydra.help.app_name
         super().__init__(prog=name, parents=list(parents), add_help=False)
 
-    def check(self, words: Sequence[str]) -> None:
-        """Exit unless all flags are known and the `key=value` are not separated by flags."""
-        _, rest = self.parse_known_args(words)
+    def check(self, words: Sequence[str]) -> argparse.Namespace:
+        """Exit unless all flags are known, go together, and do not separate the `key=value`; return them."""
+        options, rest = self.parse_known_args(words)
         self.refuse_flags(rest)
         if rest:
             self.error(f"{' '.join(rest)} must stand with the other KEY=VALUE, without a flag between them")
+        chosen = [f"--{flag.replace('_', '-')}" for flag in ONE_OF if getattr(options, flag)]
+        if len(chosen) > 1:
+            self.error(f"{' and '.join(chosen)} exclude each other")
+        return options
 
     def refuse_flags(self, words: Sequence[str]) -> None:
         """Exit if there are flags among the words."""
@@ -87,7 +97,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
         run: does the work of one job; the other jobs of a sweep go on when it raises one of `USER_ERRORS`.
     """
     search_current_folder_last()
-    Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all of its usage
+    options = Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all its usage
     schema.register()
     before = os.environ.get(FULL_ERROR)
     full_trace = before == "1"
@@ -96,6 +106,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     def job(cfg: DictConfig) -> None:
         schema.register()  # a launcher may have started another process
         try:
+            _refuse_unknown(cfg)
             run(cfg)
         except Exception as error:
             raise_pending(error)
@@ -109,7 +120,7 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra would print and exit by itself
     try:
         with surviving_readers(), noticed():
-            _compose_and_run(config_name, job, full_trace=full_trace)
+            _compose_and_run(config_name, job, options, full_trace=full_trace)
     finally:
         if before is None:
             del os.environ[FULL_ERROR]
@@ -119,8 +130,11 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
         sys.exit(1)
 
 
-def _compose_and_run(config_name: str, job: Callable[[DictConfig], None], *, full_trace: bool) -> None:
+def _compose_and_run(
+    config_name: str, job: Callable[[DictConfig], None], options: argparse.Namespace, *, full_trace: bool
+) -> None:
     try:
+        _read_typed(options, has_folder=config_name == "config")
         hydra.main(config_path=CONF, config_name=config_name, version_base="1.3")(job)()
         raise_pending()  # a signal that a library swallowed after the last step
     except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
@@ -131,6 +145,23 @@ def _compose_and_run(config_name: str, job: Callable[[DictConfig], None], *, ful
     except KeyboardInterrupt as interrupt:
         print_info("interrupted; what was recorded is kept")
         sys.exit(exit_status(interrupt))
+
+
+def _refuse_unknown(cfg: DictConfig) -> None:
+    try:
+        refuse_unknown(cfg)
+    except (ConfigError, OmegaConfBaseException) as error:
+        raise CommandError(one_line(error)) from error
+
+
+def _read_typed(options: argparse.Namespace, *, has_folder: bool) -> None:
+    """Let Hydra read texts as texts; CommandError for what it would ignore."""
+    several_jobs = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+    try:
+        refuse_unread(options.overrides, several_jobs=several_jobs, has_folder=has_folder)
+    except ConfigError as error:
+        raise CommandError(str(error)) from error
+    sys.argv[1:] = keep_text(sys.argv[1:])
 
 
 def _is_here() -> bool:

@@ -8,10 +8,11 @@ Non-obvious behaviors:
 
 import difflib
 import re
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import fields, is_dataclass
+from typing import Any, get_origin, get_type_hints
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -22,7 +23,9 @@ from omegaconf.errors import (
 
 from eval.config.groups import backend_name, backends
 from policies.pi05.dims import STAGES
+from policies.text import shell_override
 
+KEY = re.compile(r"\+{0,2}[A-Za-z_][\w.-]*")  # of a value: `+` and `++` may stand before it
 # Hydra's message for several values where there is no sweep.
 SEVERAL = r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=(.*?)'(?: requires --multirun$|; 1\.)"
 # OmegaConf's messages for a value of the wrong type, and ours.
@@ -44,11 +47,11 @@ def one_line(error: BaseException) -> str:
         return f"{group} must be one of {options}, got {name!r}"
     if isinstance(error, OverrideParseException):
         reason = _head(error).partition("; ")[2].partition("; See ")[0]
-        return f"cannot read the override {error.override!r} ({reason}); write key=value"
+        return f"cannot read the override {error.override!r} ({reason}); {_readable(str(error.override))}"
     if isinstance(error, ConfigCompositionException) and (several := re.match(SEVERAL, _head(error))):
         return _several_values(several[1], several[2])
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _unknown_key(cause)
+        return unknown_key(str(cause.full_key), cause.parent_node)
     if isinstance(cause, InterpolationToMissingValueError):
         missing = _head(cause).rpartition(" ")[2]
         return f"{missing} has no value; give one with {missing}=..."
@@ -68,6 +71,14 @@ def _head(error: BaseException) -> str:
     return "; ".join(kept)
 
 
+def _readable(override: str) -> str:
+    """Say how to write an override that Hydra cannot read."""
+    key, equals, value = override.partition("=")
+    if equals and value and KEY.fullmatch(key) and value[0] not in "[{'\"":
+        return f"if the value is text, write {shell_override(key, value)}"
+    return "write key=value"
+
+
 def _plainer(message: str) -> str:
     for pattern, plainer in PLAINER:
         if re.fullmatch(pattern, message):
@@ -83,34 +94,40 @@ def _several_values(key: str, values: str) -> str:
 
 def _is_list(key: str) -> bool:
     """Whether the schema has a list under this key with dots."""
-    from eval.config.schema import Config  # a tenth of a second, for this message alone
+    from eval.config.typed import types_of  # a tenth of a second, for this message alone
 
-    node: Any = Config
-    for name in key.split("."):
-        node = get_type_hints(node).get(name) if isinstance(node, type) else None
-    return any(get_origin(kind) is list for kind in (node, *get_args(node)))
+    return any(get_origin(kind) is list for kind in types_of(key))
 
 
-def _unknown_key(error: OmegaConfBaseException) -> str:
-    parent, _, _ = str(error.full_key).rpartition(".")
+def unknown_key(key: str, parent_node: Any) -> str:
+    """Word that `parent_node` of the configuration has no such key; `key` has dots."""
+    parent, _, name = key.rpartition(".")
     of_a_stage = parent.removeprefix("optim.")
-    if of_a_stage in STAGES and isinstance(error.parent_node, DictConfig):
-        elsewhere = _other_backends(of_a_stage, str(error.key), error.parent_node)
+    if of_a_stage in STAGES and isinstance(parent_node, DictConfig):
+        elsewhere = _other_backends(of_a_stage, name, parent_node)
         if elsewhere is not None:
             return elsewhere
-    if parent == "policy" and (example := _policy_with(str(error.key))) is not None:
-        return f"{error.full_key} is no option of this policy; choose one that has it, as policy={example}"
+    if parent == "policy" and (example := _policy_with(name)) is not None:
+        return f"{key} is no option of this policy; choose one that has it, as policy={example}"
     if parent == "policy.args":
-        return f"unknown key {error.full_key}; add it with a plus, as in +{error.full_key}=..."
-    nodes = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
-    known = [str(name) for name in nodes if name != "_target_"]
-    close = difflib.get_close_matches(str(error.key), known, n=1)
+        return f"unknown key {key}; add it with a plus, as in +{key}=..."
+    known = _known(parent_node)
+    close = difflib.get_close_matches(name, known, n=1)
     hint = (
         f"did you mean {parent + '.' if parent else ''}{close[0]}?"
         if close
         else f"known keys: {', '.join(known) or 'none'}"
     )
-    return f"unknown key {error.full_key}; {hint}"
+    return f"unknown key {key}; {hint}"
+
+
+def _known(node: Any) -> list[str]:
+    """The keys of a node of the schema; those that are there where it has none."""
+    if not isinstance(node, DictConfig):
+        return []
+    kind = OmegaConf.get_type(node)
+    names = [field.name for field in fields(kind)] if is_dataclass(kind) else [str(name) for name in node]
+    return [name for name in names if name != "_target_"]
 
 
 def _policy_with(option: str) -> str | None:

@@ -23,6 +23,50 @@ BAD_INPUT = {
         ["runner.x=3"],
         "unknown key runner.x; known keys: name, max_errors, warmup_inferences, workers, policies, ",
     ),
+    "key that a plus adds": (
+        ["+suite.max_step=5"],
+        "unknown key suite.max_step; did you mean suite.max_steps?",
+    ),
+    "key that a plus adds at the top": (["+foo=1"], "unknown key foo; known keys: suite, protocol, "),
+    "key that two pluses add": (["++seeed=1"], "unknown key seeed; did you mean seed?"),
+    "key of another policy that a plus adds": (
+        ["policy=oracle", "+policy.device=cpu"],
+        "policy.device is no option of this policy; choose one that has it, as policy=baseline",
+    ),
+    "key that is removed": (["~seed"], "~seed would remove a key that is needed; give it a value: seed=..."),
+    "group that is removed": (["~tracking"], "~tracking would remove a key that is needed; "),
+    "launcher of one job": (
+        ["hydra.launcher=nope"],
+        "hydra.launcher is read with -m alone; add -m, or leave it out",
+    ),
+    "launcher with a dot": (
+        ["-m", "hydra.launcher=nope"],
+        "hydra.launcher is chosen with a slash, as in hydra/launcher=nope",
+    ),
+    "folder of a sweep without one": (["hydra.sweep.dir=x"], "hydra.sweep.dir is read with -m alone; "),
+    "folder of a run with -m": (
+        ["-m", "hydra.run.dir=x"],
+        "hydra.run.dir is not read with -m; the folder is then hydra.sweep.dir=FOLDER",
+    ),
+    "key of Hydra's that is not read": (
+        ["hydra.job.chdir=7"],
+        "hydra.job.chdir is not read here; leave it out ",
+    ),
+    "no folder": (
+        ["hydra.run.dir="],
+        "hydra.run.dir must be a new folder, got ''; name one, or leave it out",
+    ),
+    "no folder in quotes": (["hydra.run.dir=''"], "hydra.run.dir must be a new folder, got ''; "),
+    "current folder": (["hydra.run.dir=."], "hydra.run.dir must be a new folder, got '.'; "),
+    "folder of a user who is not there": (
+        ["hydra.run.dir=~no.such.user/run"],
+        "'~no.such.user/run' begins with the home of a user who is not on this machine; give the whole path",
+    ),
+    "no number": (["runner.max_wait_ms=nan"], "runner.max_wait_ms must be a finite number, got nan"),
+    "endless number": (
+        ["policy=remote", "policy.url=ws://x", "policy.label=x", "policy.timeout_s=inf"],
+        "policy.timeout_s must be a finite number, got inf",
+    ),
     "unknown suite": (
         ["suite=libero_foo"],
         "suite must be one of libero_10, libero_90, libero_goal, libero_object, libero_spatial, "
@@ -52,6 +96,10 @@ BAD_INPUT = {
     "override without a value": (
         ["denoise.steps"],
         "cannot read the override 'denoise.steps' (missing EQUAL at '<EOF>'); write key=value",
+    ),
+    "value that Hydra cannot read": (
+        ["seed=~3"],
+        "cannot read the override 'seed=~3' (^); if the value is text, write ",
     ),
     "override with an open bracket": (
         ["suite.tasks=[3"],
@@ -108,6 +156,10 @@ BAD_INPUT = {
     "checkpoint that is not there": (
         ["policy=baseline", "checkpoint=native", "checkpoint.path=no/where"],
         "checkpoint.path: no folder 'no/where' (looked at ",
+    ),
+    "checkpoint in the home": (
+        ["policy=baseline", "checkpoint=native", "checkpoint.path=~/no/where"],
+        "checkpoint.path: no folder '~/no/where' (looked at ",
     ),
     "checkpoint without a path": (
         ["policy=baseline", "checkpoint=native"],
@@ -204,8 +256,9 @@ def test_help_lists_what_can_be_chosen_and_explains_keys_that_exist(
             ["--cfg", "job", "seed=3"],
             "seed=3 must stand with the other KEY=VALUE, without a flag between them",
         ),
+        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
     ],
-    ids=["unknown", "unknown value", "a key behind a flag"],
+    ids=["unknown", "unknown value", "a key behind a flag", "two that exclude each other"],
 )
 def test_a_wrong_flag_is_one_line_and_exit_2(
     command_line: Callable[..., None],
