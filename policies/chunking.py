@@ -8,6 +8,24 @@ from numpy.typing import NDArray
 from policies.base import ACTION_DIM, ActionChunk
 
 
+def checked(chunk: ActionChunk, replan_steps: int) -> NDArray[np.float64]:
+    """Take a chunk's actions_HJ.
+
+    Raises ValueError for fewer than `replan_steps`, or actions that are not (horizon, 7) finite numbers.
+    """
+    actions = chunk.actions_HJ
+    if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) < replan_steps:
+        raise ValueError(
+            f"a chunk needs at least replan_steps={replan_steps} rows of {ACTION_DIM} actions, "
+            f"got shape {actions.shape}"
+        )
+    if not np.all(np.isfinite(actions)):
+        raise ValueError(
+            f"the policy returned actions that are not finite: {actions[~np.isfinite(actions)][:3]}"
+        )
+    return actions
+
+
 class ActionQueue:
     """Hands out the first `replan_steps` actions of each chunk, one per control step."""
 
@@ -21,22 +39,8 @@ class ActionQueue:
         return len(self._actions)
 
     def refill(self, chunk: ActionChunk) -> None:
-        """Replace what is left by the head of a new chunk.
-
-        Raises ValueError for a chunk shorter than `replan_steps`, or actions that are not (horizon, 7) finite
-        numbers.
-        """
-        actions = chunk.actions_HJ
-        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) < self.replan_steps:
-            raise ValueError(
-                f"a chunk needs at least replan_steps={self.replan_steps} rows of {ACTION_DIM} actions, "
-                f"got shape {actions.shape}"
-            )
-        if not np.all(np.isfinite(actions)):
-            raise ValueError(
-                f"the policy returned actions that are not finite: {actions[~np.isfinite(actions)][:3]}"
-            )
-        self._actions = deque(actions[: self.replan_steps])
+        """Replace what is left by the head of a new chunk; ValueError as in `checked`."""
+        self._actions = deque(checked(chunk, self.replan_steps)[: self.replan_steps])
 
     def pop(self) -> NDArray[np.float64]:
         """Take the next action (7,); IndexError when the queue is empty."""

@@ -24,6 +24,8 @@ RUN_KEYS = (
     "video_error",
 )
 
+SETTING = {"device", "dtype", "form", "denoise_steps", "replan_steps"}  # of a policy with a network
+
 RANDOM_WEIGHTS = "RANDOM WEIGHTS"  # how the label of weights that nobody trained begins
 
 
@@ -137,7 +139,7 @@ class Summary:
 
 def setting(about: Mapping[str, Any]) -> str | None:
     """Say what of a policy's provenance decides its numbers; None for a policy without a network."""
-    if "dtype" not in about:
+    if not about.keys() >= SETTING:
         return None
     steps = pluralize(about["denoise_steps"], "denoise step")
     return (

@@ -13,6 +13,8 @@ from eval.analysis.summary import Summary, is_random, setting, summarise
 from eval.config.groups import policy_label
 from eval.config.schema import Config
 from eval.config.tasks import choose_episodes, choose_tasks, warnings_of
+from eval.episodes.clock import Clock
+from eval.episodes.clocks import make_clock
 from eval.episodes.plan import Plan
 from eval.episodes.resume import ResumedRun, reopen
 from eval.records import provenance
@@ -139,13 +141,14 @@ def prepare(
     Raises:
         ConfigError, ValueError, OSError, SimulatorError, TrackingError, RunnerError: naming what is wrong.
     """
+    clock = make_clock(config)
     tasks = choose_tasks(config)
     episodes = choose_episodes(config, tasks)
     tracker.check()
     earlier = stack.enter_context(reopen(origin.folder)) if origin.before else None
     left = episodes.left(earlier.done if earlier else ())
     runner = stack.enter_context(closing(open_runner(tasks, left)))
-    plan = make_plan(config, tasks, episodes, runner, earlier)
+    plan = make_plan(config, clock, tasks, episodes, runner, earlier)
     warnings = warnings_of(config, has_stages=spec.has_stages)
     gpu = spec.gpu_index(config) if config.runner.name == "local" else 0
     run_info = describe(origin, plan, runner, earlier, provenance.collect(gpu), warnings)
@@ -154,9 +157,20 @@ def prepare(
 
 
 def make_plan(
-    config: Config, tasks: Sequence[Task], episodes: Episodes, runner: Runner, earlier: ResumedRun | None
+    config: Config,
+    clock: Clock,
+    tasks: Sequence[Task],
+    episodes: Episodes,
+    runner: Runner,
+    earlier: ResumedRun | None,
 ) -> Plan:
-    """Plan a run, or what is left of it; Changed where policy, weights or simulator are not as recorded."""
+    """Plan a run, or what is left of it.
+
+    Raises:
+        CannotServe: the clock's delay does not fit the policy's chunks.
+        Changed: policy, weights or simulator are not as recorded.
+    """
+    clock.check_policy(runner.about)
     label = runner.about.get("weights_label")
     plan = Plan(
         tasks=tasks,
@@ -166,6 +180,7 @@ def make_plan(
         max_errors=config.runner.max_errors,
         warmup_inferences=config.runner.warmup_inferences,
         video=VideoMode(config.video),
+        clock=clock,
         misses_allowed=config.optim.on_mismatch == "fallback",
         policy=config.policy.name,
         checkpoint=runner.about.get("checkpoint"),

@@ -24,6 +24,9 @@ from policies.pi05.dims import FORMS, MAX_DENOISE_STEPS
 from policies.seeding import SEEDINGS
 
 RUNNERS = ("local", "ray")
+CLOCKS = ("free", "wait", "async")
+MEASURED = "measured"
+MOST_LATENCY_MS, MOST_SPEED = 60_000, 100
 PRECISIONS = ("auto", "float32", "bfloat16")
 IMAGES = ("eager", "cuda_graph")
 
@@ -152,6 +155,48 @@ class DenoiseConfig:
 
 
 @dataclass
+class ClockConfig:
+    """conf/clock: what the robot does while the policy thinks; `free` has no options."""
+
+    name: str = MISSING
+
+    def __post_init__(self) -> None:
+        _one_of("clock.name", self.name, CLOCKS)
+
+
+@dataclass
+class TimedClockConfig(ClockConfig):
+    """conf/clock/wait.yaml and the like: what an inference costs.
+
+    Attributes:
+        latency_ms: of each inference, or `measured`; None where `latency_from` says it.
+        latency_from: a bench.json, from the row of `latency_policy` (None: the run's own) and its steps.
+        speed: of a robot that executes the same actions so many times as fast.
+    """
+
+    latency_ms: Any = None
+    latency_from: str | None = None
+    latency_policy: str | None = None
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.latency_ms
+        if (given is None) == (self.latency_from is None):
+            raise ConfigError(
+                f"clock={self.name} needs one of clock.latency_ms=NUMBER, clock.latency_ms=measured and "
+                f"clock.latency_from=bench.json, got latency_ms={given} and latency_from={self.latency_from}"
+            )
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        if given not in (None, MEASURED) and not (is_number and 0 <= given <= MOST_LATENCY_MS):
+            raise ConfigError(f"clock.latency_ms must be 0 to {MOST_LATENCY_MS} or {MEASURED}, got {given!r}")
+        if not 0 < self.speed <= MOST_SPEED:
+            raise ConfigError(f"clock.speed must be above 0 and at most {MOST_SPEED}, got {self.speed}")
+        if self.latency_policy is not None and self.latency_from is None:
+            raise ConfigError("clock.latency_policy names a row of clock.latency_from, which is not given")
+
+
+@dataclass
 class RunnerConfig:
     """conf/runner: how episodes are run, and how much may go wrong; runner=ray alone reads `RAY_ONLY`."""
 
@@ -217,6 +262,7 @@ class Config:
     policy: PolicyConfig = MISSING
     optim: OptimConfig = field(default_factory=OptimConfig)
     denoise: DenoiseConfig = MISSING
+    clock: ClockConfig = field(default_factory=lambda: ClockConfig("free"))
     runner: RunnerConfig = MISSING
     tracking: TrackingConfig = MISSING
     seed: int = 7
@@ -266,6 +312,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     register_schema("eval", Config)
     ConfigStore.instance().store("pi05_policy", node=Pi05PolicyConfig, group="schema")
+    ConfigStore.instance().store("timed_clock", node=TimedClockConfig, group="schema")
     ConfigStore.instance().store("remote_policy", node=RemotePolicyConfig, group="schema")
 
 

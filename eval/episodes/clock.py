@@ -19,12 +19,15 @@ Non-obvious behaviors:
 """
 
 import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.records.schema import ClockRecord
 from eval.sim.env import CONTROL_HZ, SETTLE_ACTION
 from policies.base import EpisodeKey
 from policies.seeding import stable_seed
@@ -41,7 +44,14 @@ class CannotServe(ValueError):
 
 
 class Latency(Protocol):
-    """How long an inference takes, in milliseconds, for the clock."""
+    """How long an inference takes, in milliseconds, for the clock.
+
+    Attributes:
+        worst_ms: the largest; None where that is not known.
+    """
+
+    @property
+    def worst_ms(self) -> float | None: ...
 
     def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float: ...
 
@@ -51,6 +61,10 @@ class Fixed:
     """The same for each inference."""
 
     ms: float
+
+    @property
+    def worst_ms(self) -> float:
+        return self.ms
 
     def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float:
         return self.ms
@@ -62,6 +76,10 @@ class Drawn:
 
     samples_ms: tuple[float, ...]
 
+    @property
+    def worst_ms(self) -> float:
+        return max(self.samples_ms)
+
     def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float:
         drawn = stable_seed("latency", key.suite, key.task_id, key.episode, key.seed, call)
         return self.samples_ms[drawn % len(self.samples_ms)]
@@ -70,6 +88,8 @@ class Drawn:
 @dataclass(frozen=True)
 class Measured:
     """What this inference took: an episode is no longer a function of its key."""
+
+    worst_ms: None = None
 
     def __call__(self, key: EpisodeKey, call: int, measured_ms: float) -> float:
         return measured_ms
@@ -86,6 +106,16 @@ class Clock:
     mode: Mode = "free"
     latency: Latency = field(default_factory=lambda: Fixed(0.0))
     speed: float = 1.0
+
+    @property
+    def charges(self) -> bool:
+        """Whether inferences take time."""
+        return self.mode != "free"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the run's own latencies are charged."""
+        return self.charges and isinstance(self.latency, Measured)
 
     @property
     def period_ms(self) -> float:
@@ -113,14 +143,22 @@ class Clock:
                 "checkpoint.replan_steps or clock.speed, or use clock=wait"
             )
 
+    def check_policy(self, about: Mapping[str, Any]) -> None:
+        """Raise CannotServe where what a policy says of itself does not fit; see `check`."""
+        worst_ms, replan_steps = self.latency.worst_ms, about.get("replan_steps")
+        if worst_ms is not None and replan_steps is not None:
+            self.check(worst_ms, replan_steps, about.get("horizon"))
+
+
+FREE = Clock()
+
 
 @dataclass(frozen=True)
 class Step:
     """One control step that a clock planned; `age` counts steps since the observation that it answers."""
 
     action: NDArray[np.float64]  # (7,)
-    held: bool
-    age: int | None  # None while held
+    age: int | None  # None where the robot holds
 
 
 @dataclass
@@ -131,6 +169,28 @@ class Statistics:
     ages: list[int] = field(default_factory=list)  # of the executed actions
     seams: list[float] = field(default_factory=list)  # largest change of a motion channel where chunks meet
     delays: list[int] = field(default_factory=list)  # d of each inference
+
+    def count(self, step: "Step") -> None:
+        """Count a step that is executed."""
+        if step.age is None:
+            self.held_steps += 1
+        else:
+            self.ages.append(step.age)
+
+    def record(self, clock: Clock, steps: int) -> ClockRecord:
+        """Describe an episode of so many control steps."""
+        return ClockRecord(
+            mode=clock.mode,
+            speed=clock.speed,
+            robot_s=steps * clock.period_ms / 1e3,
+            held_steps=self.held_steps,
+            delay_mean=_mean(self.delays),
+            delay_max=max(self.delays, default=None),
+            age_mean=_mean(self.ages),
+            age_max=max(self.ages, default=None),
+            seam_mean=_mean(self.seams),
+            seam_max=max(self.seams, default=None),
+        )
 
 
 class Playback:
@@ -150,6 +210,21 @@ class Playback:
         self._debt_ms = 0.0
         self._last = SETTLE_ACTION
         self._acted: NDArray[np.float64] | None = None  # the chunk that `_last` is of
+        self._steps: deque[Step] = deque()
+
+    def __len__(self) -> int:
+        """Count the steps until the next observation."""
+        return len(self._steps)
+
+    def refill(self, actions_HJ: NDArray[np.float64], latency_ms: float) -> None:
+        """Plan the next steps; see `plan`."""
+        self._steps.extend(self.plan(actions_HJ, latency_ms))
+
+    def pop(self) -> NDArray[np.float64]:
+        """Take the action (7,) of the next step; IndexError when none is planned."""
+        step = self._steps.popleft()
+        self.statistics.count(step)
+        return step.action
 
     def plan(self, actions_HJ: NDArray[np.float64], latency_ms: float) -> list[Step]:
         """Plan the steps until the next observation, for the chunk that answers the last one.
@@ -171,15 +246,13 @@ class Playback:
                 steps = [*self._hold(delay), *self._begin(actions_HJ, 0, s - delay, delay)]
             else:
                 steps = [*self._go_on(delay), *self._begin(actions_HJ, delay, s, 0)]
-        if clock.mode != "free":
+        if clock.charges:
             self.statistics.delays.append(delay)
-        self.statistics.held_steps += sum(step.held for step in steps)
-        self.statistics.ages += [step.age for step in steps if step.age is not None]
         return steps
 
     def _hold(self, count: int) -> list[Step]:
         still = np.concatenate([np.zeros(MOTION), self._last[MOTION:]])
-        return [Step(still, True, None)] * count
+        return [Step(still, None)] * count
 
     def _begin(self, actions_HJ: NDArray[np.float64], first: int, end: int, offset: int) -> list[Step]:
         """Execute actions of a new chunk, whose action 0 is `offset` steps after its observation."""
@@ -202,4 +275,8 @@ class Playback:
         if self._acted is not None and self._acted is not chunk:
             self.statistics.seams.append(float(np.abs(chunk[i, :MOTION] - self._last[:MOTION]).max()))
         self._acted, self._last = chunk, chunk[i]
-        return Step(chunk[i], False, self._offset + i)
+        return Step(chunk[i], self._offset + i)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from eval.episodes.clock import FREE, Clock
 from eval.records.episodes import Episodes
 from eval.records.schema import EpisodeRecord
 from eval.records.video import VideoMode
@@ -40,6 +41,7 @@ class Plan:
     checkpoint: str | None
     checkpoint_sha256: str | None
     weights_label: str | None
+    clock: Clock = FREE
     make_env: MakeEnv = LiberoEnv
     done: frozenset[EpisodeKey] = field(default_factory=frozenset)
 

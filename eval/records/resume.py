@@ -133,8 +133,10 @@ def current_overrides(recorded: Sequence[str]) -> list[str]:
 
 
 def _part(run: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Flatten a part of run.json; `policy.kind` of old records is worded as today."""
+    """Flatten a part of run.json; `policy.kind` of old records, and their lack of a clock, are worded as today."""
     value = run.get(part) or {}
+    if part == "config":
+        value = {"clock": {"name": "free"}, **value}
     kind = (value.get("policy") or {}).get("kind") if part == "config" else None
     if kind in TARGETS:
         own = {key: item for key, item in value["policy"].items() if kind == "pi05" or key == "name"}

@@ -33,6 +33,8 @@ def overrides(conf: Path, group: str, option: str) -> list[str]:
     choice = [f"+{group}={option}" if group == "experiment" else f"{group}={option}"]
     yaml = OmegaConf.load(conf / group / f"{option}.yaml")
     open_keys = [str(key) for key in yaml if OmegaConf.is_missing(yaml, key)]
+    if group == "clock" and option != "free":
+        choice.append("clock.latency_ms=50")
     return choice + [f"{group.replace('/', '.')}.{key}=some_value" for key in open_keys]
 
 

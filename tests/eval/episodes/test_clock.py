@@ -1,11 +1,13 @@
 """Clocks: which actions of which chunk are executed when, what is held, and what cannot be served."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from eval.episodes.clock import PERIOD_MS, CannotServe, Clock, Drawn, Fixed, Measured, Playback, Step
+from eval.records.schema import to_json
 from policies.base import EpisodeKey
 
 KEY = EpisodeKey("libero_spatial", 0, 0, 7)
@@ -21,7 +23,7 @@ def chunk(number: int, horizon: int) -> np.ndarray:
 
 def executed(steps: Sequence[Step]) -> list[int | str]:
     """Each step as the number of its action, or as `hold`."""
-    return ["hold" if step.held else int(step.action[0]) for step in steps]
+    return ["hold" if step.age is None else int(step.action[0]) for step in steps]
 
 
 def played(
@@ -111,19 +113,31 @@ def test_to_hold_keeps_the_gripper_as_it_was() -> None:
     np.testing.assert_array_equal(first.action, [0, 0, 0, 0, 0, 0, -1])  # open, as in the settle steps
     [second, _] = playback.plan(chunk(2, 4), PERIOD_MS)
     np.testing.assert_array_equal(second.action, [0, 0, 0, 0, 0, 0, 1])
-    assert (first.held, acted.held, second.held) == (True, False, True)
+    assert (first.age, acted.age, second.age) == (None, 1, None)
 
 
 def test_what_happened_is_counted() -> None:
-    playback = Playback(Clock("async"), 5)
+    playback = Playback(Clock("async", speed=2.0), 5)
     for i in range(3):
-        playback.plan(chunk(i + 1, 10), 2 * PERIOD_MS)
+        playback.refill(chunk(i + 1, 10), PERIOD_MS)
+        while playback:
+            playback.pop()
     statistics = playback.statistics
     assert statistics.held_steps == 2
     # first cycle: action 0 is executed 2 steps after its observation
     assert statistics.ages == [2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 2, 3, 4]
     assert statistics.delays == [2, 2, 2]
     assert statistics.seams == [202 - 104, 302 - 206]
+    record = statistics.record(playback.clock, 15)
+    assert (record.mode, record.robot_s, record.held_steps) == ("async", 15 * 0.025, 2)
+    assert (record.delay_mean, record.delay_max, record.age_max) == (2.0, 2, 6)
+    assert record.seam_max == 98.0
+    assert json.loads(to_json(record, "record"))["age_mean"] == sum(statistics.ages) / 13
+
+
+def test_an_episode_that_did_nothing_has_no_means() -> None:
+    record = Playback(Clock("wait"), 5).statistics.record(Clock("wait"), 0)
+    assert (record.delay_max, record.age_mean, record.seam_max) == (None, None, None)
 
 
 def test_a_seam_is_seen_where_no_action_of_the_cycle_is_new() -> None:
