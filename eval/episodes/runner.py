@@ -21,6 +21,7 @@ from policies.base import EpisodeKey, Policy
 
 log = logging.getLogger(__name__)
 
+MOST_MESSAGE = 100_000  # characters of an error that are recorded
 SNAPSHOT_EVERY = 2  # control steps a video frame: 10 frames a second
 
 
@@ -73,6 +74,7 @@ class EpisodeRunner:
                 on_inference,
                 warmup_inferences=self._warmup_left,
                 snapshot_every=0 if self.plan.video is VideoMode.NONE else SNAPSHOT_EVERY,
+                clock=self.plan.clock,
             )
         except (RecordingError, PolicyLost):
             self._damaged = True
@@ -135,6 +137,7 @@ def episode_record(
         weights_label=plan.weights_label,
         actions_sha256=rollout.actions_sha256,
         initial_state_sha256=rollout.initial_state_sha256,
+        clock=rollout.statistics.record(plan.clock, rollout.steps) if plan.clock.charges else None,
         error_type=type(error).__name__ if error else None,
-        error_message=str(error) if error else None,
+        error_message=str(error)[:MOST_MESSAGE] if error else None,
     )
