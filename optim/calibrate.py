@@ -33,6 +33,7 @@ from optim.core.scales import (
     write_scales,
 )
 from policies.base import Request
+from policies.files import expand_home
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
 
@@ -63,7 +64,7 @@ class CalibrateConfig:
             )
         for key in ("keep", "output"):
             path = getattr(self, key)
-            if path is not None and Path(path).expanduser().is_dir():
+            if path is not None and expand_home(path).is_dir():
                 raise ConfigError(f"calibrate.{key} must be a file to write, got the folder {path!r}")
 
 
@@ -172,7 +173,7 @@ def run(config: CalibrateRun) -> None:
     tasks = choose_tasks(config) if saved is None else []
     refuse_few_tasks(len(tasks) if saved is None else len({r.episode.task_id for r in saved}))
     checkpoint = load(config)
-    path = default_path(checkpoint) if options.output is None else Path(options.output).expanduser()
+    path = default_path(checkpoint) if options.output is None else expand_home(options.output)
     if path.exists() and not options.overwrite:
         raise ConfigError(
             f"{path} holds scales already; set calibrate.overwrite=true to replace them, "
@@ -187,7 +188,7 @@ def run(config: CalibrateRun) -> None:
         )
         source = f"LIBERO, {checkpoint.config.name} acting, seed {config.seed}"
         if options.keep is not None:
-            save_requests(Path(options.keep).expanduser(), requests)
+            save_requests(expand_home(options.keep), requests)
     else:
         requests, source = saved, f"file {Path(str(options.observations)).name}"
     scales = calibrate(checkpoint, policy, requests, source)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,7 @@ from eval.sim.stack import SimulatorError
 from optim.base import StageMismatch
 from optim.core.parity import ParityError
 from policies.base import Request
+from policies.files import expand_home
 
 Run = TypeVar("Run", bound="StagesRun")
 
@@ -70,4 +70,4 @@ def user_errors(prefix: str = "") -> Iterator[None]:
 
 def saved_requests(file: str | None) -> list[Request] | None:
     """Read the observations of a file; None where none is named."""
-    return None if file is None else load_requests(Path(file).expanduser())
+    return None if file is None else load_requests(expand_home(file))

@@ -65,12 +65,19 @@ def refuse_unread(arguments: Sequence[str], *, several_jobs: bool, has_folder: b
 
     Raises ConfigError, naming the key and the way out.
     """
+    refuse_removals(arguments)
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
-        if argument.startswith("~") and not is_below(key, OPEN):
-            raise ConfigError(f"{argument} would remove a key that is needed; give it a value: {key}=...")
         if is_below(key, ["hydra"]):
             _refuse_hydra(key, _unquoted(value), several_jobs=several_jobs, has_folder=has_folder)
+
+
+def refuse_removals(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an override that removes a key, as `~seed` does."""
+    for argument in arguments:
+        key = key_of(argument)
+        if argument.startswith("~") and not is_below(key, OPEN):
+            raise ConfigError(f"{argument} would remove a key that is needed; give it a value: {key}=...")
 
 
 def refuse_unknown(cfg: DictConfig, where: str = "") -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from policies.files import expand_home
+
 TIMEOUT_S = 10.0
 BLOCK = 64 * 2**20  # bytes that one request asks for
 GOOGLE = "https://storage.googleapis.com"
@@ -60,7 +62,7 @@ def open_source(url: str) -> Source:
         return FsspecSource(url, connect_bucket, GOOGLE)
     if url.startswith(WEB):
         return FsspecSource(url, server=url)
-    return FsspecSource(url if "://" in url else f"file://{Path(url).expanduser().resolve()}")
+    return FsspecSource(url if "://" in url else f"file://{expand_home(url).resolve()}")
 
 
 def connect_any(url: str) -> tuple[Any, str]:
@@ -84,7 +86,7 @@ def connect_bucket(url: str, endpoint: str | None = None) -> tuple[Any, str]:
 
 def local_folder(url: str) -> Path | None:
     """The folder of a source that lies on this machine, which needs no fetching; None for another."""
-    return None if "://" in url else Path(url).expanduser().absolute()
+    return None if "://" in url else expand_home(url).absolute()
 
 
 class FsspecSource:

@@ -9,7 +9,6 @@ optim.bench_table FILE` prints its tables again. The exit status is 1 if a call 
 """
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from eval.episodes.capture import collect_requests
 from eval.records import provenance
 from eval.records.observations import save_requests
 from eval.records.schema import to_plain
-from eval.render.console import print_error, print_info, report_console
+from eval.render.console import print_error, print_info, report_console, wants_trace
 from eval.sim.stack import prepare
 from eval.specs.machine import explain
 from eval.specs.pi05_build import choose_backends, choose_device
@@ -39,7 +38,7 @@ from optim.bench.measure import Backends, bench_setting, eager_float32, free
 from optim.bench.tables import problems, render_setting, report
 from optim.commands import saved_requests, user_errors
 from policies.base import Request
-from policies.files import write_atomic
+from policies.files import expand_home, write_atomic
 
 RECORD_FILE = "bench.json"
 CAPTURE_STEPS = 50  # control steps of an episode to take observations from: random weights never end one
@@ -70,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         _write(folder / RECORD_FILE, record)
         report_console().print(render_setting(record["settings"][-1]))
     if first.bench.report is not None:
-        path = Path(first.bench.report).expanduser()
+        path = expand_home(first.bench.report)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(report(record))
         print_info(f"report: {path}")
@@ -140,10 +139,10 @@ def _about(requests: Sequence[Request], source: str) -> dict[str, Any]:
 def _new_folder(options: BenchConfig) -> Path:
     now = datetime.now().astimezone()
     default = Path("outputs", "bench", f"{now:%Y-%m-%d_%H-%M-%S-%f}")
-    folder = default if options.output is None else Path(options.output).expanduser()
+    folder = default if options.output is None else expand_home(options.output)
     if (folder / RECORD_FILE).exists():
         raise ConfigError(f"bench.output={folder} already holds {RECORD_FILE}; choose a new folder")
-    if options.report is not None and Path(options.report).expanduser().exists():
+    if options.report is not None and expand_home(options.report).exists():
         raise ConfigError(f"bench.report={options.report} already exists; choose a new file")
     return folder
 
@@ -168,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(words)
     except (CommandError, ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if wants_trace():
             raise
         print_error(error)
         return 1

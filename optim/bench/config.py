@@ -17,6 +17,7 @@ from eval.config import schema
 from eval.config.groups import CONF
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import ConfigError
+from eval.config.typed import keep_text, refuse_removals, refuse_unknown
 from optim.commands import StagesRun
 
 SHORT = {
@@ -102,7 +103,9 @@ def read_arguments(arguments: Sequence[str]) -> list[Setting]:
     """
     schema.register()
     schema.register_schema("bench", BenchRun)
-    parsed = parse_overrides([_without_short_key(argument) for argument in arguments])
+    typed = keep_text([_without_short_key(argument) for argument in arguments])
+    refuse_removals(typed)
+    parsed = parse_overrides(typed)
     values = {id(override): _choices(override) for override in parsed}
     row_overrides = [override for override in parsed if _belongs_to_policy(override)]
     others = [override for override in parsed if not _belongs_to_policy(override)]
@@ -160,6 +163,7 @@ def _row(setting: Sequence[str], row: Sequence[str], swept: Sequence[str]) -> Ro
     cfg = compose("bench", list(overrides))
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, BenchRun)
+    refuse_unknown(cfg)
     label = " ".join((config.policy.name, *swept))
     return Row(label, overrides, config, cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
 

@@ -57,6 +57,9 @@ def test_a_value_out_of_range_is_refused_by_its_key(bad: str) -> None:
     [
         (["policy=baseline,nope"], "policy must be one of baseline, "),
         (["policy=oracle"], "policy must be one with stages to time, got 'oracle'; choose policy=baseline"),
+        (["~seed"], "~seed would remove a key that is needed; give it a value: seed=..."),
+        (["+bench.round=3"], "unknown key bench.round; did you mean bench.rounds?"),
+        (["bench.output=~no.such.user/x"], "'~no.such.user/x' begins with the home of a user who is not on"),
         (["bench.round=3"], "unknown key bench.round; did you mean bench.rounds?"),
         (["rounds=1,2"], "bench.rounds must have one value, got 1, 2; it holds for the whole bench"),
         (["suite=libero_goal,libero_10"], "suite must have one value, got libero_goal, libero_10; it holds"),
