@@ -45,6 +45,7 @@ from eval.report.cli import REPORT_FILE, default_title
 from eval.report.page import page, report_command
 from eval.runners.base import Runner
 from eval.runners.open import open_local, open_runner
+from eval.sim.benchmark import prepare_suite
 from eval.sim.stack import prepare as prepare_simulator
 from eval.sim.tasks import Task
 from eval.specs.base import PolicySpec
@@ -230,7 +231,7 @@ def evaluate(
     def open_it(tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
         if ready is None:
             return open_runner(config, spec, tasks, left, place)
-        return open_local(config, ready, prepare_simulator(), place)
+        return open_local(config, ready, prepare_suite(config.suite.name), place)
 
     with ExitStack() as stack, _own_generators():
         tracker = _Callbacks(on_episode)

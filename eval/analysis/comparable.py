@@ -13,6 +13,12 @@ Pair = tuple[EpisodeRecord, EpisodeRecord]
 Names = tuple[str, str]
 """What messages call the first run of a comparison, and the second."""
 
+BENCHMARK = {
+    "task definitions": ("simulator", "bddl_sha256"),
+    "initial states": ("simulator", "init_states_sha256"),
+    "assets": ("simulator", "assets_sha256"),
+}
+
 BASE_AND_NEW: Names = ("BASE", "NEW")
 
 
@@ -46,6 +52,10 @@ def refuse(base: Run, new: Run, base_summary: Summary, new_summary: Summary, nam
 def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[str]:
     """Say in what the two runs differ besides the policy."""
     warnings = []
+    for name, path in BENCHMARK.items():
+        before, after = _both(base, new, *path)
+        if None not in (before, after) and before != after:
+            warnings.append(f"the benchmark differs: {name} have the hashes {before[:12]} and {after[:12]}")
     starts = sum(b.initial_state_sha256 != n.initial_state_sha256 for b, n in pairs)
     if starts:
         warnings.append(f"{starts} of {len(pairs)} pairs did not start from the same simulator state")

@@ -15,6 +15,7 @@ from eval.records.foreign import DamagedRecords
 from eval.records.reader import Run, read_run
 from eval.records.run_json import RUN_FILE, read_run_json
 from eval.records.schema import to_plain
+from eval.sim.benchmark import HASHES
 from eval.sim.stack import PINS
 from policies.base import EpisodeKey
 from policies.files import ROOT
@@ -38,7 +39,7 @@ GONE: Mapping[str, Any] = {
 }
 # What `policy.kind` of old records is called today.
 TARGETS = {"pi05": "eval.specs.pi05.Pi05Spec", "oracle": "eval.specs.oracle.OracleSpec"}
-SIMULATOR = (*PINS, "gl")  # of `eval.sim.stack.prepare`: what decides physics and pixels
+SIMULATOR = (*PINS, "gl", *HASHES)  # of `eval.sim.benchmark.prepare_suite`: what decides physics and pixels
 
 
 class Changed(ValueError):
@@ -121,6 +122,7 @@ def refuse_changed(
                 if portable(old.get(key)) != portable(new.get(key))
                 and _counts(part, key, which)
                 and not (part == "config" and key not in new and _is_gone(key, old[key]))
+                and not (key in HASHES and not (key in old and key in new))  # older records have none
                 and not (part == "policy" and _is_unrecorded(key, before["policy"]))
             ]
     if changes:

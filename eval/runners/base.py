@@ -25,7 +25,7 @@ class Runner(Protocol):
     """Runs a plan's episodes."""
 
     about: Mapping[str, Any]  # provenance of the policy
-    simulator: Mapping[str, Any]  # `eval.sim.stack.prepare`, where episodes are run
+    simulator: Mapping[str, Any]  # `eval.sim.benchmark.prepare_suite`, where episodes are run
     facts: Mapping[str, Any]  # of the runner itself, for run.json
 
     def run(self, plan: Plan, recorder: RunRecorder) -> None:

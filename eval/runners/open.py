@@ -10,7 +10,7 @@ from eval.episodes.capture import example_requests
 from eval.records.recording import OBSERVATIONS_FILE, RecordingPolicy
 from eval.runners.base import Runner, RunnerError
 from eval.runners.local import LocalRunner
-from eval.sim.stack import prepare
+from eval.sim.benchmark import prepare_suite
 from eval.sim.tasks import Task
 from eval.specs.base import PolicySpec
 from policies.base import EpisodeKey, Policy
@@ -37,7 +37,7 @@ def open_runner(
             raise RunnerError(f'runner=ray needs Ray ({missing}): pip install "ray>=2.49"') from missing
         return start_ray(config, spec, tasks, left)
     spec.check_machine(config)  # refuses what cannot run here before a simulator starts
-    simulator = prepare()
+    simulator = prepare_suite(config.suite.name)
     policy = spec.build(config, lambda policy: example_requests(tasks, policy, config.seed)).policy
     return open_local(config, policy, simulator, folder)
 

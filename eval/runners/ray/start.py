@@ -18,8 +18,8 @@ from eval.runners.ray.processes import Launcher, WorkerProcess
 from eval.runners.ray.runner import RayRunner
 from eval.runners.ray.serving import build_served_policy
 from eval.runners.ray.worker import BuildEnv, Setup, Simulator
+from eval.sim.benchmark import prepare_suite
 from eval.sim.env import LiberoEnv
-from eval.sim.stack import prepare
 from eval.sim.tasks import Task
 from eval.specs.base import PolicySpec
 from policies.base import EpisodeKey
@@ -51,7 +51,7 @@ def start_ray(
     return launch(
         config.runner,
         partial(build_served_policy, config, list(envs)),
-        prepare,
+        partial(prepare_suite, config.suite.name),
         prebuild=Prebuild(envs, first_episode(tasks, config.seed)) if spec.sees_images else None,
         most_episodes=max(1, len(left)),
         wants_gpu=spec.wants_gpu(config),

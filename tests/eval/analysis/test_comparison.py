@@ -344,3 +344,12 @@ def test_swapped_runs_say_the_opposite_and_order_does_not_matter(
         assert other.by_task is not None
         assert other.by_task.low == pytest.approx(-result.by_task.high, abs=1e-12)
     assert not (result.verdict == "non-inferior" and other.verdict == "inferior" and result.difference < 0)
+
+
+def test_runs_of_two_benchmarks_say_so(write_run: WriteRun) -> None:
+    hashes = {"init_states_sha256": "a" * 64, "assets_sha256": "c" * 64}
+    base = write_run("base", run={"simulator": hashes})
+    new = write_run("new", run={"simulator": hashes | {"init_states_sha256": "b" * 64}})
+    said = "the benchmark differs: initial states have the hashes aaaaaaaaaaaa and bbbbbbbbbbbb"
+    assert compared(base, new).warnings == (said,)
+    assert compared(base, write_run("old")).warnings == ()
