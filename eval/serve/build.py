@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from eval.config.schema import Config, ConfigError, Pi05PolicyConfig
 from eval.serve.config import ServeRun
 from eval.specs.base import PolicySpec
-from policies.base import EpisodeKey, Observation, Policy, Request
+from policies.base import ActionChunk, EpisodeKey, Observation, Policy, Request
 from policies.pi05.norm_stats import STATE_DIM
 from policies.pi05.policy import Pi05Policy
 from policies.pi05.prompt import STATE_BINS
@@ -70,7 +71,58 @@ def build(config: ServeRun, spec: PolicySpec) -> Policy:
             f"policy={config.policy.name} wants the images {sorted(strange)}, clients send "
             f"{', '.join(CAMERAS)}; serve another policy"
         )
-    return policy
+    if not isinstance(policy, Pi05Policy):
+        return policy
+    sizes = tuple(server.image_sizes) if config.pi05_options().images == "cuda_graph" else None
+    return BoundedPolicy(policy, server.max_prompt_tokens, sizes)
+
+
+class BoundedPolicy:
+    """A policy that refuses, by the key of the server's that says so, what it was not built for.
+
+    Args:
+        max_prompt_tokens: of a prompt at most, padding left out; None: all that the checkpoint allows.
+        image_sizes: of square images; None: any.
+    """
+
+    def __init__(
+        self, policy: Pi05Policy, max_prompt_tokens: int | None, image_sizes: tuple[int, ...] | None
+    ) -> None:
+        self.policy = policy
+        self.name, self.cameras = policy.name, policy.cameras
+        self.needs_privileged, self.replan_steps = policy.needs_privileged, policy.replan_steps
+        self._max_prompt_tokens = max_prompt_tokens
+        self._image_sizes = image_sizes
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        """See `policies.base.Policy`; ValueError for what the policy was not built for."""
+        for request in requests:
+            self._check(request.observation)
+        return self.policy.infer(requests)
+
+    def provenance(self) -> dict[str, Any]:
+        return self.policy.provenance()
+
+    def engagement(self) -> dict[str, dict[str, Any]]:
+        return self.policy.engagement()
+
+    def _check(self, observation: Observation) -> None:
+        for name in self.cameras if self._image_sizes is not None else ():
+            height, width, _ = observation.images[name].shape
+            if height != width or height not in (self._image_sizes or ()):
+                sizes = ", ".join(map(str, self._image_sizes or ()))
+                raise ValueError(
+                    f"image {name!r} has {height} x {width} pixels, it was built for squares of "
+                    f"server.image_sizes=[{sizes}]"
+                )
+        if self._max_prompt_tokens is None:
+            return
+        tokens = len(self.policy.preprocess.prompt(observation))
+        if tokens > self._max_prompt_tokens:
+            raise ValueError(
+                f"the prompt has {tokens} tokens, the server was built for at most "
+                f"server.max_prompt_tokens={self._max_prompt_tokens}"
+            )
 
 
 def synthetic_requests(

@@ -33,6 +33,7 @@ TOO_BIG = 1009
 REASON_BYTES = 120  # of a websocket's goodbye; 123 at most
 MAX_NOTES = 1000  # kept for the record
 KEY_PREFIX = "Api-Key "
+ENDED = "was told that the server ends"
 
 
 @dataclass
@@ -109,7 +110,7 @@ class PolicyServer:
         )
         try:
             await self.door.serve(client)
-            session.left = "left"
+            session.left = ENDED if self._stop.is_set() else "left"
         except ClientFault as fault:
             session.left = str(fault)
             await self._close(connection, str(fault))
@@ -121,7 +122,7 @@ class PolicyServer:
             await self._close(connection, str(gone))
             self.stop()
         finally:
-            session.left = session.left or "the server ended"
+            session.left = session.left or ENDED
             self.say(f"{session.name} {session.left}")
 
     async def _messages(self, connection: ServerConnection) -> AsyncIterator[str | bytes]:
@@ -146,7 +147,7 @@ class PolicyServer:
         if closed.sent is not None and closed.sent.code == TOO_BIG and not closed.rcvd_then_sent:
             return f"sent a message of more than server.max_message_mb={self.max_message_mb} MiB"
         if self._stop.is_set():
-            return "was told that the server ends"
+            return ENDED
         if closed.rcvd is not None:
             return f"closed with {closed.rcvd.code} {closed.rcvd.reason}".strip()
         if closed.sent is not None:

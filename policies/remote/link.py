@@ -15,6 +15,7 @@ from websockets.exceptions import (
     InvalidStatus,
     InvalidURI,
 )
+from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
 from policies.remote.wire import MEBIBYTE, WireError, unpack
@@ -59,6 +60,7 @@ class Link:
         Raises:
             RemoteError: nobody answered in that time, or somebody who is no server of this kind.
         """
+        self.close()
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -100,7 +102,8 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        return self._socket is not None
+        """Whether neither side has ended the connection yet, as far as this side knows."""
+        return self._socket is not None and self._socket.state is State.OPEN
 
     def send(self, message: bytes) -> None:
         """Send one message; RemoteError where it did not leave in time."""

@@ -202,6 +202,24 @@ def test_a_server_that_dies_takes_its_episode_and_the_next_one_connects_again() 
     assert len(connections) == 2
 
 
+def test_a_server_that_was_started_again_between_episodes_costs_none() -> None:
+    connections = []
+
+    def handle(connection: ServerConnection) -> None:
+        connections.append(connection)
+        connection.send(pack_openpi({}))
+        connection.recv()
+        connection.send(pack_openpi({"actions": ACTIONS}))
+
+    with serving(handle) as url:
+        policy = remote(url)
+        for episode in range(3):
+            policy.infer([request(0, episode)])
+            while policy._link.is_open:
+                time.sleep(0.01)
+    assert len(connections) == 3
+
+
 def test_a_goodbye_in_an_episode_is_told_with_its_reason() -> None:
     def handle(connection: ServerConnection) -> None:
         connection.send(pack_openpi({}))
