@@ -14,7 +14,7 @@ from eval.records.reader import read_run
 from eval.records.schema import to_plain
 from eval.render.console import print_error, report_console
 from eval.render.summary import render
-from policies.text import pluralize, shorten
+from policies.text import pluralize, shell_command, shorten
 
 
 def _runs_below(folder: Path) -> str | None:
@@ -26,8 +26,8 @@ def _runs_below(folder: Path) -> str | None:
     names = shorten(path.relative_to(folder) for path in runs)
     return (
         f"{folder} is no run, but holds {pluralize(len(runs), 'run')}; see all of them with "
-        f"`{shlex.join(['python', '-m', 'eval.report', str(folder)])}`, one with "
-        f"`{shlex.join(['python', '-m', 'eval.summary', str(runs[0])])}`; in it: {names}"
+        f"`{shell_command('eval.report', shlex.quote(str(folder)))}`, one with "
+        f"`{shell_command('eval.summary', shlex.quote(str(runs[0])))}`; in it: {names}"
     )
 
 

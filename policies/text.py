@@ -1,8 +1,11 @@
 """Words for messages: counts, the first few names of many, values of files, words of a command."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,3 +59,13 @@ def quoted(key: str, value: str) -> str:
 def shell_override(key: str, value: str) -> str:
     """Write the override that sets a key to a text as one word for a shell, unquoted where that will do."""
     return shlex.quote(f"{key}={value}" if _PLAIN.fullmatch(value) else quoted(key, value))
+
+
+def shell_command(module: str, *words: str) -> str:
+    """Write a command of ours for a shell: `python -m MODULE` and words that are quoted already.
+
+    It begins with the path of this interpreter where the shell's `python` would be another one.
+    """
+    named = shutil.which("python")
+    is_this = named is not None and os.path.abspath(named) == sys.executable
+    return " ".join(["python" if is_this else shlex.quote(sys.executable), "-m", module, *words])

@@ -30,6 +30,7 @@ from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info, report_console
 from eval.render.tables import to_console, to_markdown
 from policies.files import OUTPUTS, write_atomic
+from policies.text import shell_command
 
 SOURCE_RECORD = "source.json"
 TABLE_FILES = ("published.md", "published.json")
@@ -125,7 +126,7 @@ def _write_tables(target: Target, url: str, folder: Path, records: Sequence[JobR
     )
     report_console().print(to_console(blocks))
     print_info(f"tables: {', '.join(str(folder / name) for name in TABLE_FILES)}")
-    print_info(f"a page of it: python -m eval.report {shlex.quote(str(folder))}")
+    print_info(f"a page of it: {shell_command('eval.report', shlex.quote(str(folder)))}")
 
 
 def _suites(text: str) -> tuple[str, ...]:

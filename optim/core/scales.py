@@ -17,7 +17,7 @@ from torch import nn
 from policies.files import OUTPUTS, expand_home, read_json_object, write_atomic
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
-from policies.text import brief, shell_override, shorten
+from policies.text import brief, shell_command, shell_override, shorten
 
 FP16_MAX = 65504.0
 FLOAT32_MAX = 3.4028234663852886e38
@@ -181,7 +181,7 @@ def default_path(checkpoint: Checkpoint) -> Path:
 def calibrate_command(checkpoint: Checkpoint) -> str:
     """Spell the command that measures the scales of a checkpoint."""
     config = checkpoint.config
-    words = ["python", "-m", "optim.calibrate", shell_override("checkpoint", config.name)]
+    words = [shell_override("checkpoint", config.name)]
     for key in ("path", "revision", "tokenizer", "norm_stats"):
         if value := getattr(config, key):
             words.append(shell_override(f"checkpoint.{key}", value))
@@ -190,7 +190,7 @@ def calibrate_command(checkpoint: Checkpoint) -> str:
     if checkpoint.origins is not None:  # of keys that the command line changed
         changed = [key for key in _FREE if key not in checkpoint.origins]
         words += [f"checkpoint.{key}={brief(getattr(config, key))}" for key in changed]
-    return " ".join(words)
+    return shell_command("optim.calibrate", *words)
 
 
 def _places(checkpoint: Checkpoint) -> list[Path]:

@@ -30,7 +30,7 @@ from policies.pi05.jax_checkpoint import JaxArray, find_params, open_arrays, sou
 from policies.pi05.jax_tensors import ROWS, Slice, derive_dims, read_sizes
 from policies.pi05.safetensors_stream import write_safetensors
 from policies.pi05.weight_files import WEIGHTS
-from policies.text import shell_override
+from policies.text import shell_command, shell_override
 
 HORIZON = 10  # of pi05_libero (openpi training/config.py); no file of a JAX checkpoint says it
 SPARE_BYTES = 2**28  # that the disk must have beside the tensors
@@ -61,7 +61,7 @@ class Conversion:
             words.append(shell_override("checkpoint.norm_stats", str(self.norm_stats[0])))
         if self.dims.action_horizon != HORIZON:
             words.append(f"checkpoint.horizon={self.dims.action_horizon}")
-        return " ".join(["python", "-m", "eval", *words, "checkpoint.tokenizer=FILE"])
+        return shell_command("eval", *words, "checkpoint.tokenizer=FILE")
 
 
 def convert_checkpoint(

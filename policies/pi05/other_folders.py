@@ -6,7 +6,7 @@ from pathlib import Path
 
 from policies.files import read_json_object
 from policies.pi05.weight_files import INDEX, WEIGHTS
-from policies.text import brief, shell_override
+from policies.text import brief, shell_command, shell_override
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as PEFT names them
 _TRAINER_FILES = ("metadata.pt", "optimizer.pt")  # openpi scripts/train_pytorch.py
@@ -65,7 +65,7 @@ def way_out_without_config(folder: Path) -> str:
 
 
 def _convert(step: Path) -> str:
-    command = shlex.join(["python", "-m", "policies.pi05.convert", str(step.absolute()), "DST"])
+    command = shell_command("policies.pi05.convert", shlex.quote(str(step.absolute())), "DST")
     return f"it is a JAX checkpoint: convert it with `{command}`, then set checkpoint.path=DST"
 
 

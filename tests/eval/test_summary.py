@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from eval.records.writer import RunWriter
 from eval.render.summary import render
 from eval.summary import main
 from policies.files import ROOT
+from policies.text import shell_command
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -172,7 +174,8 @@ def test_a_folder_that_holds_runs_says_which_and_how_to_see_them(
     first = tmp_path / "sweep of it" / "0_baseline"
     assert line.startswith(
         f"error: {tmp_path} is no run, but holds 12 runs; see all of them with "
-        f"`python -m eval.report {tmp_path}`, one with `python -m eval.summary '{first}'`; "
+        f"`{shell_command('eval.report', str(tmp_path))}`, one with "
+        f"`{shell_command('eval.summary', shlex.quote(str(first)))}`; "
         "in it: sweep of it/0_baseline, sweep of it/1_baseline, "
     )
     assert line.endswith("sweep of it/9_baseline and 2 more")

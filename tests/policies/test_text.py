@@ -1,6 +1,8 @@
 """A message names a few things and says how many more there are; a printed command means what it says."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from policies.pi05.checkpoint_files import find_weights
-from policies.text import SHOWN, brief, quoted, shell_override, shorten
+from policies.text import SHOWN, brief, quoted, shell_command, shell_override, shorten
 
 
 def test_up_to_ten_names_are_all_shown_and_of_more_the_first_ten() -> None:
@@ -27,6 +29,24 @@ def test_a_folder_of_many_files_that_is_no_checkpoint_is_named_in_a_short_line(t
 def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="the folder has nothing in it; save"):
         find_weights(tmp_path)
+
+
+def test_a_printed_command_runs_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = tmp_path / "my env=1" / "python"
+    strange.parent.mkdir()
+    strange.symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.executable", str(strange))
+    command = shell_command("this", "a=1")
+    assert subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+    assert shlex.split(command) == [str(strange), "-m", "this", "a=1"]
+    monkeypatch.setenv("PATH", str(strange.parent))
+    assert shell_command("this") == "python -m this"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(other))
+    assert shell_command("this") == f"{shlex.quote(str(strange))} -m this"
 
 
 def test_a_value_in_a_message_is_one_short_line() -> None:

@@ -22,9 +22,10 @@ from optim.core.scales import (
     write_scales,
 )
 from policies.pi05.checkpoint import Checkpoint
+from policies.text import shell_command
 from tests.optim.small import SHIPPED, random_checkpoint, reference_checkpoint
 
-COMMAND = "python -m optim.calibrate checkpoint=random_small"
+COMMAND = shell_command("optim.calibrate", "checkpoint=random_small")
 Edit = Callable[[dict[str, Any]], object]
 
 

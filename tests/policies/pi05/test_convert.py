@@ -32,6 +32,7 @@ from policies.pi05.dims import Pi05Dims
 from policies.pi05.parity import compare
 from policies.pi05.random_weights import TOKENIZER_PATH
 from policies.pi05.weight_files import file_sha256
+from policies.text import shell_command
 from tests.policies.pi05.conftest import FIXTURE, STATS
 from tests.policies.pi05.jax_folder import BF16, FORMS, Arrays, to_jax, write_arrays, write_norm_stats
 
@@ -166,7 +167,7 @@ def test_the_command_prints_hashes_and_a_command_that_loads_the_result(
     stats = tmp_path / "out" / "assets" / "physical-intelligence" / "libero" / "norm_stats.json"
     assert json.loads(stats.read_text()) == {"norm_stats": STATS}
     assert out.splitlines()[-1].endswith(
-        f": python -m eval checkpoint=native checkpoint.path={tmp_path / 'out'} "
+        f": {shell_command('eval')} checkpoint=native checkpoint.path={tmp_path / 'out'} "
         f"checkpoint.norm_stats={stats} checkpoint.horizon=12 checkpoint.tokenizer=FILE"
     )
 
@@ -203,7 +204,7 @@ def test_printed_commands_reach_folders_of_any_name(
     strange = step.rename(tmp_path / NAME)
     with pytest.raises(FileNotFoundError) as caught:
         load_checkpoint(config(layout="openpi", path=str(strange)))
-    command = re.search(r"`(python -m policies\.pi05\.convert .+?)`", str(caught.value))
+    command = re.search(r"`(\S+ -m policies\.pi05\.convert .+?)`", str(caught.value))
     assert command is not None
     assert shlex.split(command[1])[3:] == [str(strange), "DST"]
     monkeypatch.chdir(tmp_path)
@@ -226,7 +227,7 @@ def test_loading_a_jax_folder_names_the_command_that_converts_it(
         load_checkpoint(config(layout="openpi", path=str(step / below)))
     text = str(caught.value)
     assert "\n" not in text
-    command = re.search(r"`python -m policies\.pi05\.convert (.+?)`", text)
+    command = re.search(r"`\S+ -m policies\.pi05\.convert (.+?)`", text)
     assert command is not None
     out = str(tmp_path / "out")
     assert run_main(*[out if word == "DST" else word for word in shlex.split(command[1])]) == 0

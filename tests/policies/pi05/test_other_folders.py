@@ -150,7 +150,7 @@ def test_openpis_pytorch_trainer_folder_names_the_sizes(native: Folder) -> None:
 def test_jax_folders_name_the_converter_and_the_step(tmp_path: Path, given: str) -> None:
     touch(*(tmp_path / step / "params" / "_METADATA" for step in ("9999", "29999")))
     command = (
-        rf"it is a JAX checkpoint: convert it with `python -m policies\.pi05\.convert {tmp_path}/29999 DST`"
+        rf"it is a JAX checkpoint: convert it with `\S+ -m policies\.pi05\.convert {tmp_path}/29999 DST`"
     )
     with pytest.raises(FileNotFoundError, match=command):
         find_weights(tmp_path / given)
