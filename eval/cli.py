@@ -17,7 +17,7 @@ from eval.app.session import Origin, prepare, print_summary
 from eval.config.compose import check, plain
 from eval.config.errors import one_line
 from eval.config.schema import Config, ConfigError
-from eval.config.targets import refuse_recorded_targets
+from eval.config.targets import recorded_tracking, refuse_recorded_targets, repeatable
 from eval.records.folders import refuse_used
 from eval.records.reader import Run
 from eval.records.resume import current_overrides, nothing_left, recorded, refuse_changed, refuse_joined
@@ -65,9 +65,12 @@ def find_start(cfg: DictConfig) -> Start:
     if finished is not None and not overrides:  # shown whatever the configuration would be today
         return Start(cfg, overrides, folder, before["overrides"], before, finished)
     refuse_joined(folder, before)
-    cfg = compose("config", [*current_overrides(before["overrides"]), *overrides])
+    recorded_overrides = current_overrides(before["overrides"])
+    cfg = compose("config", [*repeatable(recorded_overrides, overrides), *overrides])
     refuse_recorded_targets(cfg, overrides, config_folders())
     refuse_changed(folder, before, {"config": plain(cfg)})
+    if cfg.tracking.name != "none" and (left_out := recorded_tracking(recorded_overrides)):
+        print_info(f"tracking is what this command line says, without the record's {' '.join(left_out)}")
     return Start(cfg, overrides, folder, before["overrides"], before, finished)
 
 

@@ -27,7 +27,7 @@ _KINDS = {
 MAX_DEPTH = 100  # of a JSON file that is read; no program writes such files half as deep
 
 
-class NotPlain(ValueError):
+class NotPlain(OSError):
     """A path leads to a link, a pipe, a device or a second name of a file, where a plain file belongs."""
 
 
@@ -142,26 +142,23 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
         return file.read(size)
 
 
-def refuse_links(folder: Path, names: Iterable[str] | None = None) -> None:
+def refuse_links(folder: Path, names: Iterable[str] | None = None, skip: Iterable[str] = ()) -> None:
     """Raise NotPlain where anything below a folder is neither a plain file nor a folder.
-
-    A link that stays within the folder that it lies in, as W&B makes them, is none to refuse.
 
     Args:
         names: look at these in the folder, and at what is below them; None is everything.
+        skip: look at these in the folder, but not at what is below them.
     """
     for place, folders, files in os.walk(folder, followlinks=False):
-        if names is not None and Path(place) == folder:
-            folders[:] = [name for name in folders if name in names]
-            files = [name for name in files if name in names]
-        for name in (*folders, *files):
-            path = Path(place, name)
-            status = path.lstat()
-            stays = os.path.realpath(path).startswith(f"{os.path.realpath(place)}/")
-            if stat.S_ISLNK(status.st_mode) and Path(place) != folder and stays:
-                continue
+        here = [*folders, *files]
+        if Path(place) == folder:
+            here = [name for name in here if names is None or name in names]
+            folders[:] = [name for name in folders if name in here and name not in skip]
+        for name in here:
+            path = os.path.join(place, name)
+            status = os.lstat(path)
             if not stat.S_ISDIR(status.st_mode):
-                _refuse_unlike_a_file(str(path), status, os.O_RDONLY)
+                _refuse_unlike_a_file(path, status, os.O_RDONLY)
 
 
 def _refuse_unlike_a_file(path: str, status: os.stat_result, flags: int) -> None:

@@ -10,9 +10,11 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config import schema
+from eval.config.credentials import refuse_credentials
 from eval.config.groups import CONF
 from eval.config.schema import Config
 from eval.config.targets import refuse_recorded_targets
+from eval.config.typed import keep_text, refuse_unknown, refuse_unread
 
 
 def configure(overrides: Sequence[str], typed: Sequence[str] | None = None) -> Config:
@@ -21,7 +23,7 @@ def configure(overrides: Sequence[str], typed: Sequence[str] | None = None) -> C
     Args:
         typed: the overrides of this command line, where others come from a record.
 
-    Raises ConfigError, among others, for a `_target_` that the record alone names.
+    Raises ConfigError, among others, for a `_target_` or a server that the record alone names.
     """
     cfg = compose_run(overrides)
     if typed is not None:
@@ -43,12 +45,15 @@ def own_hydra() -> Iterator[None]:
 def compose_run(overrides: Sequence[str]) -> DictConfig:
     """Compose what `python -m eval` would run with these overrides."""
     schema.register()
+    refuse_unread(overrides, several_jobs=False, has_folder=False)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose("config", keep_text(overrides))
 
 
 def check(cfg: DictConfig) -> Config:
-    """Convert to dataclasses; ConfigError for a value out of range, or a key without a value."""
+    """Convert to dataclasses; ConfigError for a value out of range, a key without a value, or a secret."""
+    refuse_unknown(cfg)
+    refuse_credentials(cfg)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config

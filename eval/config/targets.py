@@ -1,5 +1,6 @@
-"""Which `_target_` of a recorded configuration may be imported: a record is data, not code."""
+"""What a record may choose when its configuration is composed again: data, not code, machines or secrets."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,50 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config.groups import CONF
-from eval.config.multiply import key_of
+from eval.config.multiply import is_below, key_of
 from eval.config.schema import ConfigError
+from eval.records.overrides import refuse_lookups
 
-KEY = "_target_"
+TARGET = "_target_"
+OF_INSTANTIATE = re.compile(r"_[a-z]+_")  # `_target_`, `_args_`, `_partial_` and what Hydra may add
+# Where observations, pickles of Ray or a variable of the environment would go, and who would answer.
+OUTSIDE = ("runner.address", "policy.url", "policy.api_key_env")
+TRACKING = "tracking"
+NO_TRACKING = "tracking=none"
+
+
+def repeatable(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """Choose the overrides of a record with which its configuration is composed again.
+
+    Tracking is left out, unless it was none: where a mirror goes, this command line says.
+
+    Args:
+        typed: the overrides of this command line, which come after.
+
+    Raises ConfigError for an override that is no plain choice or value, unless `typed` has its key.
+    """
+    keys = {key_of(text) for text in typed}
+    kept = []
+    for text in recorded:
+        if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING:
+            continue
+        try:
+            refuse_lookups([text])
+        except ValueError as error:
+            if key_of(text) in keys:
+                continue
+            raise ConfigError(str(error)) from error
+        kept.append(text)
+    return kept
+
+
+def recorded_tracking(recorded: Sequence[str]) -> list[str]:
+    """List the overrides that `repeatable` leaves out because this command line says where a mirror goes."""
+    return [text for text in recorded if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING]
 
 
 def refuse_recorded_targets(cfg: DictConfig, overrides: Sequence[str], folders: Iterable[Path] = ()) -> None:
-    """Refuse to import what only a record names.
+    """Refuse to import what only a record names, and to speak to whom only a record names.
 
     Args:
         cfg: was composed from a record's overrides and those of this command line.
@@ -22,32 +59,42 @@ def refuse_recorded_targets(cfg: DictConfig, overrides: Sequence[str], folders: 
         folders: of `--config-dir`.
 
     Raises:
-        ConfigError: a `_target_` stands in no YAML of conf/ or of `folders`, and no override names it.
+        ConfigError: a `_target_`, another key of Hydra's `instantiate`, or one of `OUTSIDE` has a value that
+            stands in no YAML of conf/ or of `folders`, and no override names the key.
     """
-    known = {target for folder in (CONF, *folders) for target in _targets_of_folder(folder)}
-    for key, target in _targets(OmegaConf.to_container(cfg, resolve=True), ""):
-        typed = any(key_of(text) == key for text in overrides)
-        if not typed and target not in known:
+    known = {pair for folder in (CONF, *folders) for pair in _guarded_of_folder(folder)}
+    typed = {key_of(text) for text in overrides}
+    for key, value in _guarded(OmegaConf.to_container(cfg, resolve=True), ""):
+        if key not in typed and (_name(key), value) not in known:
+            choose = "choose code" if OF_INSTANTIATE.fullmatch(_name(key)) else "say who is spoken to"
             raise ConfigError(
-                f"{key}={target} stands in the record alone, and a record is not allowed to choose code; if "
-                f"you trust it, name it on this command line: {key}={target}"
+                f"{key}={value} stands in the record alone, and a record is not allowed to {choose}; if "
+                f"you trust it, name it on this command line: {key}={value}"
             )
 
 
-def _targets_of_folder(folder: Path) -> Iterator[str]:
+def _guarded_of_folder(folder: Path) -> Iterator[tuple[str, str]]:
     for file in folder.rglob("*.yaml"):
-        yield from (target for _, target in _targets(OmegaConf.to_container(OmegaConf.load(file)), ""))
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        yield from ((_name(key), value) for key, value in _guarded(content, ""))
+        if isinstance(content, dict):
+            names = [_name(key) for key in OUTSIDE]
+            yield from ((name, str(content[name])) for name in names if content.get(name) is not None)
 
 
-def _targets(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Yield each `_target_`, with its key, at any depth."""
+def _guarded(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield key and value of each that a record may not set, at any depth."""
     if isinstance(value, dict):
         for name, item in value.items():
             key = f"{where}.{name}" if where else str(name)
-            if name == KEY:
+            if OF_INSTANTIATE.fullmatch(str(name)) or (key in OUTSIDE and item is not None):
                 yield key, str(item)
             else:
-                yield from _targets(item, key)
+                yield from _guarded(item, key)
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _targets(item, f"{where}[{i}]")
+            yield from _guarded(item, f"{where}[{i}]")
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]

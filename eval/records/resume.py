@@ -135,7 +135,7 @@ def current_overrides(recorded: Sequence[str]) -> list[str]:
 
 
 def _part(run: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Flatten a part of run.json; `policy.kind` of old records, and their lack of a clock, are worded as today."""
+    """Flatten a part of run.json; `policy.kind` of old records, and their lack of a clock, as worded today."""
     value = run.get(part) or {}
     if part == "config":
         value = {"clock": {"name": "free"}, **value}

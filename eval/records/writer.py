@@ -27,7 +27,8 @@ from eval.records.schema import EpisodeRecord, InferenceRecord, to_json, to_plai
 from policies.base import EpisodeKey
 from policies.files import plain_opener, refuse_links, sync, write_atomic
 
-FOLDERS = ("videos", "wandb")  # that a run makes in its own
+WANDB = "wandb"  # of W&B, which makes links there, also out of the folder, and writes into new folders alone
+FOLDERS = ("videos", WANDB)  # that a run makes in its own
 WAY_OUT = "free space and go on with resume"
 
 
@@ -58,7 +59,7 @@ class RunWriter:
         else:
             refuse_used(folder)
             folder.mkdir(parents=True, exist_ok=True)
-        refuse_links(folder, None if resume else FOLDERS)
+        refuse_links(folder, None if resume else FOLDERS, skip=[WANDB])
         mode = "ab" if resume else "xb"
         self.folder = folder
         self._inferences = _open(folder / INFERENCES_FILE, mode)

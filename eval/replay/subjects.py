@@ -1,6 +1,5 @@
 """Build the policies of a replay: the run's own in eager PyTorch, and the one that overrides name."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,9 @@ from typing import Any
 
 from eval.analysis.comparable import NotComparable
 from eval.config.compose import configure
-from eval.config.multiply import key_of
+from eval.config.multiply import is_below, key_of
+from eval.config.targets import repeatable
+from eval.records import run_json
 from eval.records.folders import RUN_FILE
 from eval.records.recording import Sample
 from eval.records.resume import current_overrides, portable
@@ -38,13 +39,13 @@ OF_THE_WEIGHTS = FACTS[:6]
 
 def read_run_json(folder: Path) -> dict[str, Any]:
     """Read run.json; NotComparable unless it says how a policy with a network was made."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise NotComparable(f"{folder} is no run: {RUN_FILE} is missing")
-    run: dict[str, Any] = json.loads(path.read_bytes())
+    try:
+        run = run_json.read_run_json(folder)
+    except FileNotFoundError:
+        raise NotComparable(f"{folder} is no run: {RUN_FILE} is missing") from None
     if "overrides" not in run or "dtype" not in (run.get("policy") or {}):
         raise NotComparable(
-            f"{path} does not say how a policy with a network was made; there is no reference"
+            f"{folder / RUN_FILE} does not say how a policy with a network was made; there is no reference"
         )
     return run
 
@@ -58,7 +59,9 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
     """
     about = run["policy"]
     recorded_overrides = [
-        text for text in current_overrides(run["overrides"]) if key_of(text).startswith(GROUPS)
+        text
+        for text in repeatable(current_overrides(run["overrides"]), overrides)
+        if is_below(key_of(text), GROUPS)
     ]
     precision = f"policy.precision={about['dtype']}"
     reference_config = configure(

@@ -168,7 +168,8 @@ def test_a_run_whose_configuration_changed_is_not_continued(
     with initialize_config_dir(CONF, version_base="1.3"):
         register()
         config = plain(compose("config", overrides))
-    before = {"config": config, "overrides": overrides, "episodes": [{}]}
+    origin = {"git": {}, "packages": {}}
+    before = {"config": config, "overrides": overrides, "episodes": [], "policy": {}, "provenance": origin}
     (folder / RUN_FILE).write_text(json.dumps(before))
     expected = f"{folder} has another configuration, policy or simulator: suite.max_steps was 3, is 4"
     assert refusal(f"resume={folder}", "suite.max_steps=4") == expected
@@ -194,9 +195,14 @@ def test_a_finished_run_is_shown_again_and_nothing_is_loaded(
         writer.add_episode(make_episode(policy="baseline"))
         planned = {"suite": "libero_spatial", "tasks": [0], "first": 0, "count": 1, "seed": 7, "shard": None}
         about = {"config": config, "overrides": overrides, "episodes": [planned], "finished": True}
-        writer.write_run(run_json | about)
+        writer.write_run(run_json | about | {"provenance": {"git": {}, "packages": {}}})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("session.choose_tasks", "cli._tracker", "session.reopen", "runners.open.open_runner"):
+    for name in (
+        "app.session.choose_tasks",
+        "cli._tracker",
+        "app.session.reopen",
+        "runners.open.open_runner",
+    ):
         monkeypatch.setattr(f"eval.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
     command_line(f"resume={folder}")
     out, err = capfd.readouterr()
