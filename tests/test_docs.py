@@ -30,6 +30,7 @@ from eval.config import schema
 from eval.config.compose import configure
 from eval.config.groups import options, recipe
 from eval.config.multiply import choices, parse_overrides
+from eval.serve.config import ServeRun
 from eval.specs.choose import checked_spec
 from eval.sweep.jobs import read_jobs
 from optim.bench.config import read_arguments
@@ -108,6 +109,7 @@ def no_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     schema.register()
     schema.register_schema("calibrate", CalibrateRun)
     schema.register_schema("inspect", InspectRun)
+    schema.register_schema("serve", ServeRun)
     monkeypatch.syspath_prepend(EXAMPLES)  # PYTHONPATH of commands with a policy of its own
 
     def stop(parse: Callable[..., argparse.Namespace]) -> Callable[..., None]:
@@ -158,7 +160,7 @@ def parse_python(module: str, words: Sequence[str]) -> None:
     """Parse the arguments of `python -m MODULE`."""
     if module == "optim.bench":
         return parse_bench(words)
-    if module in ("eval", "optim.calibrate", "optim.inspect"):
+    if module in ("eval", "eval.serve", "optim.calibrate", "optim.inspect"):
         return parse_hydra("config" if module == "eval" else module.rpartition(".")[2], words)
     parsed = parse_module(module, words)
     if module == "eval.replay":
@@ -226,6 +228,7 @@ def test_a_command_of_the_docs_parses(page: str, command: str) -> None:
         ("python -m optim.bench rounds=0", "bench.rounds must be"),
         ("python -m optim.calibrate calibrate.count=1", "calibrate.count must be"),
         ("python -m optim.inspect inspect.nothing=1", "nothing"),
+        ("python -m eval.serve server.protocol=nothing", "server.protocol must be"),
         ("python eval/cli.py", "eval/cli.py"),
         ("make nothing", "nothing"),
         ("make eval ARGS=nothing=1", "nothing"),
