@@ -30,14 +30,12 @@ from eval.records import provenance
 from eval.records.resume import portable
 from eval.render.console import print_info, report_console
 from eval.serve import record
-from eval.serve.build import build, built_for_shapes, prepare
 from eval.serve.config import ServeRun, read_api_key
 from eval.serve.doors import Door, OpenpiDoor, VlaEvalDoor
 from eval.serve.inference import Inference
 from eval.serve.server import PolicyServer, on_signals
 from eval.specs.base import PolicySpec
 from eval.specs.choose import checked_spec
-from optim.commands import user_errors
 from policies.base import Policy
 from policies.remote import openpi
 from policies.remote.fields import OWN_SERVER
@@ -63,6 +61,8 @@ class Serving:
         def react(number: int) -> None:
             signals.append(number)
             stopped.set()
+
+        from eval.serve.build import build
 
         on_signals(asyncio.get_running_loop(), react)
         began = datetime.now().astimezone()
@@ -138,6 +138,8 @@ class Serving:
             )
 
     def _prompts(self) -> str | None:
+        from eval.serve.build import built_for_shapes
+
         if not built_for_shapes(self.config):
             return None
         options, server = self.config.pi05_options(), self.config.server
@@ -209,6 +211,8 @@ def check(config: ServeRun, overrides: Sequence[str]) -> Serving:
     if config.server.record is not None and Path(config.server.record).expanduser().exists():
         raise ConfigError(f"server.record={config.server.record} already exists; choose a new file")
     spec = checked_spec(config, overrides)
+    from eval.serve.build import prepare  # torch, which what is refused above needs not
+
     prepared = prepare(config, spec)
     if any(key_of(text) == SIZES for text in overrides) and not sees_sizes(prepared):
         raise ConfigError(f"{SIZES} is read with policy.images=cuda_graph alone; leave it out")
@@ -222,6 +226,8 @@ def sees_sizes(config: ServeRun) -> bool:
 
 def job(cfg: DictConfig) -> None:
     """Serve what a configuration says, until a signal comes."""
+    from optim.commands import user_errors
+
     with user_errors():
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, ServeRun)
