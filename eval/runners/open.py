@@ -37,7 +37,7 @@ def open_runner(
             raise RunnerError(f'runner=ray needs Ray ({missing}): pip install "ray>=2.49"') from missing
         return start_ray(config, spec, tasks, left)
     spec.check_machine(config)  # refuses what cannot run here before a simulator starts
-    simulator = prepare_suite(config.suite.name)
+    simulator = prepare_suite(config.suite.name, spec.gpu_index(config))
     policy = spec.build(config, lambda policy: example_requests(tasks, policy, config.seed)).policy
     return open_local(config, policy, simulator, folder)
 

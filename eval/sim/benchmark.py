@@ -21,9 +21,9 @@ HASHES = ("bddl_sha256", "init_states_sha256", "assets_sha256")  # in run.json, 
 CACHE_FILE = "libero-vla-eval/assets.json"
 
 
-def prepare_suite(suite: str) -> dict[str, str]:
+def prepare_suite(suite: str, gpu_index: int = 0) -> dict[str, str]:
     """Make the simulator ready, as `prepare` does; return with its facts the hashes of the suite's files."""
-    return prepare() | identity(suite)
+    return prepare(gpu_index) | identity(suite)
 
 
 def libero_paths() -> Mapping[str, Path]:

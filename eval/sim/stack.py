@@ -13,14 +13,16 @@ Non-obvious behaviors:
 
 import contextlib
 import ctypes.util
-import importlib
 import io
-import logging
 import os
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+from eval.sim.egl import choose_device, cuda_ordinals, for_robosuite
+from eval.sim.errors import SimulatorError
+from eval.sim.imports import import_simulator
 
 PINS = {
     "mujoco": "3.2.3",  # openpi's and vla-eval's pin
@@ -34,10 +36,6 @@ GL_INSTALL = {
     "osmesa": "run `apt-get install libosmesa6` as root (`make install` does it), or set MUJOCO_GL=egl on a "
     "machine with an NVIDIA GPU",
 }
-
-
-class SimulatorError(RuntimeError):
-    """This machine cannot simulate or render as the records would claim."""
 
 
 def choose_gl() -> str:
@@ -78,15 +76,18 @@ def check_versions() -> dict[str, str]:
     return installed
 
 
-def prepare() -> dict[str, str]:
+def prepare(gpu_index: int = 0) -> dict[str, str]:
     """Make the simulator ready; return versions, GL backend and renderer for the records.
 
     Checks versions, chooses and sets the GL backend, imports the simulator, and opens a GL context for a
     moment. Even policies without cameras need a GL library: robosuite loads one at import.
 
+    Args:
+        gpu_index: the policy's GPU, among those that torch sees; EGL draws with it.
+
     Raises:
-        SimulatorError: wrong versions, no GL that works, an NVIDIA GPU that would not be used, or a stack
-            that was imported under another backend.
+        SimulatorError: wrong versions, modules that cannot be imported here, no GL that works, an NVIDIA GPU
+            that would not be used, or a stack that was imported under another backend.
     """
     stack = check_versions()
     backend = choose_gl()
@@ -100,29 +101,26 @@ def prepare() -> dict[str, str]:
         )
     was_asked = bool(os.environ.get("MUJOCO_GL"))
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
-    try:
-        _import_simulator()
-        renderer, version = _probe_gl()
-    except Exception as error:
-        raise SimulatorError(
-            f"no GL: MUJOCO_GL={backend} does not work here ({type(error).__name__}: {error}); "
-            f"{GL_INSTALL[backend]}"
-        ) from error
+    device = choose_device(cuda_ordinals(), gpu_index) if backend == "egl" else 0
+    no_gl = f"no GL: MUJOCO_GL={backend} does not work here"
+    with for_robosuite(device):
+        try:
+            with quiet():
+                import_simulator()
+            renderer, version = _probe_gl()
+        except SimulatorError:
+            raise
+        except Exception as error:
+            raise SimulatorError(
+                f"{no_gl} ({type(error).__name__}: {error}); {GL_INSTALL[backend]}"
+            ) from error
     if backend == "egl" and not was_asked and "NVIDIA" not in renderer:
         raise SimulatorError(
             f"EGL draws with {renderer!r} and not with the NVIDIA GPU; name the driver's file in "
             "__EGL_VENDOR_LIBRARY_FILENAMES, or accept software rendering with MUJOCO_GL=egl or osmesa"
         )
-    return stack | {"gl": backend, "gl_renderer": renderer, "gl_version": version}
-
-
-def _import_simulator() -> None:
-    """Import robosuite and LIBERO without their banners."""
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # "no private macro file", at every import
-    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # "no accelerate module"
-    with quiet():
-        importlib.import_module("robosuite")
-        importlib.import_module("libero.libero.envs")
+    drawn = {"gl": backend, "gl_renderer": renderer, "gl_version": version}
+    return stack | drawn | ({"egl_device": str(device)} if backend == "egl" else {})
 
 
 def _probe_gl() -> tuple[str, str]:

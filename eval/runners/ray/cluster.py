@@ -44,7 +44,10 @@ def connect(options: RunnerConfig) -> None:
             )
     except (RuntimeError, ConnectionError, OSError, ValueError) as error:
         if options.address is None:
-            raise RunnerError(f"Ray cannot be started on this machine: {error}") from error
+            way_out = ""
+            if "AF_UNIX" in str(error):  # a socket's path has 107 bytes at most
+                way_out = "; set RAY_TMPDIR to a folder with a shorter path, such as /tmp"
+            raise RunnerError(f"Ray cannot be started on this machine: {error}{way_out}") from error
         raise RunnerError(
             f"Ray cannot be used at runner.address={options.address}: {error}; start it there with "
             "`ray start`, with RAY_AUTH_MODE=token and one ~/.ray/auth_token everywhere"

@@ -21,6 +21,7 @@ from policies.files import search_current_folder_last
 T = TypeVar("T")
 
 GL_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "__EGL_VENDOR_LIBRARY_FILENAMES")
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")  # whose words are this machine's
 
 
 @dataclass(eq=False)
@@ -87,7 +88,8 @@ class Launcher:
 
     def start_worker(self, number: int) -> WorkerProcess:
         """Start a worker's process; do not wait for it."""
-        environ = {name: os.environ[name] for name in GL_VARIABLES if name in os.environ}
+        names = GL_VARIABLES if self._options.address else (*GL_VARIABLES, *GPU_VARIABLES)
+        environ = {name: os.environ[name] for name in names if name in os.environ}
         handle: Any = ray.remote(num_cpus=1)(EpisodeWorker).remote(environ, self._setup)
         return WorkerProcess(number, handle, handle.simulator.remote())
 

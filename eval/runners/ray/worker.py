@@ -104,9 +104,9 @@ class EpisodeWorker:
     """A process that runs episodes one at a time, in an environment of its own; `environ` chooses GL."""
 
     def __init__(self, environ: Mapping[str, str], setup: Setup) -> None:
-        os.environ.update(environ)
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for actors without a GPU; EGL needs one to draw
+        os.environ.update(environ)
         self._episode_runner: EpisodeRunner | None = None
         self._first_env: LiberoEnv | None = None
         self._failure: Exception | None = None

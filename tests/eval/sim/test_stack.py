@@ -62,7 +62,7 @@ def test_egl_that_was_chosen_for_a_gpu_must_draw_with_it(
     monkeypatch.delenv("PYOPENGL_PLATFORM")
     monkeypatch.setattr(sim_stack, "choose_gl", lambda: "egl")
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}.so")
-    monkeypatch.setattr(sim_stack, "_import_simulator", lambda: None)
+    monkeypatch.setattr(sim_stack, "import_simulator", lambda: None)
     monkeypatch.setattr("robosuite.utils.binding_utils._MUJOCO_GL", "egl")
     monkeypatch.setattr(sim_stack, "_probe_gl", lambda: ("llvmpipe", "4.5"))
     with pytest.raises(SimulatorError, match="EGL draws with 'llvmpipe' and not with the NVIDIA GPU"):
