@@ -7,7 +7,6 @@ Non-obvious behaviors:
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -40,7 +39,7 @@ from policies.base import Policy
 from policies.remote import openpi
 from policies.remote.fields import OWN_SERVER
 
-LAST_WORDS_S = 4.0  # for the answer that is being computed when the server ends
+LAST_WORDS_S = 5.0  # for the answer that is being computed when the server ends, and for goodbyes
 SIZES = "server.image_sizes"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -76,12 +75,10 @@ class Serving:
         serving = asyncio.ensure_future(server.run(sock, lambda: self._announce(policy, sock)))
         await _first(serving, stopped)
         server.stop()
-        await serving
+        await asyncio.wait((serving,), timeout=LAST_WORDS_S)  # a hung policy holds its client's handler
+        if serving.done():
+            serving.result()
         inference.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                while not inference.is_idle:
-                    await asyncio.sleep(0.05)
         ended_by = signal.Signals(signals[0]).name if signals else str(server.lost)
         self._report(policy, server, began, ended_by)
         if not inference.is_idle:

@@ -101,6 +101,11 @@ class Link:
             self._leave.close()
 
     @property
+    def is_dropped(self) -> bool:
+        """Whether this side has given the connection up."""
+        return self._socket is None
+
+    @property
     def is_open(self) -> bool:
         """Whether neither side has ended the connection yet, as far as this side knows."""
         return self._socket is not None and self._socket.state is State.OPEN

@@ -124,7 +124,7 @@ class RemotePolicy:
         start_s = time.perf_counter()
         if request.call == 0:
             self._begin(request)
-        elif not self._link.is_open or self._episodes.get(request.episode) != self._connections:
+        elif self._link.is_dropped or self._episodes.get(request.episode) != self._connections:
             raise RemoteError(
                 f"policy.url={self._url}: the connection on which {request.episode} began is lost; "
                 "the next episode connects again"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,14 @@ class EchoPolicy:
 
     def engagement(self) -> dict[str, dict[str, Any]]:
         return {}
+
+
+class HangingPolicy(EchoPolicy):
+    """Never answers."""
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        time.sleep(1000)
+        return super().infer(requests)
 
 
 @dataclass

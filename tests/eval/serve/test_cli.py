@@ -17,14 +17,15 @@ from policies.remote.link import RemoteError
 from tests.policies.remote.servers import remote, request
 
 MOST_S = 10  # that a server may take to end
+SMALL = ("checkpoint=random_small", "policy.device=cpu", "denoise.steps=1")
 
 
 @contextmanager
 def process(folder: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start a server with a small random network; yield it with its url once it serves."""
     command = [
-        *(sys.executable, "-P", "-m", "eval.serve", "checkpoint=random_small", "policy.device=cpu"),
-        *("denoise.steps=1", "port=0", f"server.record={folder / 'serve.json'}", *overrides),
+        *(sys.executable, "-P", "-m", "eval.serve", "port=0", f"server.record={folder / 'serve.json'}"),
+        *overrides,
     ]
     environ = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -33,7 +34,7 @@ def process(folder: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[st
         assert server.stderr is not None
         try:
             line = server.stderr.readline()
-            serving = re.search(r"serving policy baseline on (ws://127.0.0.1:\d+)", line)
+            serving = re.search(r"serving policy \S+ on (ws://127.0.0.1:\d+)", line)
             assert serving, line + server.stderr.read()
             yield server, serving[1]
         finally:
@@ -50,7 +51,7 @@ def end(server: subprocess.Popen[str], number: signal.Signals) -> tuple[str, str
 
 
 def test_sigterm_ends_it_with_143_latency_and_engagement(tmp_path: Path) -> None:
-    with process(tmp_path) as (server, url):
+    with process(tmp_path, *SMALL) as (server, url):
         client = remote(url)
         for call in range(3):
             client.infer([request(call)])
@@ -70,12 +71,24 @@ def test_sigterm_ends_it_with_143_latency_and_engagement(tmp_path: Path) -> None
 
 
 def test_ctrl_c_ends_it_with_130_although_a_client_says_nothing(tmp_path: Path) -> None:
-    with process(tmp_path, "server.protocol=vla_eval") as (server, url):
+    with process(tmp_path, *SMALL, "server.protocol=vla_eval") as (server, url):
         client = remote(url, protocol="vla_eval")
         out, _ = end(server, signal.SIGINT)
         client.close()
     assert server.returncode == 128 + signal.SIGINT
     assert "nobody asked for an action" in out
+
+
+def test_a_policy_that_hangs_does_not_hold_the_end_up(tmp_path: Path) -> None:
+    hanging = ("policy=custom", "policy._target_=tests.eval.serve.served.HangingPolicy")
+    with process(tmp_path, *hanging) as (server, url):
+        client = remote(url, timeout_s=1.0)
+        with pytest.raises(RemoteError, match=r"did not answer"):
+            client.infer([request()])
+        _, err = end(server, signal.SIGTERM)
+    assert server.returncode == 128 + signal.SIGTERM
+    assert "the policy still computes; it ends with the process" in err
+    assert json.loads((tmp_path / "serve.json").read_text())["ended_by"] == "SIGTERM"
 
 
 @pytest.mark.parametrize(
