@@ -14,10 +14,11 @@ class RemoteSpec(PolicySpec):
     """Reads `RemotePolicyConfig`."""
 
     def check(self, config: Config) -> None:
-        from policies.remote.policy import check_options
+        from policies.remote.policy import check_options, read_key
 
         options = remote_options(config)
         check_options(**{key: options[key] for key in CHECKED})
+        read_key(options["api_key_env"])
         if config.runner.name == "ray" and options["protocol"] == "vla_eval":
             raise ConfigError(
                 "policy.protocol=vla_eval has one episode on a connection, so runner must be local, got ray"

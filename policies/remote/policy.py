@@ -201,6 +201,11 @@ def check_options(
     """Raise ValueError for an option of `RemotePolicy` that is not allowed."""
     if not url.startswith(("ws://", "wss://")):
         raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}")
+    if "@" in url:
+        raise ValueError(
+            "policy.url must hold no name or password, which the records would show; "
+            "name a variable that holds the key with policy.api_key_env=NAME"
+        )
     if not label.strip():
         raise ValueError("policy.label must say which weights are served; the records name them by it")
     if protocol not in SPEAKERS:

@@ -39,6 +39,7 @@ def test_nobody_there_is_an_error_of_the_start() -> None:
         (["policy.label=' '"], "policy.label must say which weights"),
         (["policy.protocol=grpc"], "policy.protocol must be one of openpi, vla_eval"),
         (["policy.timeout_s=0"], "policy.timeout_s must be > 0"),
+        (["policy.api_key_env=NO_KEY_OF_A_TEST"], "policy.api_key_env=NO_KEY_OF_A_TEST is not set"),
         (["policy.protocol=vla_eval", "runner=ray"], "runner must be local, got ray"),
         (["checkpoint=native"], "policy=remote has no stages"),
     ],

@@ -310,6 +310,7 @@ def test_a_server_that_says_no_time_has_no_split(timing: dict[str, Any]) -> None
     ("options", "says"),
     [
         ({"url": "http://x"}, "policy.url must be ws://HOST:PORT, got 'http://x'"),
+        ({"url": "ws://me:secret@x"}, "policy.url must hold no name or password"),
         ({"label": " "}, "policy.label must say which weights are served"),
         ({"protocol": "grpc"}, "policy.protocol must be one of openpi, vla_eval"),
         ({"timeout_s": 0.0}, "policy.timeout_s must be > 0"),
