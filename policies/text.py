@@ -11,6 +11,8 @@ from typing import Any
 
 SHOWN = 10
 BRIEF = 100
+# C0, C1, marks and overrides of direction, separators of lines and paragraphs, surrogates, a byte order mark.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 # Texts that Hydra takes as they are: with a slash, like a file's name, or a word that is no value of its own.
 _PLAIN = re.compile(
     r"[A-Za-z0-9_.-]*/[A-Za-z0-9_./-]*|[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_]+"
@@ -28,6 +30,19 @@ def shorten(names: Iterable[object], separator: str = ", ") -> str:
     every = [str(name) for name in names]
     rest = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
     return separator.join(every[:SHOWN]) + rest
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """Write what a terminal obeys, or what turns the order of reading, as its escape: `\\x1b`, `\\u202e`.
+
+    Args:
+        lines: keep line feeds.
+    """
+    return _UNSEEN.sub(lambda match: match[0] if lines and match[0] == "\n" else _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", errors="backslashreplace").decode()
 
 
 def brief(value: Any) -> str:

@@ -135,12 +135,12 @@ def current_overrides(recorded: Sequence[str]) -> list[str]:
 
 
 def _part(run: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Flatten a part of run.json; `policy.kind` of old records, and their lack of a clock, as worded today."""
+    """Flatten a part of run.json; old records' `policy.kind` and lack of a clock are worded as today."""
     value = run.get(part) or {}
     if part == "config":
         value = {"clock": {"name": "free"}, **value}
     kind = (value.get("policy") or {}).get("kind") if part == "config" else None
-    if kind in TARGETS:
+    if isinstance(kind, str) and kind in TARGETS:
         own = {key: item for key, item in value["policy"].items() if kind == "pi05" or key == "name"}
         own.pop("kind", None)
         value = {**value, "policy": {**own, "_target_": TARGETS[kind]}}

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from eval.config.errors import one_line
 from policies.streams import surviving
+from policies.text import visible
 
 MIN_WIDTH = 100  # columns, where no terminal says how many it has
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -28,7 +29,7 @@ def report_console(*, stderr: bool = False, file: IO[str] | None = None) -> Cons
 
 def print_info(text: str) -> None:
     """Print what is being done, or why not, on stderr, so that stdout holds results alone."""
-    report_console(stderr=True).print(Text(text), soft_wrap=True)
+    report_console(stderr=True).print(Text(visible(text, lines=True)), soft_wrap=True)
 
 
 def wants_trace() -> bool:

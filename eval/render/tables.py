@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from policies.text import visible
+
 NONE = "-"  # a cell without a value
 
 Cell = str | Text
@@ -20,8 +22,12 @@ LINE: Row = ()
 """Among the rows of a table: a line across it on a console, nothing in Markdown."""
 
 
+class Written(str):
+    """Markdown of this project's own, in which nothing is escaped."""
+
+
 class Block(Protocol):
-    """A part of a text. Texts from records are never read as a console's markup."""
+    """A part of a text. Texts from records are never read as markup, of a console or of Markdown."""
 
     def console(self) -> Iterable[RenderableType]:
         """What is printed, one thing below the other."""
@@ -38,10 +44,10 @@ class Heading:
     level: int = 1
 
     def console(self) -> Iterable[RenderableType]:
-        yield Text(self.text)
+        yield Text(visible(self.text))
 
     def markdown(self) -> list[str]:
-        return [f"{'#' * self.level} {self.text}"]
+        return [f"{'#' * self.level} {_escaped(self.text)}"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Sentence:
     strong: bool = False
 
     def console(self) -> Iterable[RenderableType]:
-        yield Text(self.text, style=_console_style(self.style, self.strong))
+        yield Text(visible(self.text), style=_console_style(self.style, self.strong))
 
     def markdown(self) -> list[str]:
         return [_emphasised(self.text, self.strong)]
@@ -79,7 +85,7 @@ class Items:
 
     def console(self) -> Iterable[RenderableType]:
         for text in self.texts:
-            yield Text(text, style=_console_style(self.style, self.strong))
+            yield Text(visible(text), style=_console_style(self.style, self.strong))
 
     def markdown(self) -> list[str]:
         return [f"- {_emphasised(text, self.strong)}" for text in self.texts]
@@ -109,7 +115,7 @@ class Table:
 
     def console(self) -> Iterable[RenderableType]:
         table = RichTable(
-            title=Text(self.caption) if self.caption else None,
+            title=Text(visible(self.caption)) if self.caption else None,
             title_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
@@ -125,15 +131,15 @@ class Table:
                 continue
             first, *others = row
             begin = "" if self.blank_repeats and first == before else first
-            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in (begin, *others)))
+            table.add_row(*(_seen(cell) for cell in (begin, *others)))
             before = first
         yield table
 
     def markdown(self) -> list[str]:
         rules = ["---" if is_text else "---:" for is_text in self._are_texts()]
         lines = [self.columns, rules, *(row for row in self.rows if row)]
-        table = ["| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines]
-        return [f"{self.caption}:", "", *table] if self.caption else table
+        table = ["| " + " | ".join(map(_escaped_cell, line)) + " |" for line in lines]
+        return [f"{_escaped(self.caption)}:", "", *table] if self.caption else table
 
     def _are_texts(self) -> list[bool]:
         last = len(self.columns) - 1
@@ -171,4 +177,20 @@ def _console_style(style: str, strong: bool) -> str:
 
 
 def _emphasised(text: str, strong: bool) -> str:
-    return f"**{text}**" if strong else text
+    return f"**{_escaped(text)}**" if strong else _escaped(text)
+
+
+def _seen(cell: Cell) -> Text:
+    """A cell for a console."""
+    return Text(visible(cell.plain), cell.style) if isinstance(cell, Text) else Text(visible(cell))
+
+
+def _escaped_cell(cell: Cell) -> str:
+    return _escaped(cell.plain if isinstance(cell, Text) else cell).replace("|", r"\|")
+
+
+def _escaped(text: str) -> str:
+    """In Markdown: no HTML, and no image that a viewer would fetch."""
+    if isinstance(text, Written):
+        return text
+    return visible(text).replace("<", "&lt;").replace("![", r"!\[")

@@ -25,7 +25,7 @@ class Frames:
 def frames_of(folder: Path, record: EpisodeRecord) -> Frames:
     """Take the first and the last frame out of the video of an episode of the run in `folder`."""
     video = folder / "videos" / video_name(record)
-    if not video.is_file():
+    if not video.is_file() or video.is_symlink() or video.parent.is_symlink():
         mode = "all" if record.success else "failures"
         return Frames(why_not=f"no video recorded; run again with video={mode}")
     try:
@@ -45,7 +45,19 @@ def _picture(video: Path, *, last: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "frame.jpg")
         which = ["-update", "1"] if last else ["-frames:v", "1"]  # each frame replaces the one before
-        source = ["-i", str(video), "-vf", f"scale={FRAME_WIDTH}:-2", "-q:v", "4"]
+        # By its content alone, ffmpeg may take a file for a list of others, or of addresses, and open those.
+        source = [
+            "-f",
+            "mov",
+            "-protocol_whitelist",
+            "file,pipe",
+            "-i",
+            str(video),
+            "-vf",
+            f"scale={FRAME_WIDTH}:-2",
+            "-q:v",
+            "4",
+        ]
         try:
             done = subprocess.run(
                 [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", *source, *which, str(picture)],

@@ -14,7 +14,7 @@ from eval.render.overview import LEGEND, headline, latency_cells, random_weights
 from eval.report.frames import frames_of
 from eval.report.plots import Box, Point, boxes, pareto, swatch
 from eval.report.sections import FindFrames, commands, episode_lists, facts, task_rows
-from policies.text import pluralize
+from policies.text import pluralize, visible
 
 TEMPLATE = "page.html.j2"
 
@@ -39,6 +39,7 @@ def page(overview: Overview, title: str, command: str, find: FindFrames = frames
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value, lines=True) if type(value) is str else value,
     )
     environment.filters["pluralize"] = pluralize
     styles = _styles(overview.entries)

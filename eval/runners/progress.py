@@ -14,6 +14,7 @@ from rich.text import Text
 from eval.records.schema import EpisodeRecord, InferenceRecord, Outcome
 from policies.base import EpisodeKey
 from policies.streams import surviving
+from policies.text import visible
 
 
 class Progress:
@@ -83,7 +84,7 @@ class Progress:
         """Count one episode, and print its line where the display is not live."""
         self._outcomes[record.key] = record.outcome
         if self._live is None or record.outcome == "error":
-            self._console.print(Text(self._episode_line(record)), soft_wrap=True)
+            self._console.print(Text(visible(self._episode_line(record))), soft_wrap=True)
         self._draw()
 
     def _draw(self) -> None:
@@ -91,7 +92,7 @@ class Progress:
             self._live.update(self._status(), refresh=True)
 
     def _status(self) -> Text:
-        return Text(f"{self._counts()}\n{self._current}")
+        return Text(visible(f"{self._counts()}\n{self._current}", lines=True))
 
     def _episode_line(self, record: EpisodeRecord) -> str:
         what = f"{record.key}: {record.outcome}"

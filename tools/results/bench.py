@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.analysis.summary import is_random
 from eval.records.schema import HOST_TO_HOST
-from eval.render.tables import Block, Sentence, Table
+from eval.render.tables import Block, Sentence, Table, Written
 from optim.bench.tables import Component, components, problems, title
 from policies.pi05.dims import STAGES
 from tools.results.runs import DATA
@@ -101,7 +101,7 @@ def latency(bench: Bench) -> list[Block]:
         )
         for policy, times in zip(setting["policies"], first.values(), strict=True)
     ]
-    return [Sentence(about), Sentence(f"![{bench.description}]({bench.plot})"), Table(columns, rows)]
+    return [Sentence(about), Sentence(Written(f"![{bench.description}]({bench.plot})")), Table(columns, rows)]
 
 
 def _shape(setting: Mapping[str, Any]) -> list[tuple[Any, ...]]:

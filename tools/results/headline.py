@@ -3,7 +3,7 @@
 from eval.analysis.comparison import ENOUGH_EPISODES, MARGIN
 from eval.analysis.overview import Entry, Source, overview
 from eval.records.schema import HOST_TO_HOST
-from eval.render.tables import Block, Sentence, Table
+from eval.render.tables import Block, Sentence, Table, Written
 from policies.text import pluralize
 from tools.results.runs import DATA, REPORTS, Runs
 from tools.results.success import SUCCESS, rate
@@ -40,7 +40,11 @@ def headline(runs: Runs) -> list[Block]:
         report=REPORTS / NAME,
         records=DATA / NAME,
     )
-    return [Sentence(caption), Table(COLUMNS, [_row(entry) for entry in entries]), Sentence(NOTES)]
+    return [
+        Sentence(Written(caption)),
+        Table(COLUMNS, [_row(entry) for entry in entries]),
+        Sentence(Written(NOTES)),
+    ]
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
