@@ -29,7 +29,7 @@ from eval.records import provenance
 from eval.records.resume import portable
 from eval.render.console import print_info, report_console
 from eval.serve import record
-from eval.serve.config import ServeRun, read_api_key
+from eval.serve.config import IGNORED, ServeRun, read_api_key
 from eval.serve.doors import Door, OpenpiDoor, VlaEvalDoor
 from eval.serve.inference import Inference
 from eval.serve.server import PolicyServer, on_signals
@@ -201,7 +201,7 @@ def check(config: ServeRun, overrides: Sequence[str]) -> Serving:
 
     Raises ConfigError, CannotRun, ValueError or OSError, naming the key.
     """
-    ignored = [text for text in overrides if key_of(text).partition(".")[0] in ServeRun.IGNORED]
+    ignored = [text for text in overrides if key_of(text).partition(".")[0] in IGNORED]
     if ignored:
         raise ConfigError(f"eval.serve does not read {', '.join(ignored)}; leave it out")
     api_key = read_api_key(config.server)

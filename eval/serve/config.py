@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from eval.config.schema import Config, ConfigError
 from policies.remote import openpi, vla_eval
@@ -12,6 +11,19 @@ from policies.remote.fields import SIDES
 PROTOCOLS = (openpi.NAME, vla_eval.NAME)
 ANSWERS = ("chunk", "action")
 MAX_PORT = 65535
+# Keys and groups of a run of episodes, which are not read here.
+IGNORED = (
+    "suite",
+    "protocol",
+    "runner",
+    "tracking",
+    "clock",
+    "experiment",
+    "video",
+    "shard",
+    "resume",
+    "record_observations",
+)
 
 
 @dataclass
@@ -58,9 +70,6 @@ class ServeRun(Config):
     host: str = "127.0.0.1"
     port: int = 8000
     server: ServerConfig = field(default_factory=ServerConfig)
-    IGNORED: ClassVar[tuple[str, ...]] = (
-        *("suite", "protocol", "runner", "tracking", "video", "shard", "resume", "record_observations"),
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -103,7 +103,7 @@ class PolicyServer:
         self.say(f"{session.name} is here")
         client = Client(
             session,
-            self._messages(connection),
+            aiter(connection),
             partial(self._send, connection),
             self.inference.infer,
             lambda words: self._note(f"{session.name} {words}"),
@@ -124,10 +124,6 @@ class PolicyServer:
         finally:
             session.left = session.left or ENDED
             self.say(f"{session.name} {session.left}")
-
-    async def _messages(self, connection: ServerConnection) -> AsyncIterator[str | bytes]:
-        async for message in connection:
-            yield message
 
     async def _send(self, connection: ServerConnection, message: bytes | str) -> None:
         try:

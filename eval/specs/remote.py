@@ -7,6 +7,7 @@ from eval.config.schema import Config, ConfigError, PolicyConfig, RemotePolicyCo
 from eval.specs.base import BuiltPolicy, Capture, PolicySpec
 from eval.specs.batching import Batching
 
+CHECKED = ("url", "label", "protocol", "timeout_s", "connect_timeout_s", "replan_steps", "max_message_mb")
 ONE_AT_A_TIME = "the server is asked for one observation at a time"
 
 
@@ -33,9 +34,6 @@ class RemoteSpec(PolicySpec):
 
     def wants_gpu(self, config: Config) -> bool:
         return False
-
-
-CHECKED = (*("url", "label", "protocol", "timeout_s", "connect_timeout_s", "replan_steps", "max_message_mb"),)
 
 
 def remote_options(config: Config) -> dict[str, Any]:

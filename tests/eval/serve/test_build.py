@@ -102,6 +102,7 @@ def test_images_of_another_size_than_was_built_are_refused_by_the_servers_key() 
         (["suite=libero_10"], "eval.serve does not read suite=libero_10; leave it out"),
         (["+runner.workers=3"], r"eval.serve does not read \+runner.workers=3"),
         (["protocol=full"], "does not read protocol=full"),
+        (["+experiment=oracle_full"], r"does not read \+experiment=oracle_full"),
         (["server.max_prompt_tokens=64"], "policy=baseline builds nothing for a prompt's length"),
         (["server.image_sizes=[64]"], "server.image_sizes is read with policy.images=cuda_graph alone"),
         (["policy=oracle", "denoise.steps=3"], "denoise"),

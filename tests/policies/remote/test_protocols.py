@@ -42,14 +42,14 @@ def test_what_openpis_client_sends_is_read(i: int) -> None:
 
 
 def test_our_observation_in_openpis_form_has_openpis_keys_sizes_and_dtypes() -> None:
-    theirs = unpack(messages("openpi_client", "sent")[0])
+    recorded = unpack(messages("openpi_client", "sent")[0])
     written = openpi.write_observation(request(3), fields.CAMERAS, 224)
-    assert set(written) - set(theirs) == {"episode", "call"}
-    for key, value in theirs.items():
+    assert set(written) - set(recorded) == {"episode", "call"}
+    for key, value in recorded.items():
         assert type(written[key]) is type(value)
     assert written["observation/image"].shape == (224, 224, 3)
     assert written["observation/image"].dtype == np.uint8
-    assert written["observation/state"].dtype == theirs["observation/state"].dtype
+    assert written["observation/state"].dtype == recorded["observation/state"].dtype
     assert (written["episode"], written["call"]) == (
         {"suite": "libero_spatial", "task_id": 2, "episode": 0, "seed": 7},
         3,
@@ -75,15 +75,15 @@ def test_what_vla_evals_client_sends_is_read() -> None:
 
 
 def test_our_observation_in_vla_evals_form_has_its_keys() -> None:
-    [theirs] = [
+    [recorded] = [
         incoming.payload
         for message in messages("vla_eval_client", "sent")[2:3]
         for incoming in [vla_eval.read_message(unpack(message))]
     ]
     written = vla_eval.write_observation(request(), vla_eval.Form())
-    assert set(written) - set(theirs) == {"episode", "call"}
-    assert set(written["images"]) == set(theirs["images"])
-    assert written["states"].shape == theirs["states"].shape
+    assert set(written) - set(recorded) == {"episode", "call"}
+    assert set(written["images"]) == set(recorded["images"])
+    assert written["states"].shape == recorded["states"].shape
 
 
 def test_a_server_gets_what_its_hello_asks_for() -> None:
