@@ -18,6 +18,7 @@ from eval.config.backends import make_backend
 from eval.config.schema import Config
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
+from eval.records.observations import require_cameras
 from eval.render.console import print_info, report_console
 from eval.render.tables import NONE, Table, to_console
 from eval.sim.stack import prepare
@@ -86,6 +87,7 @@ def run(config: InspectRun) -> None:
     checkpoint = load(config)
     policy = eager_policy(config, checkpoint)
     requests = _observe(config, policy, tasks, saved)
+    require_cameras(requests, policy.cameras)
     print_info(f"running {len(requests)} observations through the stages")
     examples = policy.example_inputs([[request] for request in requests])
     shown = {stage: examples[stage][0] for stage in STAGES}

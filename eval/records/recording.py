@@ -9,17 +9,16 @@ those keeps the noise.
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.records.observations import load_requests, save_requests, spread
+from eval.records.observations import ACTIONS, read_observations, requests_of, save_requests, spread
 from policies.base import ActionChunk, Policy, Request
 from policies.files import replacing
 
 OBSERVATIONS_FILE = "observations.npz"
-ACTIONS = "actions_HJ"  # beside the arrays of eval.records.observations
 
 Sample = tuple[Request, NDArray[np.float64]]
 """A request and the actions_HJ that answered it, in the simulator's units."""
@@ -101,9 +100,7 @@ def load_recording(path: Path) -> list[Sample]:
         raise FileNotFoundError(
             f"no recorded observations {path}; run it with record_observations=16, say, to have some"
         )
-    requests = load_requests(path)
-    with np.load(path, allow_pickle=False) as file:
-        actions = file.get(ACTIONS)
-    if actions is None or actions.ndim != 3 or len(actions) != len(requests):
-        raise ValueError(f"{path} does not hold the actions that answered its {len(requests)} requests")
-    return list(zip(requests, actions, strict=True))
+    arrays = read_observations(path)
+    if ACTIONS not in arrays:
+        raise ValueError(f"{path} does not hold the actions that answered its requests")
+    return list(zip(requests_of(path, arrays), cast(NDArray[np.float64], arrays[ACTIONS]), strict=True))

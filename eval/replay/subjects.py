@@ -11,6 +11,7 @@ from eval.config.multiply import is_below, key_of
 from eval.config.targets import repeatable
 from eval.records import run_json
 from eval.records.folders import RUN_FILE
+from eval.records.observations import require_cameras
 from eval.records.recording import Sample
 from eval.records.resume import current_overrides, portable
 from eval.replay.parity import Subjects
@@ -74,6 +75,7 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
     backends = choose_backends(config)
     checkpoint = load(reference_config)
     reference = eager_policy(reference_config, checkpoint)
+    require_cameras([request for request, _ in samples], reference.cameras)
     require_same("the reference", reference.provenance(), about, FACTS)
     same = all(
         getattr(config, name) == getattr(reference_config, name) for name in ("checkpoint", "denoise")
@@ -83,6 +85,7 @@ def build(run: Mapping[str, Any], overrides: Sequence[str], samples: Sequence[Sa
     )
     own = checkpoint if same else load(config)
     eager = eager_policy(config, own)
+    require_cameras([request for request, _ in samples], eager.cameras)
     require_same("the policy", eager.provenance(), about, OF_THE_WEIGHTS)
     if eager.device != reference.device:
         raise NotComparable(f"both must be on one device, got {reference.device} and {eager.device}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from eval.records.observations import require_cameras
 from eval.render.console import print_info
 from eval.specs.pi05_build import choose_device, choose_dtype, eager_policy, load, optimise
 from optim.base import Backend
@@ -121,6 +122,7 @@ def _reference(config: BenchRun, requests: Sequence[Request]) -> list[Actions]:
     """Run the first policy's configuration in eager float32; its weights are freed."""
     with user_errors():
         policy = _shaped(config, eager_float32(config))
+        require_cameras(requests, policy.cameras)
     reference = [infer_once(policy, request)[0] for request in requests]
     del policy
     free(choose_device(config.pi05_options().device))

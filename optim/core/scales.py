@@ -21,6 +21,7 @@ from policies.text import brief, shell_command, shell_override, shorten
 
 FP16_MAX = 65504.0
 FLOAT32_MAX = 3.4028234663852886e38
+LEAST_AMAX, MOST_AMAX = 1e-9, 1e9  # the reference checkpoint has 1 to 136
 FILE_NAME = "fp8_scales.json"  # beside the weights
 CALIBRATION = OUTPUTS / "calibration"  # for weights without a folder
 
@@ -129,7 +130,7 @@ def load_scales(checkpoint: Checkpoint, path: str | None) -> Amax:
 
 
 def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str, float]:
-    """Convert a stage's `amax` to floats; ValueError unless each linear has a finite, positive one."""
+    """Convert a stage's `amax` to floats; ValueError unless each linear has one in range."""
     wanted = linears(stage)
     if missing := [linear for linear in wanted if linear not in amax]:
         raise ValueError(
@@ -144,6 +145,11 @@ def check_amax(name: str, stage: nn.Module, amax: Mapping[str, Any]) -> dict[str
     for linear, value in amax.items():
         if type(value) not in (int, float) or not 0 < value <= FLOAT32_MAX:
             raise ValueError(f"amax.{name}[{linear!r}] must be finite and positive, got {value!r:.80}")
+        if not LEAST_AMAX <= value <= MOST_AMAX:
+            raise ValueError(
+                f"amax.{name}[{linear!r}] must be {LEAST_AMAX:g} to {MOST_AMAX:g}, as in a network that "
+                f"works, got {value!r:.80}"
+            )
     return {linear: float(amax[linear]) for linear in wanted}
 
 

@@ -103,11 +103,11 @@ def _float_images(path: Path) -> None:
         (_text, "it is not a .npz"),
         (_empty, "it is not a .npz"),
         (_bare_array, "it is not a .npz"),
-        (_pickle, "Object arrays cannot be loaded"),
+        (_pickle, "'state' must be a plain array, got object"),
         (_half, "only a part of one"),
         (_without_state, "it lacks state"),
         (_of_different_lengths, "differ in length"),
-        (_float_images, "'agentview_image' must be uint8"),
+        (_float_images, "'images/agentview_image' must be uint8"),
     ],
 )
 def test_a_file_with_something_else_is_refused(

@@ -202,6 +202,8 @@ def _set(stage: str, linear: str, value: Any) -> Edit:
         (_set("vision", "projector", True), "got True"),
         (_set("vision", "projector", 10**400), "must be finite .*, got 1000"),
         (_set("vision", "projector", 1e39), r"must be finite and positive, got 1e\+39"),
+        (_set("vision", "projector", 1e-300), r"must be 1e-09 to 1e\+09, .* got 1e-300"),
+        (_set("vision", "projector", 1e30), r"must be 1e-09 to 1e\+09, .* got 1e\+30"),
         (lambda raw: raw["amax"].pop("denoise"), "must have vision, prefix, denoise"),
         (lambda raw: raw.pop("amax"), "must have vision, prefix, denoise, each with its linears, got None"),
         (lambda raw: raw.pop("weights_sha256"), "weights_sha256 .* got None"),
