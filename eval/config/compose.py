@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -15,19 +16,23 @@ from eval.config.groups import CONF
 from eval.config.schema import Config
 from eval.config.targets import refuse_recorded_targets
 from eval.config.typed import keep_text, refuse_unknown, refuse_unread
+from policies.text import quoted
 
 
-def configure(overrides: Sequence[str], typed: Sequence[str] | None = None) -> Config:
+def configure(
+    overrides: Sequence[str], typed: Sequence[str] | None = None, folders: Sequence[Path] = ()
+) -> Config:
     """Compose and check what `python -m eval` would run with these overrides.
 
     Args:
         typed: the overrides of this command line, where others come from a record.
+        folders: with YAML of the user's own, as `--config-dir` names one.
 
     Raises ConfigError, among others, for a `_target_` or a server that the record alone names.
     """
-    cfg = compose_run(overrides)
+    cfg = compose_run(overrides, folders)
     if typed is not None:
-        refuse_recorded_targets(cfg, typed)
+        refuse_recorded_targets(cfg, typed, folders)
     return check(cfg)
 
 
@@ -42,12 +47,21 @@ def own_hydra() -> Iterator[None]:
         Singleton.set_state(state)
 
 
-def compose_run(overrides: Sequence[str]) -> DictConfig:
+def compose_run(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """Compose what `python -m eval` would run with these overrides."""
     schema.register()
     refuse_unread(overrides, several_jobs=False, has_folder=False)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose("config", keep_text(overrides))
+        return compose("config", [*search_path(folders), *keep_text(overrides)])
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """Write the override that lets Hydra look into folders too; FileNotFoundError where one is not there."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--config-dir: no folder {str(folder)!r} (looked at {folder.resolve()})")
+    places = [quoted("", f"file://{folder.absolute()}")[1:] for folder in folders]
+    return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
 
 
 def check(cfg: DictConfig) -> Config:

@@ -45,6 +45,11 @@ def repeatable(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     return kept
 
 
+def is_guarded(key: str) -> bool:
+    """Whether a record may not set this key: it names code, or who is spoken to."""
+    return bool(OF_INSTANTIATE.fullmatch(_name(key))) or key in OUTSIDE
+
+
 def recorded_tracking(recorded: Sequence[str]) -> list[str]:
     """List the overrides that `repeatable` leaves out because this command line says where a mirror goes."""
     return [text for text in recorded if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING]

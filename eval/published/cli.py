@@ -18,7 +18,10 @@ from pathlib import Path
 
 from eval.app.jobs.check import FindReasons, find_reasons, refusal
 from eval.app.jobs.command import run_and_show, run_command
-from eval.app.jobs.run import RunJob, has_finished, run_jobs, run_process
+from eval.app.jobs.folder import owned
+from eval.app.jobs.run import RunJob, has_finished, refuse_foreign_runs, run_jobs, run_process
+from eval.app.jobs.typed import Typed
+from eval.config.typed import keep_text, refuse_removals
 from eval.published.fetch import Listing, Refused, fetch, list_wanted, refuse_too_large
 from eval.published.runs import choose_runner, join_earlier, make_jobs, refuse_chosen
 from eval.published.sources import Source, Unavailable, local_folder, open_source
@@ -52,29 +55,37 @@ def _publish(options: argparse.Namespace, run_job: RunJob, find_reasons: FindRea
     target = TARGETS[options.target]
     folder = (options.folder or OUTPUTS / "published" / target.name).absolute()
     url = options.source or target.url
+    refuse_removals(options.overrides)
     refuse_chosen(options.overrides)
     if options.tokenizer is not None and not options.tokenizer.is_file():
         raise Refused(
             f"--tokenizer: no file {str(options.tokenizer)!r} (looked at {options.tokenizer.resolve()})"
         )
-    records = _prepare(target, url, folder, options, find_reasons)
-    left_out = {r.folder: "not among --suites" for r in records if r.folder not in options.suites}
-    run_and_show(
-        partial(run_jobs, folder, records, run_job, left_out),
-        partial(_write_tables, target, url, folder, records),
-        GO_ON,
-    )
+    typed = Typed(config_dir=options.config_dir)
+    with owned(folder):
+        records = _prepare(target, url, folder, options, typed, find_reasons)
+        left_out = {r.folder: "not among --suites" for r in records if r.folder not in options.suites}
+        run_and_show(
+            partial(run_jobs, folder, records, run_job, left_out, typed),
+            partial(_write_tables, target, url, folder, records, typed),
+            GO_ON,
+        )
     return 0 if all(record.status == 0 for record in records if record.folder in options.suites) else 1
 
 
 def _prepare(
-    target: Target, url: str, folder: Path, options: argparse.Namespace, find_reasons: FindReasons
+    target: Target,
+    url: str,
+    folder: Path,
+    options: argparse.Namespace,
+    typed: Typed,
+    find_reasons: FindReasons,
 ) -> list[JobRecord]:
     """Check everything, then fetch and convert what is missing; return the jobs, recorded in the folder."""
     source, place = open_source(url), local_folder(url) or folder / "source"
     loaded = folder / CONVERTED if target.is_jax else place
-    overrides = [*choose_runner(options.overrides), *options.overrides]
-    make = partial(make_jobs, target, options.suites, options.policy)
+    overrides = keep_text([*choose_runner(options.overrides), *options.overrides])
+    make = partial(make_jobs, target, options.suites, options.policy, typed)
     # Wrong values are refused before a server is asked.
     jobs = make(folder / NOT_READY, options.tokenizer, overrides)
     weights = _list_weights(target, source, place, folder, in_place=local_folder(url) is not None)
@@ -83,14 +94,15 @@ def _prepare(
     more_bytes = convert_bytes(target, folder, weights)
     refuse_too_large([listing for _, listing in wanted], folder, more_bytes)
     if any(listing.missing for _, listing in wanted) or not is_converted(target, folder):
-        _refuse_what_cannot_run(folder, jobs, find_reasons)
+        _refuse_what_cannot_run(folder, jobs, typed, find_reasons)
         for client, listing in wanted:
             fetch(client, listing)
         convert(target, folder, weights)
     tokenizer_file = tokenizer[1].paths[0] if tokenizer else options.tokenizer
     jobs = make(loaded, tokenizer_file, overrides, fill_in(target, loaded, tokenizer_file))
     records = join_earlier(target, folder, jobs)
-    _refuse_what_cannot_run(folder, jobs, find_reasons)
+    refuse_foreign_runs(folder, records, typed)
+    _refuse_what_cannot_run(folder, jobs, typed, find_reasons)
     write_job_records(folder, records)
     return records
 
@@ -107,18 +119,20 @@ def _list_weights(target: Target, source: Source, place: Path, folder: Path, *, 
         ) from error
 
 
-def _refuse_what_cannot_run(folder: Path, jobs: Sequence[JobRecord], find_reasons: FindReasons) -> None:
+def _refuse_what_cannot_run(
+    folder: Path, jobs: Sequence[JobRecord], typed: Typed, find_reasons: FindReasons
+) -> None:
     """Raise Refused, after printing the details, where this machine cannot run what is left."""
     left = [job.overrides for job in jobs if not has_finished(folder, job)]
-    reasons = find_reasons(left) if left else []
+    reasons = find_reasons(left, typed) if left else []
     if any(reason is not None for reason in reasons):
         details, line = refusal(left, reasons)
         print_info(details)
         raise Refused(line)
 
 
-def _write_tables(target: Target, url: str, folder: Path, records: Sequence[JobRecord]) -> None:
-    outcomes = read_outcomes(target, folder, records)
+def _write_tables(target: Target, url: str, folder: Path, records: Sequence[JobRecord], typed: Typed) -> None:
+    outcomes = read_outcomes(target, folder, records, typed)
     blocks = list(to_blocks(target, url, outcomes))
     write_atomic(folder / TABLE_FILES[0], to_markdown(blocks))
     write_atomic(
@@ -146,6 +160,9 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for python -m eval")
     parser.add_argument(
         "--folder", type=Path, help="for files, runs and tables; default: outputs/published/<target>"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="with YAML of your own, as for python -m eval"
     )
     parser.add_argument("--policy", default="baseline", help="as policy=... (%(default)s)")
     parser.add_argument(

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.app.jobs.run import has_finished
-from eval.config.compose import configure
+from eval.app.jobs.typed import Typed
 from eval.config.multiply import is_below, key_of, parse_overrides, quoted, refuse_hydra
 from eval.config.schema import ConfigError
 from eval.published.fetch import Refused
 from eval.published.targets import SUITES, Target
 from eval.records.folders import is_run
 from eval.records.resume import FREE
-from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records
+from eval.records.sweep import SWEEP_FILE, JobRecord, read_jobs_to_run
 from eval.render.console import print_info
 from eval.specs.choose import checked_spec
 from policies.text import shorten
@@ -69,6 +69,7 @@ def make_jobs(
     target: Target,
     suites: Sequence[str],
     policy: str,
+    typed: Typed,
     weights: Path,
     tokenizer: Path | None,
     overrides: Sequence[str],
@@ -96,7 +97,7 @@ def make_jobs(
     ]
     jobs = [JobRecord(suite, suite, (f"suite={suite}", *shared)) for suite in suites]
     for job in jobs:
-        checked_spec(configure(job.overrides), job.overrides)
+        checked_spec(typed.configure(job.overrides), job.overrides)
     if fixed := [text for text in overrides if not _is_key(text, MAY_CHANGE)]:
         raise ConfigError(
             f"{shorten(fixed)} would evaluate something else than was published; this command takes "
@@ -129,7 +130,7 @@ def join_earlier(target: Target, folder: Path, jobs: Sequence[JobRecord]) -> lis
     """
     if not (folder / SWEEP_FILE).is_file():
         return list(jobs)
-    records = {record.folder: record for record in read_job_records(folder / SWEEP_FILE)}
+    records = {record.folder: record for record in read_jobs_to_run(folder / SWEEP_FILE)}
     for record in records.values():
         refuse_foreign(target, record)
     for job in jobs:

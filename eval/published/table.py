@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.analysis.statistics import wilson
 from eval.analysis.summary import Summary, summarise
-from eval.config.compose import configure
+from eval.app.jobs.typed import Typed
 from eval.published.runs import refuse_foreign
 from eval.published.targets import OFFICIAL_EPISODES, OTHER_SIZES, SUITES, Published, Target
 from eval.records.folders import RUN_FILE, is_run
@@ -53,10 +53,10 @@ class Outcome:
         return "; ".join(part for part in parts if part)
 
 
-def read_outcomes(target: Target, folder: Path, records: Sequence[JobRecord]) -> list[Outcome]:
+def read_outcomes(target: Target, folder: Path, records: Sequence[JobRecord], typed: Typed) -> list[Outcome]:
     """Read the runs of a folder, in the order of the published suites."""
     ordered = sorted(records, key=lambda record: SUITES.index(record.folder))
-    return [_read_outcome(target, folder / record.folder, record) for record in ordered]
+    return [_read_outcome(target, folder / record.folder, record, typed) for record in ordered]
 
 
 def to_blocks(target: Target, url: str, outcomes: Sequence[Outcome]) -> Iterator[Block]:
@@ -129,13 +129,13 @@ def _gap_of_sum(outcomes: Sequence[Outcome]) -> str | None:
     return None
 
 
-def _read_outcome(target: Target, folder: Path, record: JobRecord) -> Outcome:
+def _read_outcome(target: Target, folder: Path, record: JobRecord, typed: Typed) -> Outcome:
     """Read a run; it has no summary where it is not what was asked for."""
     summary, problem = None, record.error
     if is_run(folder):
         try:
             run = read_run(folder)
-            _refuse_other(target, folder, record, run)
+            _refuse_other(target, folder, record, run, typed)
             summary = summarise(run)
         except (OSError, ValueError) as error:
             problem = str(error)
@@ -144,12 +144,12 @@ def _read_outcome(target: Target, folder: Path, record: JobRecord) -> Outcome:
     return Outcome(record.folder, folder, record.overrides, summary, problem)
 
 
-def _refuse_other(target: Target, folder: Path, record: JobRecord, run: Run) -> None:
+def _refuse_other(target: Target, folder: Path, record: JobRecord, run: Run, typed: Typed) -> None:
     """Raise ValueError for a run of another suite, checkpoint or protocol than was asked for."""
     refuse_foreign(target, record)
     if "config" not in run.run:
         raise ValueError(f"{folder} does not say what it evaluated: {RUN_FILE} has no configuration")
-    config = configure(record.overrides)
+    config = typed.configure(record.overrides)
     refuse_changed(folder, run.run, {"config": asdict(config)})
     wanted = (record.folder, config.checkpoint.name)
     for episode in run.episodes:

@@ -11,7 +11,9 @@ into the sweep's folder. `python -m eval.report FOLDER` makes a page of it.
 
 Non-obvious behaviors:
     * A fresh process for each job: in one process later jobs would find warm caches (`python -m eval -m`).
-    * `--resume` starts the jobs that have not begun and goes on with those that have not finished.
+    * `--resume` starts the jobs that have not begun and goes on with those that have not finished. A record
+      names no code: of a policy of your own, `KEY._target_=PATH` is typed again, and so is `--config-dir`.
+    * One command at a time works in a sweep's folder.
 """
 
 import argparse
@@ -26,14 +28,20 @@ from eval.analysis.overview import overview
 from eval.analysis.sources import margin_points, read_sources
 from eval.app.jobs.check import FindReasons, find_reasons, refusal
 from eval.app.jobs.command import run_and_show, run_command
-from eval.app.jobs.run import RunJob, has_finished, run_jobs, run_process
+from eval.app.jobs.folder import owned
+from eval.app.jobs.run import RunJob, has_finished, refuse_foreign_runs, run_jobs, run_process
+from eval.app.jobs.typed import NOTHING, Typed, typed_again
+from eval.config.multiply import is_below, key_of
+from eval.config.schema import ConfigError
+from eval.config.targets import TRACKING, recorded_tracking
+from eval.config.typed import keep_text
 from eval.records.schema import to_json
-from eval.records.sweep import SWEEP_FILE, JobRecord, read_job_records, write_job_records
+from eval.records.sweep import SWEEP_FILE, JobRecord, read_jobs_to_run, write_job_records
 from eval.render.console import print_info, report_console
 from eval.render.overview import markdown, render
 from eval.sweep.jobs import Job, experiments, read_jobs
 from policies.files import write_atomic
-from policies.text import pluralize
+from policies.text import pluralize, shell_command, shorten
 
 TABLE_FILES = ("table.md", "table.json")
 
@@ -42,23 +50,40 @@ class SweepError(ValueError):
     """The sweep cannot start; the message is one readable line."""
 
 
-def new_sweep(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
-    """Record the jobs of a new sweep, none begun; SweepError where the folder holds a sweep."""
+def new_records(folder: Path, jobs: Sequence[Job]) -> list[JobRecord]:
+    """Record the jobs of a new sweep, none begun; SweepError where the folder holds anything."""
     if (folder / SWEEP_FILE).exists():
         raise SweepError(f"{folder} already holds a sweep; go on with it by --resume, or choose a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SweepError(f"--out {folder} must be a new or an empty folder; it would mix with what is there")
     return [JobRecord(job.folder, job.label, job.overrides) for job in jobs]
 
 
-def read_sweep(folder: Path) -> list[JobRecord]:
-    """Read the jobs of a sweep; SweepError where the folder holds none, ValueError where they are damaged."""
+def read_sweep(folder: Path, typed: Typed) -> list[JobRecord]:
+    """Read the jobs of a sweep to go on with; SweepError where the folder holds none.
+
+    Raises ValueError where they are damaged, or say what a record may not, unless it is `typed`.
+    """
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise SweepError(f"{folder} holds no sweep: {SWEEP_FILE} is missing")
-    return read_job_records(path)
+    records = read_jobs_to_run(path)
+    typed.refuse_useless(record.overrides for record in records)
+    for record in records:
+        try:
+            typed.configure(record.overrides)
+        except ConfigError as error:
+            raise SweepError(f"job {record.label}: {error}") from error
+    return records
 
 
 def find_refused(
-    folder: Path, records: Sequence[JobRecord], find_reasons: FindReasons, *, only_runnable: bool
+    folder: Path,
+    records: Sequence[JobRecord],
+    find_reasons: FindReasons,
+    typed: Typed = NOTHING,
+    *,
+    only_runnable: bool,
 ) -> dict[str, str]:
     """Find the jobs that have not finished and cannot run here: folder to reason.
 
@@ -66,7 +91,7 @@ def find_refused(
     """
     left = [record for record in records if not has_finished(folder, record)]
     jobs = [record.overrides for record in left]
-    reasons = find_reasons(jobs)
+    reasons = find_reasons(jobs, typed)
     refused = {
         record.folder: reason.text for record, reason in zip(left, reasons, strict=True) if reason is not None
     }
@@ -84,7 +109,7 @@ def write_tables(folder: Path, margin: float) -> None:
     write_atomic(folder / TABLE_FILES[1], to_json(table.to_dict(), "sweep", indent=1))
     report_console().print(render(table))
     print_info(f"tables: {', '.join(str(folder / name) for name in TABLE_FILES)}")
-    print_info(f"a page of it: python -m eval.report {shlex.quote(str(folder))}")
+    print_info(f"a page of it: {shell_command('eval.report', shlex.quote(str(folder)))}")
 
 
 def main(
@@ -99,27 +124,48 @@ def main(
 
 
 def _sweep(options: argparse.Namespace, run_job: RunJob, find_reasons: FindReasons) -> int:
-    folder, records = _open(options)
-    refused = find_refused(folder, records, find_reasons, only_runnable=options.only_runnable)
-    write_job_records(folder, records)
-    left_out = f", {len(refused)} left out" if refused else ""
-    print_info(f"{pluralize(len(records), 'job')}, one at a time{left_out}; folder: {folder}")
-    run_and_show(
-        partial(run_jobs, folder, records, run_job, refused),
-        partial(write_tables, folder, options.margin),
-        f"go on with it: python -m eval.sweep --resume {shlex.quote(str(folder))}",
-    )
+    typed = Typed(None, options.config_dir)
+    if options.resume is None:
+        jobs = read_jobs(options.overrides, one_at_a_time=options.one_at_a_time, folders=typed.folders)
+        folder, open_records = options.out or _default_folder(), partial(new_records, jobs=jobs)
+    else:
+        typed = Typed(tuple(keep_text(options.overrides)), options.config_dir)
+        folder, open_records = options.resume, partial(read_sweep, typed=typed)
+        open_records(folder)  # a folder without a sweep is not made one
+    with owned(folder):
+        records = open_records(folder)
+        refuse_foreign_runs(folder, records, typed)
+        refused = find_refused(folder, records, find_reasons, typed, only_runnable=options.only_runnable)
+        write_job_records(folder, records)
+        _say_what_is_left_out(records, typed)
+        left_out = f", {len(refused)} left out" if refused else ""
+        print_info(f"{pluralize(len(records), 'job')}, one at a time{left_out}; folder: {folder}")
+        run_and_show(
+            partial(run_jobs, folder, records, run_job, refused, typed),
+            partial(write_tables, folder, options.margin),
+            f"go on with it: {_resume_command(folder, records, typed)}",
+        )
     return 0 if all(record.status == 0 for record in records if record.folder not in refused) else 1
 
 
-def _open(options: argparse.Namespace) -> tuple[Path, list[JobRecord]]:
-    """The folder and jobs of the sweep that the options begin or resume."""
-    if options.resume is not None:
-        return options.resume, read_sweep(options.resume)
-    jobs = read_jobs(options.overrides, one_at_a_time=options.one_at_a_time)
-    now = datetime.now().astimezone()
-    folder = options.out or Path("outputs", "sweeps", f"{now:%Y-%m-%d_%H-%M-%S}")
-    return folder, new_sweep(folder, jobs)
+def _say_what_is_left_out(records: Sequence[JobRecord], typed: Typed) -> None:
+    """Say which tracking of a record is not repeated: where a mirror goes, a command line says."""
+    if typed.overrides is None or any(is_below(key_of(text), [TRACKING]) for text in typed.overrides):
+        return
+    left_out = {text: None for record in records for text in recorded_tracking(record.overrides)}
+    if left_out:
+        print_info(f"tracking is what this command line says, without the sweep's {shorten(left_out)}")
+
+
+def _default_folder() -> Path:
+    return Path("outputs", "sweeps", f"{datetime.now().astimezone():%Y-%m-%d_%H-%M-%S-%f}")
+
+
+def _resume_command(folder: Path, records: Sequence[JobRecord], typed: Typed) -> str:
+    """Spell the command that goes on with a sweep, with what its record may not say."""
+    again = typed.overrides or typed_again(text for record in records for text in record.overrides)
+    words = ["--resume", str(folder), *typed.flags, *again]
+    return shell_command("eval.sweep", *map(shlex.quote, words))
 
 
 def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -133,6 +179,9 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/sweeps/<time>")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with this sweep")
     parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="with YAML of your own, as for python -m eval"
+    )
+    parser.add_argument(
         "--only-runnable", action="store_true", help="leave out, by name, the jobs that cannot run here"
     )
     parser.add_argument(
@@ -142,7 +191,7 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="percentage points of success that a job may lose against the first (%(default)s)",
     )
     options = parser.parse_intermixed_args(arguments)
-    if options.resume is not None and (options.overrides or options.out or options.one_at_a_time):
+    if options.resume is not None and (options.out or options.one_at_a_time):
         parser.error("--resume takes the jobs of the sweep as they are; drop the other arguments")
     if options.resume is None and not options.overrides:
         parser.error(

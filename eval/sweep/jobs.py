@@ -16,9 +16,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from eval.config import schema
+from eval.config.compose import check, search_path
 from eval.config.groups import CONF, options
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
-from eval.config.schema import Config, ConfigError, steps_word
+from eval.config.schema import ConfigError, steps_word
+from eval.config.typed import keep_text, refuse_removals
 
 CHOSEN_HERE = ("resume", "shard")
 
@@ -36,33 +38,41 @@ class Job:
         return " ".join(self.swept) or "the only job"
 
 
-def read_jobs(arguments: Sequence[str], *, one_at_a_time: bool = False) -> list[Job]:
+def read_jobs(
+    arguments: Sequence[str], *, one_at_a_time: bool = False, folders: Sequence[Path] = ()
+) -> list[Job]:
     """Compose and check every job of a command line.
 
     Args:
         one_at_a_time: instead of every combination, the first value of each list; then each other value by
             itself; then the last value of each list together.
+        folders: with YAML of the user's own, as `--config-dir` names one.
 
     Raises:
         HydraException, OmegaConfBaseException: an argument that Hydra does not understand.
         ConfigError: a value that is not allowed.
+        FileNotFoundError: one of `folders` is not there.
     """
     schema.register()
-    typed = parse_overrides(arguments)
+    refuse_removals(arguments)
+    typed = parse_overrides(keep_text(arguments))
+    for override in typed:
+        _refuse(override)
+    search = search_path(folders)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         fixed = [str(override.input_line) for override in typed if not override.is_sweep_override()]
         named = {key_of(override) for override in typed}
         brought = [
             override
-            for override in parse_overrides(_params(fixed))
+            for override in parse_overrides(keep_text(_params([*search, *fixed])))
             if key_of(override) not in named and str(override.input_line) not in fixed
         ]
         fixed += [str(override.input_line) for override in brought if not override.is_sweep_override()]
         lists = [choices(override) for override in (*brought, *typed) if override.is_sweep_override()]
-        for override in (*typed, *brought):
+        for override in brought:
             _refuse(override)
         chosen = _one_at_a_time(lists) if one_at_a_time else itertools.product(*lists)
-        return [_job(number, fixed, swept) for number, swept in enumerate(chosen)]
+        return [_job(number, search, fixed, swept) for number, swept in enumerate(chosen)]
 
 
 def experiments() -> list[str]:
@@ -76,7 +86,7 @@ def experiments() -> list[str]:
 
 def _params(fixed: Sequence[str]) -> list[str]:
     """The lists that the experiment of a command line brings."""
-    experiments = [text for text in fixed if text.lstrip("+").partition("=")[0] == "experiment"]
+    experiments = [text for text in fixed if key_of(text) in ("experiment", "hydra.searchpath")]
     cfg = compose("config", experiments, return_hydra_config=True)
     params: Mapping[str, Any] = cfg.hydra.sweeper.params or {}
     return [f"{key}={value}" for key, value in params.items()]
@@ -98,12 +108,11 @@ def _one_at_a_time(lists: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
     yield from dict.fromkeys((first, *between, last))
 
 
-def _job(number: int, fixed: Sequence[str], swept: Sequence[str]) -> Job:
+def _job(number: int, search: Sequence[str], fixed: Sequence[str], swept: Sequence[str]) -> Job:
     overrides = (*fixed, *swept)
     try:
-        config = OmegaConf.to_object(compose("config", list(overrides)))
+        config = check(compose("config", [*search, *overrides]))
     except ConfigError as error:
         raise ConfigError(f"job {shlex.join(swept)}: {error}") from error
-    assert isinstance(config, Config)
     folder = f"{number}_{config.policy.name}_steps{steps_word(config.denoise.steps)}"
     return Job(folder, overrides, tuple(swept))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.config.compose import configure
+from eval.app.jobs.typed import NOTHING, Typed
 from eval.config.errors import one_line
 from eval.specs.choose import checked_spec
 from eval.specs.machine import explain
@@ -25,7 +26,7 @@ from policies.text import pluralize, shorten
 Jobs = Sequence[Sequence[str]]
 """The overrides of each job."""
 
-FindReasons = Callable[[Jobs], "Sequence[Reason | None]"]
+FindReasons = Callable[[Jobs, Typed], "Sequence[Reason | None]"]
 """Finds for each job why this machine cannot run it; None where it can."""
 
 
@@ -38,22 +39,22 @@ class Reason:
     way_out: str = ""
 
 
-def find_reasons(jobs: Jobs) -> list[Reason | None]:
+def find_reasons(jobs: Jobs, typed: Typed) -> list[Reason | None]:
     """Check each job, None where no reason is known; ValueError where the process that checks died."""
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:
         try:
-            return list(pool.map(reason_against, jobs))
+            return list(pool.map(partial(reason_against, typed=typed), jobs))
         except BrokenProcessPool as error:
             raise ValueError(f"cannot find out what this machine can run: {error}") from error
 
 
-def reason_against(overrides: Sequence[str]) -> Reason | None:
+def reason_against(overrides: Sequence[str], typed: Typed = NOTHING) -> Reason | None:
     """Check one job: a reason if it would end before its policy is built."""
     try:
-        config = configure(overrides)
-        spec = checked_spec(config, overrides)
+        config = typed.configure(overrides)
+        spec = checked_spec(config, typed.whole(overrides))
         if config.runner.name != "ray":  # Ray's policies run elsewhere
             spec.check_machine(config)
     except CannotRun as error:

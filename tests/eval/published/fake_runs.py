@@ -9,7 +9,7 @@ from typing import Any
 from eval.published.cli import TABLE_FILES, main
 from eval.published.targets import OFFICIAL_EPISODES
 from tests.eval.published.conftest import Mirror
-from tests.eval.sweep.sweeps import SMALL, parse, recorded_config
+from tests.eval.sweep.sweeps import SMALL, parse, recorded_config, recorded_overrides
 from tests.eval.written_runs import write_run
 
 LEROBOT, OPENPI = "lerobot_pi05_libero_finetuned", "openpi_pi05_libero"
@@ -40,30 +40,31 @@ class Runs:
         self.seen.append(chosen)
         if "resume" in chosen:
             folder = Path(chosen["resume"])
-            config = json.loads((folder / "run.json").read_text())["config"]
+            before = json.loads((folder / "run.json").read_text())
             shutil.rmtree(folder)
-            self._write(folder, config)
+            self._write(folder, before["config"], before["overrides"])
             return 0
         suite, folder = chosen["suite"], Path(chosen["hydra.run.dir"])
         if suite == self._broken:
             with log.open("a") as file:
                 file.write("error: no memory\n")
             return 1
-        config = recorded_config([*arguments, *self._differs])
+        config, overrides = recorded_config([*arguments, *self._differs]), recorded_overrides(arguments)
         if suite == self._interrupted:
             run = {"finished": False, "planned_episodes": OFFICIAL_EPISODES, "config": config}
+            run["overrides"] = overrides
             write_run(folder, count=20, suite=suite, run=run, checkpoint=config["checkpoint"]["name"])
             raise KeyboardInterrupt
-        self._write(folder, config)
+        self._write(folder, config, overrides)
         return 0
 
-    def _write(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def _write(self, folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
         write_run(
             folder,
             count=self._episodes,
             suite=config["suite"]["name"],
             failures=range(self._failures),
-            run={"config": config},
+            run={"config": config, "overrides": overrides},
             checkpoint=config["checkpoint"]["name"],
         )
 
@@ -75,7 +76,7 @@ class Runs:
 def published(folder: Path, source: str | Path, *arguments: str, runs: Runs, target: str = LEROBOT) -> int:
     """Run the command on a machine that can run every job."""
     where = ["--folder", str(folder), "--source", str(source), "tracking=none", "runner=local"]
-    return main([target, *where, *arguments], runs, lambda jobs: [None] * len(jobs))
+    return main([target, *where, *arguments], runs, lambda jobs, typed: [None] * len(jobs))
 
 
 def copy(mirror: Mirror) -> str:

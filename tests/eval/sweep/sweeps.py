@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from eval.app.jobs.check import Reason
+from eval.app.jobs.typed import Typed
 from eval.config.compose import configure
 from eval.records.sweep import SWEEP_FILE
 from eval.sweep.cli import RunJob, main
@@ -29,9 +30,14 @@ def parse(arguments: list[str]) -> dict[str, str]:
     return {str(key): str(value) for key, value in chosen.items()}
 
 
-def recorded_config(arguments: list[str]) -> dict[str, Any]:
+def recorded_config(arguments: Sequence[str]) -> dict[str, Any]:
     """What a job records of its configuration in run.json."""
-    return asdict(configure([text for text in arguments if not text.startswith("hydra.")]))
+    return asdict(configure(recorded_overrides(arguments)))
+
+
+def recorded_overrides(arguments: Sequence[str]) -> list[str]:
+    """What a job records of its command line in run.json."""
+    return [text for text in arguments if not text.startswith("hydra.")]
 
 
 class Jobs:
@@ -54,11 +60,11 @@ class Jobs:
                 file.write("a line\nerror: no GPU here\n")
             return 1
         steps = int(chosen["denoise.steps"])
+        run = {"config": recorded_config(arguments), "overrides": recorded_overrides(arguments)}
         if policy == self._interrupted:
-            run = {"finished": False, "config": recorded_config(arguments)}
-            write_run(folder, policy=policy, steps=steps, count=5, run=run)
+            write_run(folder, policy=policy, steps=steps, count=5, run={**run, "finished": False})
             raise KeyboardInterrupt
-        write_run(folder, policy=policy, steps=steps, count=20)
+        write_run(folder, policy=policy, steps=steps, count=20, run=run)
         return 0
 
 
@@ -68,7 +74,7 @@ COMMAND = ["policy=baseline,trt_fp8,native_fp8", "denoise.steps=10"]
 def sweep(arguments: list[str], run_job: RunJob, reasons: Mapping[str, str] = MappingProxyType({})) -> int:
     """Run a sweep on a machine that cannot run the policies of `reasons`."""
 
-    def find_reasons(jobs: Sequence[Sequence[str]]) -> list[Reason | None]:
+    def find_reasons(jobs: Sequence[Sequence[str]], typed: Typed) -> list[Reason | None]:
         policies = [next(text for text in job if text.startswith("policy=")) for job in jobs]
         texts = [reasons.get(policy.removeprefix("policy=")) for policy in policies]
         return [None if reason is None else Reason(reason) for reason in texts]

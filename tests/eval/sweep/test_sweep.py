@@ -75,7 +75,8 @@ def test_a_folder_may_have_any_name_whatever_it_means_to_hydra(
     assert shlex.split(command)[-1] == str(folder)
     resumed = Jobs()
     assert sweep(["--resume", str(folder)], resumed) == 0
-    assert parse(resumed.seen[0]) == {"resume": str(folder / "1_trt_fp8_steps10")}
+    resumed_run = str(folder / "1_trt_fp8_steps10")
+    assert parse(resumed.seen[0]) == {"resume": resumed_run, "tracking.group": name}
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(

@@ -13,6 +13,7 @@ from eval.config.compose import configure
 from eval.config.schema import Config
 from eval.records.sweep import JobRecord
 from policies.files import ROOT
+from policies.text import shell_override
 from tests.eval.sweep.sweeps import recorded_config
 from tests.eval.written_runs import write_run
 
@@ -36,7 +37,8 @@ BEGUN = ["policy=baseline", "tracking=none", "runner=ray", "runner.workers=8", "
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run that was interrupted."""
-    return write_run(tmp_path / "run", count=3, run={"finished": False, "config": recorded_config(BEGUN)})
+    begun = {"finished": False, "config": recorded_config(BEGUN), "overrides": BEGUN}
+    return write_run(tmp_path / "run", count=3, run=begun)
 
 
 @pytest.mark.parametrize(
@@ -97,4 +99,4 @@ def test_a_job_of_a_background_process_ends_when_interrupted_and_keeps_its_recor
     finally:
         process.kill()
     assert "interrupted; what was recorded is kept" in log.read_text()
-    assert "go on with it: python -m eval resume=" in log.read_text()
+    assert f"-m eval {shell_override('resume', str(run))}" in log.read_text()
