@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eval.analysis.summary import summarise
 from eval.app.command import CommandError, command
+from eval.app.heir import heir_command
 from eval.app.session import Origin, prepare, print_summary
 from eval.config.compose import check, plain
 from eval.config.errors import one_line
@@ -109,7 +110,9 @@ def run(cfg: DictConfig) -> None:
                 spec,
                 origin,
                 _tracker(config),
-                lambda tasks, left: open_runner(config, spec, tasks, left, start.folder),
+                lambda tasks, left: open_runner(
+                    config, spec, tasks, left, start.folder, heir_command(start.folder, go_on(start.folder))
+                ),
             )
         except (*STARTING, OmegaConfBaseException) as error:
             raise CommandError(str(error)) from error
@@ -117,10 +120,15 @@ def run(cfg: DictConfig) -> None:
         try:
             problems = session.run(stack)
         except BaseException:
-            print_info(f"go on with it: python -m eval resume={start.folder}")
+            print_info(f"go on with it: {go_on(start.folder)}")
             raise
         for problem in problems:
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
+
+
+def go_on(folder: Path) -> str:
+    """The command that goes on with a run."""
+    return f"python -m eval resume={folder}"
 
 
 def _tracker(config: Config) -> SafeTracker:

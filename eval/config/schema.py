@@ -230,7 +230,9 @@ class RunnerConfig:
 
 
 RAY_ONLY = tuple(
-    part.name for part in fields(RunnerConfig) if part.name not in ("name", "max_errors", "warmup_inferences")
+    part.name
+    for part in fields(RunnerConfig)
+    if part.name not in ("name", "max_errors", "warmup_inferences", "episode_timeout_s")
 )
 
 

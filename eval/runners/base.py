@@ -5,8 +5,9 @@
 Non-obvious behaviors:
     * An episode that raises is recorded with its exception and the environment is built anew; one more than
       `runner.max_errors` of them stops the run.
-    * Ctrl-C ends the run after the record of the episode before; nothing recorded is lost, and
+    * A signal ends the run after the record of the episode before; nothing recorded is lost, and
       `resume=FOLDER` goes on from there.
+    * An episode that takes longer than `runner.episode_timeout_s` is an error, EpisodeTimeout.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from eval.runners.recorder import RunRecorder
 
 class RunnerError(RuntimeError):
     """A runner cannot start as configured."""
+
+
+class EpisodeTimeout(RuntimeError):
+    """An episode took longer than `runner.episode_timeout_s`, and was ended."""
 
 
 class Runner(Protocol):

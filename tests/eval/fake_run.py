@@ -64,7 +64,7 @@ def start(
 ) -> Runner:
     """A runner of the fakes."""
     if runner == "local":
-        return LocalRunner(ArithmeticPolicy(), SIMULATOR)
+        return LocalRunner(ArithmeticPolicy(), SIMULATOR, **options)
     from eval.runners.ray.start import Prebuild, launch
 
     envs = {task.task_id: partial(build_env, task) for task in order}

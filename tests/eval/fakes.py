@@ -4,6 +4,7 @@ A file in the folder that the variable `FAKE_FAULTS` names makes one episode go 
 `<fault>-<task>-<episode>` once, `always-<fault>-<task>-<episode>` in each attempt.
 """
 
+import ctypes
 import os
 import signal
 import time
@@ -56,6 +57,13 @@ def happens(fault: str, key: EpisodeKey) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def deadlock(libc: ctypes.CDLL) -> None:
+    """Never return, whatever signals come; `PyDLL` keeps the interpreter's lock meanwhile."""
+    mutex = ctypes.create_string_buffer(128)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
 
 
 class ArithmeticEnv:
@@ -122,6 +130,10 @@ class ArithmeticPolicy:
             os.kill(os.getpid(), signal.SIGKILL)
         if happens("policy-hang", request.episode):
             time.sleep(1000)
+        if happens("policy-deadlock", request.episode):
+            deadlock(ctypes.CDLL(None))
+        if happens("policy-deadlock-gil", request.episode):
+            deadlock(ctypes.PyDLL(None))
         if happens("gpu", request.episode):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if happens("policy-raise", request.episode):

@@ -36,6 +36,7 @@ from eval.episodes.plan import Plan
 from eval.episodes.rollout import PolicyLost, Rollout
 from eval.episodes.runner import episode_record
 from eval.records.engagement import Engagement, join
+from eval.runners.base import EpisodeTimeout
 from eval.runners.ray.answers import DIED, Answer, exit_detail
 from eval.runners.ray.policy_server import PolicyFacts
 from eval.runners.ray.processes import Launcher, PolicyProcess, WorkerProcess
@@ -51,10 +52,6 @@ POLL_S = 1.0  # between two searches for overdue workers
 
 class WorkerDied(RuntimeError):
     """The process that ran an episode ended."""
-
-
-class EpisodeTimeout(RuntimeError):
-    """An episode took longer than `runner.episode_timeout_s`; its process was killed."""
 
 
 class RayRunner:

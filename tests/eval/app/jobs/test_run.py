@@ -45,7 +45,10 @@ def run(tmp_path: Path) -> Path:
     ("overrides", "changes"),
     [
         (BEGUN, []),
-        (["policy=baseline", "tracking=none"], ["runner.name='local'", "runner.max_errors=3"]),
+        (
+            ["policy=baseline", "tracking=none"],
+            ["runner.name='local'", "runner.max_errors=3", "runner.episode_timeout_s=3600.0"],
+        ),
         ([*BEGUN, "runner.workers=2", "runner.address='a,b'"], ["runner.workers=2", "runner.address='a,b'"]),
         ([*BEGUN, "video=failures"], ["video='failures'"]),
         ([*BEGUN, "checkpoint.suites=[libero_10,'a b']"], ["checkpoint.suites=['libero_10','a b']"]),
