@@ -44,6 +44,22 @@ def find_offline(folders: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(offline))
 
 
+def refuse_shared_ids(offline: Iterable[Path]) -> None:
+    """Raise TrackingError where two offline runs have one id: uploaded, one would replace the other.
+
+    W&B names the folder of an offline run after its time and its id.
+    """
+    with_id: dict[str, Path] = {}
+    for run in offline:
+        name = run.name.rpartition("-")[2]
+        if name in with_id:
+            raise TrackingError(
+                f"{with_id[name]} and {run} have one W&B id, {name}: one would replace the other; name the "
+                f"folders of all others, and upload one of these by `wandb sync --id NEW {run}`"
+            )
+        with_id[name] = run
+
+
 def upload(run: Path) -> int:
     """Upload one offline run with W&B's own command."""
     return subprocess.run([sys.executable, "-m", "wandb", "sync", str(run)], check=False).returncode
@@ -59,6 +75,7 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     options = parser.parse_args(arguments)
     try:
         offline = find_offline(options.runs)
+        refuse_shared_ids(offline)
         runs = [run for run in offline if not any(run.glob(UPLOADED))]
         if runs and not options.dry_run:
             require_login()

@@ -1,6 +1,7 @@
 """Weights & Biases as a tracker: metric names with units."""
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,11 @@ TABLE_COLUMNS = (
     "error_message",
 )
 
+# In the environment these name a run for all that begin there, and one would replace the other.
+OF_ONE_RUN = (
+    *("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_SWEEP_ID"),
+    *("WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH"),
+)
 FINISH_TIMEOUT_S = 600  # then the upload is given up; `wandb sync` finds all of it on the disk
 
 
@@ -57,6 +63,7 @@ class WandbTracker:
         An error is no failure: such an episode has `episode/error` 1 and no `episode/success`, and it does
         not move the running rate.
         Inferences and episodes have axes of their own (`inference/index`, `episode/index`), not W&B's step.
+        Each run has an id of its own, whatever `WANDB_RUN_ID` and `WANDB_RESUME` say.
         W&B samples no CPU or GPU counters: that would disturb the latencies.
         A process of W&B's writes the offline file, and may do so after `finish` has returned; Python waits
         for it at exit.
@@ -81,14 +88,16 @@ class WandbTracker:
     def check(self) -> None:
         """Raise TrackingError where mode is online and there is no valid login; it never asks for one."""
         if self.mode == "online":
-            require_login("tracking mode online", way_out="use tracking mode offline")
+            with _environ(dict.fromkeys(OF_ONE_RUN)):
+                require_login("tracking mode online", way_out="use tracking mode offline")
 
     def start(self, run: TrackedRun) -> None:
         """Open the run below `run.folder`/wandb; TrackingError where mode is online and W&B refuses."""
         self._folder = run.folder
         run.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._run = self._init(run)
+            with _environ(dict.fromkeys(OF_ONE_RUN)):
+                self._run = self._init(run)
         except wandb.errors.Error as error:
             if self.mode != "online":
                 raise
@@ -99,6 +108,7 @@ class WandbTracker:
 
     def _init(self, run: TrackedRun) -> Any:
         return wandb.init(
+            id=secrets.token_hex(8),
             project=self.project,
             entity=self.entity,
             name=run.name,
@@ -161,7 +171,8 @@ class WandbTracker:
         rows = [[getattr(episode, column) for column in TABLE_COLUMNS] for episode in self._episodes]
         try:
             if rows:
-                with _data_folder(self._folder / "wandb"):
+                # By default W&B stages a table's artifact in the home directory.
+                with _environ({"WANDB_DATA_DIR": str(self._folder / "wandb")}):
                     self._run.log({EPISODES_TABLE: wandb.Table(columns=list(TABLE_COLUMNS), data=rows)})
             self._run.summary.update(summary_metrics(summary))
         finally:
@@ -193,14 +204,19 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _data_folder(folder: Path) -> Iterator[None]:
-    """Let W&B stage a table's artifact in the run's folder; by default it uses the home directory."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = str(folder)
+def _environ(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment for a while; None takes one out."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
         else:
-            os.environ["WANDB_DATA_DIR"] = before
+            os.environ[name] = value

@@ -1,5 +1,6 @@
 """Upload of offline runs: which ones, and what is said without a login."""
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,9 @@ from eval.records.folders import EPISODES_FILE
 from eval.wandb_sync import find_offline, main
 
 
-def offline_run(
-    folder: Path, name: str = "offline-run-20261123_100000-abc", *, uploaded: bool = False
-) -> Path:
-    run = folder / "wandb" / name
+def offline_run(folder: Path, run_id: str | None = None, *, uploaded: bool = False) -> Path:
+    run_id = run_id or f"{zlib.crc32(str(folder).encode()):08x}"
+    run = folder / "wandb" / f"offline-run-20261123_100000-{run_id}"
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
     if uploaded:
@@ -35,6 +35,18 @@ def test_runs_are_found_at_any_depth_and_those_uploaded_before_are_counted(
         f"would upload {third}",
         "would upload 2; 1 of 3 offline runs had been uploaded before",
     ]
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_two_runs_of_one_id_are_refused_before_one_replaces_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], uploaded: bool
+) -> None:
+    first = offline_run(tmp_path / "0_a", "fixed", uploaded=uploaded)
+    second = offline_run(tmp_path / "1_b", "fixed")
+    assert main([str(tmp_path)], upload=lambda run: pytest.fail("uploaded")) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {first} and {second} have one W&B id, fixed: ")
+    assert main([str(tmp_path / "1_b"), "--dry-run"]) == 0
 
 
 def test_why_there_is_nothing_to_upload_is_said_as_it_is(

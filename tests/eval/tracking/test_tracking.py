@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -257,6 +258,31 @@ def test_a_failure_is_told_once_and_the_run_goes_on(
         "ConnectionError at inference 0 of libero_spatial-task0-episode0-seed7: broken [pipe]"
     )
     assert err.getvalue() == f"tracking stopped, the records on disk go on: {safe.error}\n"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WANDB_RUN_ID": "fixed"},
+        {"WANDB_RUN_ID": "fixed", "WANDB_RESUME": "must"},
+        {"WANDB_RESUME_FROM": "fixed?_step=3"},
+        {"WANDB_RUN_ID": "fixed", "WANDB_SWEEP_ID": "abc"},
+    ],
+    ids=lambda environ: " ".join(environ),
+)
+def test_each_run_has_an_id_of_its_own_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    ids = set()
+    for name in ("a", "b"):
+        tracker = WandbTracker()
+        tracker.start(TrackedRun({}, "run", tmp_path / name, None, []))
+        tracker.finish({})
+        ids |= {path.name.rpartition("-")[2] for path in tmp_path.glob(f"{name}/wandb/offline-run-*")}
+    assert len(ids - {"fixed"}) == 2
+    assert {name: os.environ.get(name) for name in environ} == environ
 
 
 def test_a_wandb_failure_costs_no_episode(
