@@ -1,5 +1,6 @@
 """The command line: compose, check, run, print the summary."""
 
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from eval.app.heir import heir_command
 from eval.app.session import Origin, prepare, print_summary
 from eval.config.compose import check, plain
 from eval.config.errors import one_line
+from eval.config.multiply import key_of
 from eval.config.schema import Config, ConfigError
-from eval.config.targets import recorded_tracking, refuse_recorded_targets, repeatable
-from eval.records.folders import refuse_used
+from eval.config.targets import recorded_tracking, refuse_recorded_targets, repeatable, typed_again
+from eval.records.folders import refuse_full
 from eval.records.reader import Run
 from eval.records.resume import current_overrides, nothing_left, recorded, refuse_changed, refuse_joined
 from eval.render.console import print_info
@@ -28,10 +30,15 @@ from eval.runners.recorder import RunFailed
 from eval.sim.stack import SimulatorError
 from eval.specs.choose import checked_spec
 from eval.tracking.base import NullTracker, SafeTracker, TrackingError
-from policies.text import pluralize
+from policies.files import expand_home
+from policies.text import pluralize, shell_command, shell_override
 
 # Errors before the first episode, apart from OmegaConf's.
 STARTING = (ValueError, OSError, SimulatorError, TrackingError, RunnerError)
+
+
+# Hydra's names for what `--config-dir` and `hydra.searchpath` add.
+TYPED_SOURCES = ("command-line", "hydra.searchpath in command-line")
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,9 @@ def find_start(cfg: DictConfig) -> Start:
         return Start(cfg, overrides, Path(HydraConfig.get().runtime.output_dir))
     if not cfg.resume:
         raise ConfigError("resume must be the folder of a run, got ''; give resume=FOLDER, or leave it out")
-    folder = Path(cfg.resume)
+    folder = expand_home(cfg.resume)
     before = recorded(folder)
-    overrides = [text for text in overrides if not text.startswith("resume=")]
+    overrides = [text for text in overrides if key_of(text) != "resume"]
     finished = nothing_left(folder, before)
     if finished is not None and not overrides:  # shown whatever the configuration would be today
         return Start(cfg, overrides, folder, before["overrides"], before, finished)
@@ -76,9 +83,9 @@ def find_start(cfg: DictConfig) -> Start:
 
 
 def config_folders() -> list[Path]:
-    """The folders of `--config-dir`."""
+    """The folders with YAML that this command line names."""
     sources = HydraConfig.get().runtime.config_sources
-    return [Path(source.path) for source in sources if source.provider == "command-line"]
+    return [Path(source.path) for source in sources if source.provider in TYPED_SOURCES]
 
 
 def run(cfg: DictConfig) -> None:
@@ -99,7 +106,7 @@ def run(cfg: DictConfig) -> None:
             config = check(start.cfg)
             spec = checked_spec(config, start.overrides)
             if start.before is None:
-                refuse_used(start.folder)
+                refuse_full(start.folder)
             # The network's modules take seconds to import; what is refused above needs none of them.
             from eval.runners.open import open_runner
 
@@ -111,7 +118,7 @@ def run(cfg: DictConfig) -> None:
                 origin,
                 _tracker(config),
                 lambda tasks, left: open_runner(
-                    config, spec, tasks, left, start.folder, heir_command(start.folder, go_on(start.folder))
+                    config, spec, tasks, left, start.folder, heir_command(start.folder, go_on(start))
                 ),
             )
         except (*STARTING, OmegaConfBaseException) as error:
@@ -120,15 +127,17 @@ def run(cfg: DictConfig) -> None:
         try:
             problems = session.run(stack)
         except BaseException:
-            print_info(f"go on with it: {go_on(start.folder)}")
+            print_info(f"go on with it: {go_on(start)}")
             raise
         for problem in problems:
             raise RunFailed(f"the run ended, but not its bookkeeping: {one_line(problem)}") from problem
 
 
-def go_on(folder: Path) -> str:
-    """The command that goes on with a run."""
-    return f"python -m eval resume={folder}"
+def go_on(start: Start) -> str:
+    """The command that goes on with a run, for a shell: with what its record may not say."""
+    flags = [word for folder in config_folders() for word in ("--config-dir", shlex.quote(str(folder)))]
+    again = map(shlex.quote, typed_again(start.overrides))
+    return shell_command("eval", *flags, shell_override("resume", str(start.folder)), *again)
 
 
 def _tracker(config: Config) -> SafeTracker:

@@ -50,6 +50,15 @@ def is_guarded(key: str) -> bool:
     return bool(OF_INSTANTIATE.fullmatch(_name(key))) or key in OUTSIDE
 
 
+def typed_again(overrides: Iterable[str]) -> list[str]:
+    """List the overrides that must be typed again when a run or a sweep is resumed."""
+    return [
+        text
+        for text in dict.fromkeys(overrides)
+        if is_guarded(key_of(text)) or (is_below(key_of(text), [TRACKING]) and text != NO_TRACKING)
+    ]
+
+
 def recorded_tracking(recorded: Sequence[str]) -> list[str]:
     """List the overrides that `repeatable` leaves out because this command line says where a mirror goes."""
     return [text for text in recorded if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING]

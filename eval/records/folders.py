@@ -8,7 +8,10 @@ from eval.records.foreign import DamagedRecords as DamagedRecords
 from eval.records.foreign import read_json
 from eval.records.run_json import LEFT_OUT as LEFT_OUT
 from eval.records.run_json import RUN_FILE as RUN_FILE
+from policies.text import shorten
 
+LOG_FILE = "job.log"  # of a job: what it printed
+BEFORE_RECORDS = (LOG_FILE, "wandb")
 EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
 
@@ -31,6 +34,14 @@ def refuse_used(folder: Path) -> None:
     held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
     if held:
         raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
+
+
+def refuse_full(folder: Path) -> None:
+    """Raise FileExistsError for a folder that holds anything, but for what a job or W&B may leave there."""
+    refuse_used(folder)
+    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in others if name not in BEFORE_RECORDS]:
+        raise FileExistsError(f"{folder} is no new folder: it holds {shorten(others)}; choose a new one")
 
 
 def require_records(folder: Path) -> None:

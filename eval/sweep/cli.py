@@ -30,10 +30,10 @@ from eval.app.jobs.check import FindReasons, find_reasons, refusal
 from eval.app.jobs.command import run_and_show, run_command
 from eval.app.jobs.folder import owned
 from eval.app.jobs.run import RunJob, has_finished, refuse_foreign_runs, run_jobs, run_process
-from eval.app.jobs.typed import NOTHING, Typed, typed_again
+from eval.app.jobs.typed import NOTHING, Typed
 from eval.config.multiply import is_below, key_of
 from eval.config.schema import ConfigError
-from eval.config.targets import TRACKING, recorded_tracking
+from eval.config.targets import TRACKING, recorded_tracking, typed_again
 from eval.config.typed import keep_text
 from eval.records.schema import to_json
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_jobs_to_run, write_job_records

@@ -16,7 +16,7 @@ from eval.config.multiply import is_below, key_of, quoted
 from eval.config.schema import RAY_ONLY, Config, TrackingConfig
 from eval.config.targets import NO_TRACKING, TRACKING
 from eval.episodes.signals import at_once
-from eval.records.folders import EPISODES_FILE
+from eval.records.folders import EPISODES_FILE, LOG_FILE
 from eval.records.resume import FREE, flat, portable
 from eval.records.run_json import RUN_FILE, read_run_json
 from eval.records.sweep import JobRecord, write_job_records
@@ -24,7 +24,6 @@ from eval.render.console import print_info
 from policies.files import IS_CHECKOUT, ROOT, plain_opener, refuse_links
 from policies.text import shorten
 
-LOG_FILE = "job.log"  # beside the records: what the job printed
 PATIENCE_S = 60  # for a job that was interrupted to write its summary
 
 RunJob = Callable[[list[str], Path], int]

@@ -10,7 +10,7 @@ from pathlib import Path
 from eval.config.compose import configure
 from eval.config.multiply import choices, is_below, key_of, parse_overrides
 from eval.config.schema import Config, ConfigError
-from eval.config.targets import NO_TRACKING, TRACKING, is_guarded, repeatable
+from eval.config.targets import TRACKING, is_guarded, repeatable
 from eval.config.typed import keep_text
 from policies.text import shorten
 
@@ -78,15 +78,6 @@ class Typed:
 
 
 NOTHING = Typed()
-
-
-def typed_again(overrides: Iterable[str]) -> list[str]:
-    """List the overrides that must be typed again when a run or a sweep is resumed."""
-    return [
-        text
-        for text in dict.fromkeys(overrides)
-        if is_guarded(key_of(text)) or (is_below(key_of(text), [TRACKING]) and text != NO_TRACKING)
-    ]
 
 
 def _pairs(overrides: Sequence[str]) -> set[tuple[str, str]]:
