@@ -36,7 +36,7 @@ from eval.config.multiply import quoted
 from eval.config.schema import Config, ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
-from eval.records.folders import refuse_used
+from eval.records.folders import refuse_full
 from eval.records.reader import Run, read_run
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.render.console import report_console
@@ -54,7 +54,7 @@ from eval.specs.choose import checked_spec
 from eval.specs.custom import CheckedPolicy, origin
 from eval.tracking.base import NullTracker
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
-from policies.files import OUTPUTS
+from policies.files import OUTPUTS, write_atomic
 
 OnEpisode = Callable[[EpisodeRecord], None]
 
@@ -124,7 +124,7 @@ class Evaluation:
         path = Path(out) if out is not None else self.folder / REPORT_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         command = report_command([str(run.folder) for run in runs])
-        path.write_text(page(result, default_title(result), command), encoding="utf-8")
+        write_atomic(path, page(result, default_title(result), command))
         return path
 
 
@@ -226,7 +226,7 @@ def evaluate(
             "enter; give evaluate the name of a policy, or leave the runner out"
         )
     place = place or OUTPUTS / f"{datetime.now().astimezone():%Y-%m-%d/%H-%M-%S-%f}_{config.policy.name}"
-    refuse_used(place)
+    refuse_full(place)
 
     def open_it(tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
         if ready is None:

@@ -9,13 +9,13 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.files import plain_opener
-from policies.text import shorten
+from policies.text import brief, shorten
 
 Array = NDArray[np.generic]
 MEBIBYTE = 2**20
@@ -47,9 +47,9 @@ def read_arrays(path: Path, check: Check) -> dict[str, Array]:
             with zipfile.ZipFile(file) as archive:
                 return _read_all(archive, check)
         except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError) as error:  # a seek before 0
-            raise ValueError(f"it is damaged: {error}") from error
+            raise ValueError(f"it is damaged: {brief(str(error))}") from error
         except (NotImplementedError, RuntimeError, KeyError, MemoryError, RecursionError) as error:
-            raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
+            raise ValueError(f"it cannot be read: {type(error).__name__}: {brief(str(error))}") from error
 
 
 def _refuse_large(file: BinaryIO) -> None:
@@ -80,13 +80,20 @@ def _read_all(archive: zipfile.ZipFile, check: Check) -> dict[str, Array]:
     return {name: _read_one(archive, info, name, check) for name, info in zip(names, infos, strict=True)}
 
 
+def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    try:
+        return np.lib.format.read_array_header_1_0(member)
+    except Exception as error:  # NumPy reads it as a literal of Python, with all the errors of that
+        raise ValueError(f"the header of {name!r:.100} is damaged: {brief(str(error))}") from error
+
+
 def _read_one(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, check: Check) -> Array:
     if info.flag_bits & ENCRYPTED:
         raise ValueError(f"{name!r:.100} is encrypted")
     with archive.open(info) as member:
         if np.lib.format.read_magic(member) != (1, 0):
             raise ValueError(f"{name!r:.100} must be an array in NumPy's format 1.0")
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        shape, is_fortran, dtype = _header(member, name)
         if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.isnative or is_fortran:
             raise ValueError(f"{name!r:.100} must be a plain array, got {dtype!s:.100}")
         if wrong := check(name, dtype, shape):

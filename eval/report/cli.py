@@ -16,6 +16,7 @@ from eval.analysis.sources import margin_points
 from eval.render.console import print_error, report_console
 from eval.report.page import page, report_command
 from eval.report.sources import find_sources
+from policies.files import write_atomic
 
 REPORT_FILE = "report.html"
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = overview(find_sources(options.runs), options.margin)
         text = page(result, options.title or default_title(result), command)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write_atomic(out, text)
     except (OSError, ValueError) as error:
         print_error(error)
         return 1
