@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.truth import Truth
+
 ACTION_DIM = 7  # LIBERO's OSC_POSE: delta position, delta axis-angle, gripper
 
 
@@ -36,13 +38,15 @@ class Observation:
             trained. Only the cameras that the policy asked for; a missing one is a KeyError.
         state: float64 (8,): end-effector position in metres, its axis-angle in radians, two gripper joints in
             metres.
-        privileged: simulator truth by name, only for policies that set `needs_privileged`.
+        privileged: poses by name, only for policies that set `needs_privileged`.
+        truth: goal, shapes, poses and joints, for the same policies.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
     state: NDArray[np.float64]
     instruction: str  # the task in words
     privileged: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True)

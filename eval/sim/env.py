@@ -27,6 +27,7 @@ from eval.sim.stack import quiet
 from eval.sim.tasks import Task
 from policies.base import ACTION_DIM, EpisodeKey, Observation
 from policies.seeding import SEEDINGS, stable_seed
+from policies.truth import Truth
 
 # openpi examples/libero/main.py
 CAMERA_SIZE = 256
@@ -87,6 +88,7 @@ class LiberoEnv:
         self._draws: dict[int, Any] = {}  # openpi seeding: reset count -> generator state after it
         self._drifting_seed: int | None = None
         self._obs: Mapping[str, Any] = {}
+        self._privileged_view: Any = None  # of this reset
 
         # Snapshots are rendered from it; it is never simulated.
         self._canvas = mujoco.MjData(self._sim.model._model)
@@ -148,7 +150,7 @@ class LiberoEnv:
         Args:
             cameras: keys of `CAMERAS`; images are uint8 (256, 256, 3), rotated by 180 degrees as openpi does.
             privileged: add object poses (`<object>_pos`, `<object>_quat` xyzw) and the grip site
-                (`grip_site_pos` (3,), `grip_site_mat` (3, 3)), all in the world frame.
+                (`grip_site_pos` (3,), `grip_site_mat` (3, 3)), all in the world frame, and `truth`.
         """
         return Observation(
             images={name: self.render(self.snapshot, name) for name in cameras},
@@ -161,6 +163,7 @@ class LiberoEnv:
             ),
             instruction=self.task.language,
             privileged=self._privileged() if privileged else {},
+            truth=self._truth() if privileged else None,
         )
 
     def render(self, snapshot: Snapshot, camera: str = "agentview_image") -> NDArray[np.uint8]:
@@ -197,6 +200,7 @@ class LiberoEnv:
         self._control.close()
 
     def _start(self, state: NDArray[np.float64]) -> None:
+        self._privileged_view = None
         self.start_state = state
         self._obs = self._control.set_init_state(state)
         for _ in range(SETTLE_STEPS):
@@ -258,6 +262,13 @@ class LiberoEnv:
         context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual meshes, no collision meshes
         context.data = SimpleNamespace(_data=self._canvas)
         return context
+
+    def _truth(self) -> Truth:
+        from eval.sim.privileged import Privileged
+
+        if self._privileged_view is None:
+            self._privileged_view = Privileged(self._env)
+        return self._privileged_view.look(self.snapshot.poses)
 
     def _privileged(self) -> dict[str, NDArray[np.float64]]:
         model = self._sim.model

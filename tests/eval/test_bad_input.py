@@ -165,9 +165,9 @@ BAD_INPUT = {
         ["policy=baseline", "checkpoint=native"],
         "checkpoint.path must be a folder with layout=native, got None",
     ),
-    "oracle on another suite": (
-        ["policy=oracle", "suite=libero_10"],
-        "policy=oracle serves suite=libero_spatial alone, got suite=libero_10",
+    "oracle on a task that it cannot do": (
+        ["policy=oracle", "suite=libero_10", "protocol=full"],
+        "policy=oracle cannot do every task of suite=libero_10: 9 (",
     ),
     "online without a login": (
         ["tracking.mode=online"],

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Request
 from policies.oracle import OraclePolicy
-from policies.oracle.policy import Phase
 from policies.oracle.scene import UP, OracleOptions, rim_angle_deg
+from policies.oracle.spatial import Phase, SpatialExpert
 
 INSTRUCTION = "pick up the black bowl from table center and place it on the plate"
 KEY = EpisodeKey("libero_spatial", 2, 0, 7)
@@ -159,7 +159,9 @@ def test_the_integral_is_bounded() -> None:
     )  # held back near the goal, as by a joint limit
     for call in range(2 * OPTIONS.travel_patience):
         action = act(policy, observe(grip=short), call)
-        assert np.all(np.abs(policy._memories[KEY].integral) <= OPTIONS.integral_limit)
+        expert = policy._experts[KEY]
+        assert isinstance(expert, SpatialExpert)
+        assert np.all(np.abs(expert.servo.integral) <= OPTIONS.integral_limit)
         assert -action[0] * 0.05 <= OPTIONS.gain * 0.029 + OPTIONS.integral_limit + 1e-9
 
 
@@ -168,7 +170,7 @@ def test_memory_is_bounded_and_forgetting_is_an_error() -> None:
     keys = [replace(KEY, episode=i) for i in range(3)]
     for key in keys:
         act(policy, observe(), 0, key)
-    assert len(policy._memories) == 2
+    assert len(policy._experts) == 2
     with pytest.raises(KeyError, match="does not remember"):
         act(policy, observe(), 1, keys[0])
 
@@ -202,20 +204,36 @@ def test_provenance_names_the_options() -> None:
 
 
 @pytest.mark.sim
-def test_it_solves_a_table_and_a_drawer_task() -> None:
+@pytest.mark.parametrize(
+    ("suite", "task_id", "max_steps"),
+    [
+        ("libero_spatial", 0, 220),  # a table
+        ("libero_spatial", 4, 220),  # a drawer
+        ("libero_object", 2, 280),  # a bottle into a basket
+        ("libero_goal", 0, 300),  # pull a drawer
+        ("libero_goal", 5, 300),  # push a plate
+        ("libero_goal", 7, 300),  # turn a knob
+        ("libero_10", 3, 520),  # a bowl into a drawer, and push it shut
+    ],
+)
+def test_it_solves_a_task_for_each_skill(
+    simulator: dict[str, str], suite: str, task_id: int, max_steps: int
+) -> None:
     from eval.sim.env import LiberoEnv
-    from eval.sim.stack import prepare
     from eval.sim.tasks import load_tasks
 
-    prepare()
-    tasks = load_tasks("libero_spatial")
     policy = OraclePolicy()
-    for task_id in (0, 4):
-        env = LiberoEnv(tasks[task_id], render=False)
-        key = EpisodeKey("libero_spatial", task_id, 0, 7)
-        env.reset(key)
-        success = any(
-            env.step(act(policy, env.observe((), privileged=True), call, key)) for call in range(220)
-        )
-        env.close()
-        assert success, f"task {task_id} failed in phase {policy.phase(key)}"
+    env = LiberoEnv(load_tasks(suite)[task_id], render=False)
+    key = EpisodeKey(suite, task_id, 0, 7)
+    env.reset(key)
+    success = any(
+        env.step(act(policy, env.observe((), privileged=True), call, key)) for call in range(max_steps)
+    )
+    env.close()
+    assert success, f"failed in phase {policy.phase(key)}"
+
+
+def test_another_suite_is_served_from_its_goal() -> None:
+    """Without truth nothing can be read; the spatial machine would have asked for a bowl instead."""
+    with pytest.raises(ValueError, match=r"needs Observation\.truth"):
+        act(OraclePolicy(), observe(), 0, replace(KEY, suite="libero_goal"))

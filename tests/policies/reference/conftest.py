@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from eval.sim.env import CAMERA_SIZE
 from policies.base import Observation
-from policies.oracle.policy import METRES_PER_ACTION
 from policies.oracle.scene import BOWL, PLATE
+from policies.oracle.servo import METRES_PER_ACTION
 
 PLATE_POSITION = np.array([0.07, 0.20, 0.90])
 POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])

@@ -1,0 +1,95 @@
+"""What a skill is: a machine of phases that says at every call where the hand should be."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.oracle.servo import OPEN
+from policies.oracle.view import UP, View, highest_between, plane, turn
+
+Array = NDArray[np.float64]
+
+ALIGNED = 0.015  # metres off at which the hand may go down
+ASTRAY = 0.035  # ... at which it must go back
+LEVEL_RAD = 0.2
+TRAVEL_PATIENCE = 60  # steps after which something blocks a way
+CONTACT_PATIENCE = 30
+CLOSE_STEPS = 11  # the gripper needs 8 to shut
+OPEN_STEPS = 8
+CLEARANCE = 0.025
+TRAVELLING = ("hover", "approach")  # phases of an empty hand on its way
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Where the grip site should be, how the hand is turned, and whether the fingers open or close."""
+
+    position: Array
+    hand: Array
+    gripper: float
+
+
+class Skill(Protocol):
+    phase: str
+    fresh: bool  # the servo must forget what it has learnt
+
+    def act(self, view: View) -> Aim | None:
+        """Choose the next aim; None when there is nothing left to do."""
+        ...
+
+
+class Machine:
+    """Counts the steps of a phase."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+        self.steps = 0
+        self.fresh = True
+
+    def enter(self, phase: str, *, fresh: bool = False) -> None:
+        self.phase, self.steps = phase, 0
+        self.fresh |= fresh
+
+
+def miss(view: View, position: Array) -> float:
+    return float(np.linalg.norm(position - view.grip))
+
+
+def level(view: View, hand: Array) -> bool:
+    return float(np.linalg.norm(turn(hand, view.hand))) < LEVEL_RAD
+
+
+def above_obstacles(view: View, points: Array, target: Array) -> float:
+    """The height at which the empty hand can travel to above `target` without touching `points`."""
+    fingers = highest_between(points, view.grip, target, 0.06) + CLEARANCE
+    palm = highest_between(points, view.grip, target, 0.11) - 0.033 + CLEARANCE
+    return max(fingers, palm)
+
+
+def transit(view: View, points: Array, target: Array) -> Array:
+    """The next point on the way of the empty hand: up, over what stands between, and down."""
+    if plane(target - view.grip) < 0.03:
+        return target
+    height = max(above_obstacles(view, points, target), float(target[2]))
+    if view.grip[2] < height - ALIGNED:
+        # A tilted hand came from there, perhaps from under something.
+        back = -view.hand[:, 2] if view.hand[2, 2] < -0.6 else UP
+        return view.grip + (height + 0.01 - view.grip[2]) * back / back[2]
+    return np.append(target[:2], height + 0.005)
+
+
+class Home(Machine):
+    """Go back to where the hand was when the episode began: from there it can reach everything."""
+
+    def __init__(self, position: Array, hand: Array) -> None:
+        super().__init__("home")
+        self._position, self._hand = position, hand
+
+    def act(self, view: View) -> Aim | None:
+        self.steps += 1
+        near = miss(view, self._position) < 0.12 and level(view, self._hand)
+        if near or self.steps > 40:
+            return None
+        return Aim(self._position, self._hand, OPEN)
