@@ -80,6 +80,7 @@ def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[
         "device": ("policy", "device"),
         "GPU driver": ("provenance", "gpu", "driver"),
         "CPU": ("provenance", "cpu", "model"),
+        "torch's instructions": ("provenance", "cpu", "torch_capability"),
         "Python": ("provenance", "python"),
         "commit": ("provenance", "git", "commit"),
         "replan steps": ("policy", "replan_steps"),

@@ -59,6 +59,8 @@ def noticed() -> Iterator[None]:
                 signal.signal(number, _notice)
         try:
             yield
+        except KeyboardInterrupt as interrupt:
+            raise_pending(interrupt)
         finally:
             _state.pending = None
 
@@ -119,6 +121,8 @@ def raise_pending(error: BaseException | None = None) -> None:
 
 def exit_status(interrupt: KeyboardInterrupt) -> int:
     """128 and the signal's number, as a shell says it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+    if _state.pending is not None:  # a library, as Ray, raises another KeyboardInterrupt in its place
+        return 128 + _state.pending
     return 128 + (interrupt.number if isinstance(interrupt, Signalled) else signal.SIGINT)
 
 

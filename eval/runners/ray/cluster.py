@@ -4,17 +4,21 @@ import contextlib
 import logging
 import os
 import socket
+import time
 
 import ray
 
 from eval.config.schema import RunnerConfig
 from eval.episodes.signals import handlers_kept
 from eval.runners.base import RunnerError
+from eval.runners.recorder import RunFailed
 from policies.files import ROOT
 
 OBJECT_STORE_BYTES = 256 * 2**20  # the plan, and videos that were not written yet
 REQUEST_BYTES = 2**20  # more than two images have, 0.4 MB; so many go with the call itself
 REACH_S = 10.0
+CHECK_S = 2.0  # between two looks at the head
+MISSES = 3  # looks in a row that found nobody: the head is gone, and not merely slow
 
 
 def connect(options: RunnerConfig) -> None:
@@ -59,6 +63,30 @@ def connect(options: RunnerConfig) -> None:
             f"runner.workers={options.workers} and runner.policies={options.policies} "
             f"need {needed} CPUs, the cluster at {options.address} has {cpus:g}"
         )
+
+
+class Head:
+    """Ray's head, without which nothing goes on: Ray itself would end the process after a minute."""
+
+    def __init__(self) -> None:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._place = host, int(port)
+        self._misses = 0
+        self._next_s = 0.0
+
+    def refuse_lost(self) -> None:
+        """Raise RunFailed where nobody has listened at the head's address for some seconds."""
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + CHECK_S
+        try:
+            socket.create_connection(self._place, timeout=REACH_S).close()
+            self._misses = 0
+        except OSError as error:
+            self._misses += 1
+            if self._misses >= MISSES:
+                host, port = self._place
+                raise RunFailed(f"Ray's head at {host}:{port} is gone: {error}") from error
 
 
 def _reach(address: str) -> None:

@@ -38,6 +38,7 @@ from eval.episodes.runner import episode_record
 from eval.records.engagement import Engagement, join
 from eval.runners.base import EpisodeTimeout
 from eval.runners.ray.answers import DIED, Answer, exit_detail
+from eval.runners.ray.cluster import Head
 from eval.runners.ray.policy_server import PolicyFacts
 from eval.runners.ray.processes import Launcher, PolicyProcess, WorkerProcess
 from eval.runners.ray.schedule import Schedule
@@ -99,13 +100,14 @@ class RayRunner:
         self._plan = plan
         self._plan_ref = ray.put(plan)
         self._schedule = Schedule((keys for _, keys in plan.todo()), self._task_of)
-        quiet = self.options.quiet_episodes
+        quiet, head = self.options.quiet_episodes, Head()
         with recorder:
             while self._schedule or self._running:
                 self._assign(recorder, quiet=quiet > 0)
                 for answer in self._wait():
                     quiet -= 1
                     self._settle(answer, recorder)
+                head.refuse_lost()
                 self._kill_overdue()
                 self._refuse_stuck()
         recorder.finish()

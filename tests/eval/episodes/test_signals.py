@@ -45,6 +45,19 @@ def test_a_signal_is_raised_once_and_has_the_shells_status(number: int, status: 
     assert exit_status(KeyboardInterrupt()) == 130
 
 
+@pytest.mark.parametrize(("number", "status"), [(2, 130), (15, 143), (1, 129)])
+def test_a_library_that_raises_an_interrupt_of_its_own_hides_no_signal(number: int, status: int) -> None:
+    def swallow() -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # as Ray does
+
+    with pytest.raises(Signalled) as raised, noticed():
+        swallow()
+    assert exit_status(raised.value) == status
+
+
 def test_a_signal_that_compiled_code_swallowed_ends_the_episode_at_the_next_step() -> None:
     soak = "tests.eval.signal_soak"
     done = subprocess.run(

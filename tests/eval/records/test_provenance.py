@@ -1,8 +1,10 @@
 """Provenance: it names code, packages and machine, and says null where there is nothing."""
 
 import json
+import os
 import platform
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from eval.records.provenance import collect, git_state, gpu_state
 from eval.records.schema import to_plain
+from policies.files import ROOT
 
 
 @pytest.fixture
@@ -33,6 +36,14 @@ def test_provenance_is_strict_json_with_code_packages_and_machine() -> None:
     )
     assert collected["cpu"]["cores"] >= 1
     assert collected["cpu"]["torch_threads"] >= 1
+
+
+def test_the_instructions_that_torch_was_told_to_use_are_recorded() -> None:
+    code = "from eval.records.provenance import collect; print(collect()['cpu']['torch_capability'])"
+    environ = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "DEFAULT\n"
 
 
 def test_a_clean_tree_has_its_commit(repository: Path) -> None:
