@@ -21,6 +21,7 @@ from eval.config.errors import one_line
 from eval.config.multiply import key_of
 from eval.config.schema import Config, ConfigError
 from eval.config.targets import recorded_tracking, refuse_recorded_targets, repeatable, typed_again
+from eval.config.tasks import refuse_elsewhere
 from eval.records.folders import refuse_full
 from eval.records.reader import Run
 from eval.records.resume import current_overrides, nothing_left, recorded, refuse_changed, refuse_joined
@@ -104,6 +105,8 @@ def run(cfg: DictConfig) -> None:
                 print_summary(summarise(start.finished), start.folder)
                 return
             config = check(start.cfg)
+            if start.before is not None:
+                refuse_elsewhere(config)
             spec = checked_spec(config, start.overrides)
             if start.before is None:
                 refuse_full(start.folder)

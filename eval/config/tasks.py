@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from eval.config.groups import load_yaml
 from eval.config.origins import trained_suites
@@ -52,6 +53,22 @@ def refuse_ignored(config: Config, overrides: Sequence[str], *, has_stages: bool
     mode = [text for text in overrides if text.startswith("tracking.mode=")]
     if config.tracking.name == "none" and mode:
         raise ConfigError(f"tracking=none does not read {mode[0]}; drop one of them")
+
+
+def refuse_elsewhere(config: Config) -> None:
+    """Raise ConfigError for a relative path of a resumed run that leads nowhere from this folder."""
+    checkpoint = config.checkpoint
+    paths = {f"checkpoint.{key}": getattr(checkpoint, key) for key in ("path", "tokenizer", "norm_stats")}
+    paths["optim.scales"] = config.optim.scales
+    if checkpoint.layout == "lerobot":
+        del paths["checkpoint.path"]  # may be the id of a hub
+    for key, path in paths.items():
+        if path is None or Path(path).is_absolute() or expand_home(path).exists():
+            continue
+        raise ConfigError(
+            f"{key}={path} of the run is relative, and leads nowhere from {Path.cwd()}; change to the folder "
+            "that the run was begun in, and resume it from there"
+        )
 
 
 def check_folder(config: Config) -> None:

@@ -2,6 +2,7 @@
 them."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from policies.files import ROOT
 from policies.pi05.dims import STAGES
 from policies.pi05.norm_stats import unit_stats, write_json_stats
 from policies.pi05.weight_files import file_sha256
+from policies.text import quoted
 from tests.eval.fake_run import results
 from tests.eval.wandb_file import history
 
@@ -214,12 +216,12 @@ def test_a_finished_run_is_shown_again_and_nothing_is_loaded(
 
 @pytest.mark.sim
 def test_a_ray_run_ends_cleanly_at_ctrl_c_and_the_local_runner_goes_on(tmp_path: Path, home: Path) -> None:
-    folder, whole = tmp_path / "run", tmp_path / "whole"
+    folder, whole = tmp_path / "my $(run)=1, 'a'", tmp_path / "whole"
     what = ["suite.tasks=[0,4]", "protocol.episodes=2", "suite.max_steps=8", "tracking=none"]
     what += ["policy.device=cpu", "policy.precision=float32"]
     ray = ["runner=ray", "runner.workers=2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "eval", *what, *ray, f"hydra.run.dir={folder}"],
+        [sys.executable, "-m", "eval", *what, *ray, quoted("hydra.run.dir", str(folder))],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -234,13 +236,22 @@ def test_a_ray_run_ends_cleanly_at_ctrl_c_and_the_local_runner_goes_on(tmp_path:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert f"go on with it: python -m eval resume={folder}" in err
+    go_on = err.partition("go on with it: ")[2].splitlines()[0]
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert gone
     assert not alive
     assert 0 < len(read_run(folder).episodes) < 4
 
-    done = evaluate(f"resume={folder}", "runner=local")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # pasted as it stands, in another folder
+    done = subprocess.run(
+        f"{go_on} runner=local",
+        shell=True,
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert evaluate(*what, f"hydra.run.dir={whole}").returncode == 0
     assert results(read_run(folder)) == results(read_run(whole))

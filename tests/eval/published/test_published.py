@@ -94,6 +94,7 @@ def test_an_interrupted_suite_goes_on_with_the_runner_of_the_new_command_line(
         "runner.name": "ray",
         "runner.workers": "2",
         "runner.max_errors": "9",
+        "runner.episode_timeout_s": "900.0",
         "video": "failures",
     }
     recorded = {job["folder"]: job["overrides"] for job in sweep_file(folder)}
