@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run = read_run(options.run)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         below = None if is_run(options.run) else _runs_below(options.run)
         print_error(below or error)
         return 1

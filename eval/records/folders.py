@@ -14,6 +14,7 @@ LOG_FILE = "job.log"  # of a job: what it printed
 BEFORE_RECORDS = (LOG_FILE, "wandb")
 EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
+WANDB = "wandb"  # W&B's folder; it makes links in it, also out of it, and writes into new folders alone
 
 
 class NoRecords(FileNotFoundError):

@@ -4,6 +4,7 @@ Nothing else in the project opens the records of a run or a sweep to read them. 
 stands in docs/security.md.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -53,7 +54,9 @@ def read_value(file: Path) -> Any:
 
     content = read_bytes(file, MOST_JSON)
     try:
-        return from_json(content, allow_inf_nan=False)
+        value = from_json(content, allow_inf_nan=False)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as an infinite number
+        return value
     except ValueError as error:
         raise DamagedRecords(file, f" is not JSON ({error})") from error
 

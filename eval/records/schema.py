@@ -20,6 +20,7 @@ Condition = Literal["warm-up", "alone", "under load"]
 Count = Annotated[int, Ge(0), Le(2**53)]
 Seed = Annotated[int, Ge(0), Le(2**64)]
 Seconds = Annotated[float, Ge(0), Le(1e9)]
+Milliseconds = Annotated[float, Le(1e9)]  # positive, which the record itself says
 Quantity = Annotated[float, Ge(0), Le(1e9)]
 Positive = Annotated[float, Gt(0), Le(1e9)]
 SUITE = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # names files too
@@ -142,8 +143,8 @@ class InferenceRecord:
     episode: Count
     seed: Seed
     call: Count  # number of the inference in its episode, from 0
-    infer_ms: float
-    stage_ms: Mapping[str, float]
+    infer_ms: Milliseconds
+    stage_ms: Mapping[str, Milliseconds]
     warmup: bool
     backends: Mapping[str, str]
     batch: Annotated[int, Ge(1), Le(2**20)] = 1

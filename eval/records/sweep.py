@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eval.records.folders import WANDB
 from eval.records.foreign import STRICT, DamagedRecords, check_json, read_value
 from eval.records.overrides import refuse_lookups
 from eval.records.schema import Seconds, to_json
-from policies.files import write_atomic
+from policies.files import refuse_links, write_atomic
 
 SWEEP_FILE = "sweep.json"
 WAY_OUT = "name the folders of its runs instead, or begin a new sweep"
@@ -62,12 +63,14 @@ def read_job_records(file: Path) -> list[JobRecord]:
 
 
 def read_jobs_to_run(file: Path) -> list[JobRecord]:
-    """Read the jobs in `sweep.json` to run them: their overrides must be plain choices and values.
+    """Read the jobs in `sweep.json` to run them: overrides are plain, and nothing is a link.
 
-    Raises DamagedRecords. Which `_target_` they may name, `eval.config.compose.configure` says.
+    Raises DamagedRecords, NotPlain. Which `_target_` they may name, `eval.config.compose.configure` says.
     """
     records = read_job_records(file)
     for i, record in enumerate(records):
+        refuse_links(file.parent, [record.folder], skip=[record.folder])
+        refuse_links(file.parent / record.folder, skip=[WANDB])
         try:
             refuse_lookups(record.overrides)
         except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 from eval.records.folders import (
     EPISODES_FILE,
     INFERENCES_FILE,
+    WANDB,
     refuse_left_out,
     refuse_used,
     require_records,
@@ -27,7 +28,6 @@ from eval.records.schema import EpisodeRecord, InferenceRecord, to_json, to_plai
 from policies.base import EpisodeKey
 from policies.files import plain_opener, refuse_links, sync, write_atomic
 
-WANDB = "wandb"  # of W&B, which makes links there, also out of the folder, and writes into new folders alone
 FOLDERS = ("videos", WANDB)  # that a run makes in its own
 WAY_OUT = "free space and go on with resume"
 

@@ -18,7 +18,8 @@ from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE
 from eval.records.foreign import DamagedRecords
 from eval.records.sweep import SWEEP_FILE, read_job_records, read_jobs_to_run
 from eval.replay.subjects import build, read_run_json
-from policies.files import ROOT
+from eval.report import cli as report
+from policies.files import ROOT, NotPlain
 
 RUN = ROOT / "docs" / "results" / "data" / "2026-11-24_denoise_sweep" / "runs" / "realtime_1"
 CANARY = "canary_of_a_record"  # a module that must not be imported
@@ -178,3 +179,27 @@ def test_what_is_no_plain_file_is_refused_and_what_it_leads_to_stays(
     assert {"link": "a link", "pipe": "pipe", "hard link": "2 hard links"}[kind] in line or "missing" in line
     assert str(path) in line or path.name in line
     assert precious.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["0_a", "0_a/job.log", "0_a/videos"])
+def test_a_sweep_with_a_link_is_not_gone_on_with(name: str, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    link = sweep / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "precious").mkdir()
+    link.symlink_to(tmp_path / "precious")
+    job = {"folder": "0_a", "label": "a", "overrides": []}
+    (sweep / SWEEP_FILE).write_text(json.dumps({"jobs": [job]}))
+    with pytest.raises(NotPlain, match=f"{name} must be a plain file, got a link"):
+        read_jobs_to_run(sweep / SWEEP_FILE)
+
+
+def test_a_report_replaces_a_link_and_leaves_what_it_led_to(
+    received: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = received()
+    (tmp_path / "precious").write_text("precious")
+    (folder / "report.html").symlink_to(tmp_path / "precious")
+    assert report.main([str(folder)]) == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (folder / "report.html").read_text().startswith("<!")
