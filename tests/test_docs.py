@@ -166,7 +166,8 @@ def parse_python(module: str, words: Sequence[str]) -> None:
     if module == "eval.replay":
         configure(parsed.overrides)
     if module == "eval.sweep" and parsed.resume is None:
-        assert read_jobs(parsed.overrides, one_at_a_time=parsed.one_at_a_time)
+        folders = [ROOT / parsed.config_dir] if parsed.config_dir else []
+        assert read_jobs(parsed.overrides, one_at_a_time=parsed.one_at_a_time, folders=folders)
     return None
 
 
