@@ -50,7 +50,7 @@ def collect(gpu_index: int = 0) -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "git": git_state(ROOT) if IS_CHECKOUT else INSTALLED,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": {
             "model": _cpu_model(),
@@ -95,7 +95,8 @@ def gpu_state(index: int = 0) -> dict[str, Any] | None:
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed, as a checkout may be."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,7 +92,7 @@ class Serving:
         chunks = options.answer == "chunk"
         metadata = {
             "server": OWN_SERVER,
-            "version": version("libero-vla-eval"),
+            "version": provenance.installed_version("libero-vla-eval"),
             "policy": portable({"policy": policy.name, **policy.provenance()}),
             "cameras": list(policy.cameras),
             "image_size": None,  # as they are rendered: the policy resizes them itself

@@ -8,7 +8,7 @@ Non-obvious behaviors:
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from eval.config.errors import one_line
 from eval.config.schema import Config, ConfigError
+from eval.records.provenance import installed_version
 from eval.sim.env import CAMERAS
 from eval.specs.base import BuiltPolicy, Capture, PolicySpec
 from policies.base import ActionChunk, Policy, Request
@@ -125,7 +126,4 @@ def origin(made_from: Any) -> dict[str, Any]:
 
 def _version(package: str) -> str | None:
     [distribution, *_] = packages_distributions().get(package, [package])
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+    return installed_version(distribution)

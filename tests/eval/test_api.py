@@ -141,6 +141,20 @@ def test_a_policy_of_the_configuration_is_loaded_once_and_evaluated_as_itself(tm
     assert by_name.summary.random_weights
 
 
+def test_backends_are_built_for_every_task_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        pass
+
+    def example_requests(tasks: Sequence[Any], policy: Any, seed: int) -> None:
+        raise Seen([task.task_id for task in tasks])
+
+    monkeypatch.setattr("eval.api.example_requests", example_requests)
+    backend = "optim.prefix._target_=tests.eval.runners.ray.test_serving.Batches"
+    with pytest.raises(Seen) as seen:
+        load_policy("baseline", "checkpoint=random_small", "policy.device=cpu", backend, suite="libero_goal")
+    assert seen.value.args == (list(range(10)),)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
