@@ -5,10 +5,10 @@ stands in docs/security.md.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from policies.files import NotPlain, read_plain
 from policies.text import BRIEF, brief
@@ -89,7 +89,8 @@ def parse_line(line: bytes, kind: type[T]) -> T:
     """Parse one line into a record; ValueError names the first field that is wrong."""
     if len(line) > MOST_LINE:
         raise ValueError(f"a line must have at most {MOST_LINE} bytes, got {len(line)}")
-    return _line_parser(kind)(line)
+    record: T = _line_parser(cast(Hashable, kind))(line)
+    return record
 
 
 def split_lines(file: Path) -> tuple[list[bytes], bytes]:
@@ -128,5 +129,6 @@ def _adapter(kind: Any) -> Any:
 
 
 @cache
-def _line_parser(kind: type[T]) -> Callable[[bytes], T]:
-    return _adapter(kind).validate_json  # type: ignore[no-any-return]  # that of `kind`
+def _line_parser(kind: Hashable) -> Callable[[bytes], Any]:
+    parse: Callable[[bytes], Any] = _adapter(kind).validate_json
+    return parse

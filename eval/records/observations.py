@@ -82,7 +82,7 @@ def read_observations(path: Path) -> dict[str, Array]:
     if len(set(lengths.values())) != 1:
         raise _wrong(path, f"its arrays differ in length: {lengths}")
     for name in ("state", ACTIONS):
-        if name in arrays and not np.isfinite(arrays[name]).all():  # type: ignore[call-overload]  # float64
+        if name in arrays and not np.isfinite(arrays[name]).all():
             raise _wrong(path, f"{name} must be finite")
     return arrays
 
@@ -157,7 +157,7 @@ def _text(path: Path, arrays: Mapping[str, Array], name: str, i: int) -> str:
 
 
 def _number(path: Path, arrays: Mapping[str, Array], name: str, i: int) -> int:
-    number = int(arrays[name][i])  # type: ignore[call-overload]  # of a kind of whole number
+    number = int(arrays[name][i])
     if number < 0:
         raise _wrong(path, f"{name} {i} must be >= 0, got {number}")
     return number

@@ -24,6 +24,7 @@ from eval.config.errors import one_line
 from eval.config.targets import repeatable
 from eval.episodes.resume import reopen
 from eval.merge import merge
+from eval.records.engagement import at_least, faults, join
 from eval.records.reader import read_run
 from eval.records.recording import load_recording, save_recording
 from eval.records.resume import current_overrides, nothing_left, recorded, refuse_changed, refuse_joined
@@ -46,12 +47,7 @@ from tests.fuzz.mutate import CANARY, mutate
 REFUSALS = (ValueError, OSError, RecordingError, NotComparable, HydraException, OmegaConfBaseException)
 LONGEST = 8000  # characters of a message
 PRECIOUS = "precious"  # beside the folder, which nobody may touch
-PARSERS = (
-    "encodings",
-    "hydra",
-    "omegaconf",
-    "antlr4",
-)  # import parts of themselves when they first need them
+LAZY = ("encodings", "hydra", "omegaconf", "antlr4", "rich")  # they import parts of themselves late
 OVERRIDES = ["policy=baseline", "protocol=smoke", "tracking=none", "denoise.steps=3"]
 SMALL: dict[str, Any] = {
     "name": "test",
@@ -91,7 +87,7 @@ def try_once(target: Target, folder: Path, valid: Mapping[str, bytes], seed: int
         end = "refused"
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted((folder.name, PRECIOUS))
     assert (folder.parent / PRECIOUS).read_bytes() == b"precious"
-    new = {name for name in set(sys.modules) - modules if not name.startswith(PARSERS)}
+    new = {name for name in set(sys.modules) - modules if not name.startswith(LAZY)}
     assert not new, f"imported {sorted(new)}"
     assert CANARY not in sys.modules
     return end
@@ -159,8 +155,12 @@ def _resume(folder: Path, random: Random) -> None:
     overrides = repeatable(current_overrides(before["overrides"]), [])
     if overrides != OVERRIDES or random.random() < 0.02:
         configure(overrides, typed=())
-    refuse_changed(folder, before, {key: before[key] for key in ("config", "policy", "simulator")})
+    refuse_changed(
+        folder, before, {key: before[key] for key in ("config", "policy", "simulator") if key in before}
+    )
     with reopen(folder) as resumed:
+        served = at_least(resumed.run.run.get("engagement") or {}, resumed.run.inferences)
+        faults(join([served, served]), [], misses_allowed=False)
         again = resumed.describe({"runner": {}}, {"git": {"commit": "c"}, "packages": {}})
         resumed.writer.write_run(again)
     read_run(folder)
