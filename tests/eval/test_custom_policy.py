@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,39 @@ def test_runs_are_compared_and_reported(folder: Path, capsys: pytest.CaptureFixt
     page = folder / "page.html"
     assert report.main([str(folder / "whole"), str(folder / "again"), "--out", str(page)]) == 0
     assert "my_pkg.MyPolicy" in page.read_text()
+
+
+def test_a_sweep_of_it_runs_and_resumes_where_the_command_line_names_it(folder: Path) -> None:
+    begun = run_python(
+        folder, "-m", "eval.sweep", *NAMED, *WHAT, "protocol.episodes=1", "seed=1,2", "--out", "s"
+    )
+    assert begun.returncode == 0, begun.stderr
+    first, second = (folder / "s" / f"{i}_my_pkg.MyPolicy_steps10" for i in range(2))
+    before = [read_run(run).episodes for run in (first, second)]
+    shutil.rmtree(second)
+    refused = run_python(folder, "-m", "eval.sweep", "--resume", "s")
+    assert refused.returncode == 1
+    assert "policy._target_=my_pkg.MyPolicy stands in the record alone" in refused.stderr.splitlines()[-1]
+    assert not second.exists()
+    resumed = run_python(folder, "-m", "eval.sweep", "--resume", "s", "policy._target_=my_pkg.MyPolicy")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [[e.actions_sha256 for e in run] for run in before] == [
+        [e.actions_sha256 for e in read_run(run).episodes] for run in (first, second)
+    ]
+
+
+def test_a_sweep_over_a_yaml_of_ones_own_runs_and_resumes(folder: Path) -> None:
+    (folder / "yamls" / "policy").mkdir(parents=True)
+    (folder / "yamls" / "policy" / "other.yaml").write_text(YAML.replace("name: mine", "name: other"))
+    flags = ["--config-dir", "yamls"]
+    begun = run_python(
+        folder, "-m", "eval.sweep", *flags, "policy=other", *WHAT, "protocol.episodes=2", "--out", "y"
+    )
+    assert begun.returncode == 0, begun.stderr
+    run = folder / "y" / "0_other_steps10"
+    whole = results(read_run(run))
+    run.rename(folder / "y_whole")
+    cut(folder / "y_whole", run)
+    resumed = run_python(folder, "-m", "eval.sweep", "--resume", "y", *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert results(read_run(run)) == whole
