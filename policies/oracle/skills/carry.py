@@ -100,21 +100,20 @@ class Carry(Machine):
                 if float(np.hypot(error[0], error[1])) > ASTRAY:
                     self.enter("hover")
                 elif error[2] < NEAR_GRASP:
+                    # A target that follows what the fingers push would drift away with it.
+                    self._column, self._hand = point.copy(), hand
                     self.enter("close")
                 elif self.steps > CONTACT_PATIENCE:
                     self._retry(failed=True)
             case "close":
                 if self.steps >= CLOSE_STEPS:
                     self._held = in_hand
-                    self._hand = view.hand.copy() if level(view, hand) else hand
                     self._grasped_z = float(pose.position[2])
-                    self._column = view.grip.copy()
                     self.enter("lift", fresh=True)
             case "lift":
                 if pose.position[2] > self._grasped_z + 0.025:
                     self._held = 0.5 * self._held + 0.5 * in_hand
                     self._aside = self._way_out(view)
-                    self._column = view.grip.copy()
                     self.enter("sidestep" if self._aside is not None else "rise")
                 elif self.steps > CONTACT_PATIENCE:
                     self._retry(failed=True)
@@ -167,7 +166,7 @@ class Carry(Machine):
             case "descend":
                 return Aim(point, hand, OPEN)
             case "close":
-                return Aim(point, hand, CLOSE)
+                return Aim(self._column, self._hand, CLOSE)
             case "lift":
                 return Aim(np.append(self._column[:2], view.grip[2] + 0.04), self._hand, CLOSE)
             case "sidestep":
