@@ -13,6 +13,7 @@ Pair = tuple[EpisodeRecord, EpisodeRecord]
 Names = tuple[str, str]
 """What messages call the first run of a comparison, and the second."""
 
+CLOCK = ("latency_ms", "latency_from", "latency_policy", "speed")
 BENCHMARK = {
     "task definitions": ("simulator", "bddl_sha256"),
     "initial states": ("simulator", "init_states_sha256"),
@@ -74,7 +75,7 @@ def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[
                 f"{name}: others ran beside {loaded} of {len(run.inferences)} inferences, "
                 "whose times are left out"
             )
-    named = {
+    named: dict[str, tuple[str, ...]] = {
         "GL backend": ("gl_backend",),
         "GL renderer": ("simulator", "gl_renderer"),
         "device": ("policy", "device"),
@@ -84,7 +85,11 @@ def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[
         "Python": ("provenance", "python"),
         "commit": ("provenance", "git", "commit"),
         "replan steps": ("policy", "replan_steps"),
+        **{f"clock.{key}": ("config", "clock", key) for key in CLOCK},
     }
+    clocks = tuple((_at(run.run, ("config", "clock", "name")) or "free") for run in (base, new))
+    if clocks[0] != clocks[1]:
+        warnings.append(f"clock differs: {clocks[0]} and {clocks[1]}")
     packages = _both(base, new, "provenance", "packages")
     for package in sorted({*(packages[0] or {}), *(packages[1] or {})}):
         named[package] = ("provenance", "packages", package)

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from eval.analysis.latency import LatencyStats, latency_stats
@@ -73,6 +74,27 @@ class EpisodeError:
 
 
 @dataclass(frozen=True)
+class ClockSummary:
+    """What a clock other than `free` did, over the finished episodes; see `eval.records.schema.ClockRecord`.
+
+    Attributes:
+        delay: d, on average; robot_s: median of the successes, None where there are none; held_steps, age
+            and seam: means of the episodes' own.
+        reproducible: whether an episode is a function of its key: the latency was not the run's own.
+    """
+
+    mode: str
+    speed: float
+    latency: str
+    delay: float | None
+    robot_s: float | None
+    held_steps: float
+    age: float | None
+    seam: float | None
+    reproducible: bool
+
+
+@dataclass(frozen=True)
 class StageEngagement:
     """Whether a stage's backend did the work: calls it served, that missed it, and that it refused."""
 
@@ -99,6 +121,7 @@ class Summary:
         infer_under_load, stages_under_load: the same of inferences that others ran beside: a throughput's
             latency, not a robot's.
         mean_batch: requests served together, on average over the inferences under load.
+        clock: None where time stood still during inferences.
         warnings: from reading the records and from comparing them; none is harmless.
     """
 
@@ -123,6 +146,7 @@ class Summary:
     infer_under_load: LatencyStats | None
     stages_under_load: Mapping[str, LatencyStats]
     mean_batch: float | None
+    clock: ClockSummary | None
     warmup_inferences: int
     engagement: tuple[StageEngagement, ...]
     warnings: tuple[str, ...]
@@ -218,10 +242,44 @@ def summarise(run: Run) -> Summary:
         infer_under_load=infer_under_load,
         stages_under_load=stages_under_load,
         mean_batch=math.fsum(record.batch for record in loaded) / len(loaded) if loaded else None,
+        clock=clock_summary(run),
         warmup_inferences=len(run.inferences) - len(alone) - len(loaded),
         engagement=engagement,
         warnings=tuple(warnings),
     )
+
+
+def clock_summary(run: Run) -> ClockSummary | None:
+    """Summarise what the run's clock did; None where time stood still."""
+    finished = [(e, e.clock) for e in run.episodes if e.clock is not None and e.success is not None]
+    if not finished:
+        return None
+    mode, speed = _one("clock and speed", {(clock.mode, clock.speed) for _, clock in finished})
+    config = (run.run.get("config") or {}).get("clock") or {}
+    source, latency_ms = config.get("latency_from"), config.get("latency_ms")
+    solved = [clock.robot_s for episode, clock in finished if episode.success]
+    return ClockSummary(
+        mode=mode,
+        speed=speed,
+        latency=_latency_source(source, config.get("latency_policy"), latency_ms),
+        delay=_mean(clock.delay_mean for _, clock in finished),
+        robot_s=median(solved) if solved else None,
+        held_steps=sum(clock.held_steps for _, clock in finished) / len(finished),
+        age=_mean(clock.age_mean for _, clock in finished),
+        seam=_mean(clock.seam_mean for _, clock in finished),
+        reproducible=latency_ms != "measured",
+    )
+
+
+def _latency_source(source: str | None, policy: str | None, latency_ms: Any) -> str:
+    if source is not None:
+        return f"of {policy or 'its policy'} in {source}"
+    return f"{latency_ms:g} ms" if isinstance(latency_ms, int | float) else f"{latency_ms or 'unknown'}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return math.fsum(given) / len(given) if given else None
 
 
 def _one(names: str, values: set[Any]) -> Any:

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from eval.analysis.latency import LatencyStats
-from eval.analysis.summary import SuccessRate, Summary
+from eval.analysis.summary import ClockSummary, SuccessRate, Summary
 from eval.records.schema import HOST_TO_HOST
 from eval.render.tables import (
     LINE,
@@ -38,6 +38,8 @@ def _blocks(summary: Summary) -> Iterator[Block]:
         yield banner(str(summary.weights_label))
     yield Sentence(_provenance(summary))
     yield _success(summary)
+    if summary.clock is not None:
+        yield Sentence(_clock(summary.clock))
     if summary.errors:
         yield _errors(summary)
     yield _latency(summary)
@@ -68,6 +70,21 @@ def _provenance(summary: Summary) -> str:
     if summary.weights_label:
         items["weights"] = summary.weights_label
     return " | ".join(f"{name}: {value}" for name, value in items.items())
+
+
+def _clock(clock: ClockSummary) -> str:
+    """Word what the clock did: `clock: async, 200 ms, d = 4.0 | robot time to success: 3.9 s | ...`."""
+    speed = "" if clock.speed == 1.0 else f", speed {clock.speed:g}"
+    delay = "" if clock.delay is None else f", d = {clock.delay:.1f}"
+    items = {
+        "clock": f"{clock.mode}, latency {clock.latency}{speed}{delay}",
+        "robot time to success": None if clock.robot_s is None else f"{clock.robot_s:.1f} s (median)",
+        "held": f"{clock.held_steps:.1f} steps an episode",
+        "age of actions": None if clock.age is None else f"{clock.age:.1f} steps",
+        "seam": None if clock.seam is None else f"{clock.seam:.2f}",
+        "note": None if clock.reproducible else "measured latencies: not reproducible",
+    }
+    return " | ".join(f"{name}: {value}" for name, value in items.items() if value is not None)
 
 
 def _success(summary: Summary) -> Table:

@@ -3,17 +3,20 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from eval.analysis.latency import latency_stats
 from eval.analysis.summary import success_rate, summarise
 from eval.records.reader import Run
-from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
+from eval.render.summary import render
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -223,3 +226,39 @@ def test_a_summary_does_not_depend_on_the_order_of_records(
     )
     assert summarise(shuffled) == summarise(run)
     assert json.dumps(summarise(shuffled).to_dict()) == json.dumps(summarise(run).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("config", "says", "reproducible"),
+    [
+        ({"latency_ms": 200}, "200 ms", True),
+        ({"latency_ms": "measured"}, "measured", False),
+        ({"latency_from": "bench.json", "latency_policy": "baseline"}, "of baseline in bench.json", True),
+    ],
+)
+def test_what_the_clock_did_is_summed_up_over_finished_episodes(
+    make_episode: Episode, run_json: dict[str, Any], config: dict[str, Any], says: str, reproducible: bool
+) -> None:
+    def clock(robot_s: float, held: int, age: float | None) -> ClockRecord:
+        return ClockRecord("async", 2.0, robot_s, held, 4.0, 4, age, 9, 0.25, 1.0)
+
+    episodes = (
+        make_episode(episode=0, clock=clock(3.0, 4, 5.0)),
+        make_episode(episode=1, clock=clock(5.0, 4, 7.0)),
+        make_episode(episode=2, clock=clock(11.0, 10, None), success=False),
+        make_episode(episode=3, clock=clock(99.0, 99, 99.0), error_type="RuntimeError"),
+    )
+    run = Run({**run_json, "config": {"clock": {"name": "async", **config}}}, episodes, ())
+    summary = summarise(run).clock
+    assert summary is not None
+    assert (summary.mode, summary.speed, summary.latency) == ("async", 2.0, says)
+    assert (summary.robot_s, summary.held_steps, summary.age, summary.seam) == (4.0, 6.0, 6.0, 0.25)
+    assert summary.reproducible is reproducible
+    text = StringIO()
+    Console(file=text, width=200).print(render(summarise(run)))
+    assert f"clock: async, latency {says}, speed 2, d = 4.0 | robot time to success: 4.0 s" in text.getvalue()
+    assert ("not reproducible" in text.getvalue()) is not reproducible
+
+
+def test_a_run_whose_time_stood_still_has_no_clock(make_episode: Episode, run_json: dict[str, Any]) -> None:
+    assert summarise(Run(run_json, (make_episode(),), ())).clock is None
