@@ -255,7 +255,7 @@ def test_what_the_clock_did_is_summed_up_over_finished_episodes(
     assert (summary.robot_s, summary.held_steps, summary.age, summary.seam) == (4.0, 6.0, 6.0, 0.25)
     assert summary.reproducible is reproducible
     text = StringIO()
-    Console(file=text, width=200).print(render(summarise(run)))
+    Console(file=text, width=400).print(render(summarise(run)))
     assert f"clock: async, latency {says}, speed 2, d = 4.0 | robot time to success: 4.0 s" in text.getvalue()
     assert ("not reproducible" in text.getvalue()) is not reproducible
 
