@@ -221,6 +221,13 @@ def test_a_folder_with_records_is_refused_before_anything_starts(
     assert not (tmp_path / "run" / "wandb").exists()
 
 
+def test_a_folder_with_anything_in_it_is_no_new_one(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    assert refusal("seed=1") == f"{tmp_path}/run is no new folder: it holds notes.txt; choose a new one"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
 def test_a_full_trace_is_there_for_those_who_ask(command_line: Callable[..., None]) -> None:
     with pytest.raises(CommandError, match=r"denoise\.steps must be >= 1, got 0"):
         command_line("denoise.steps=0", full_error="1")
@@ -238,6 +245,7 @@ def test_help_lists_what_can_be_chosen_and_explains_keys_that_exist(
     for group in ("suite", "protocol", "policy", "checkpoint", "runner", "tracking", "+experiment"):
         assert groups[group].startswith(", ".join(options(group.lstrip("+"))))
     assert "_pi05" not in groups["policy"]
+    assert {"--config-dir", "policy=custom", "policy=remote"} <= set(said.split())
     for stage in STAGES:
         assert groups[f"optim/{stage}"] == ", ".join(options(f"optim/{stage}"))
     keys = [word for word in groups if "=" in word]

@@ -1,9 +1,13 @@
 """What is known of a configuration before its tasks are loaded."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from eval.config.compose import configure
-from eval.config.tasks import warnings_of
+from eval.config.schema import ConfigError
+from eval.config.tasks import refuse_elsewhere, warnings_of
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,19 @@ def test_the_oracle_has_no_checkpoint_to_warn_of() -> None:
 def test_other_control_steps_than_the_suites_are_named() -> None:
     [warning] = warnings_of(configure(["suite.max_steps=12"]), has_stages=True)
     assert warning.startswith("suite.max_steps=12, not the 220 of libero_spatial")
+
+
+def test_a_relative_path_of_a_resumed_run_leads_somewhere_or_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(["checkpoint=native", "checkpoint.path=weights", "optim.scales=s.json"])
+    monkeypatch.chdir(tmp_path)
+    way_out = f" of the run is relative, and leads nowhere from {tmp_path}; change to the folder that "
+    with pytest.raises(ConfigError, match=re.escape(f"checkpoint.path=weights{way_out}")):
+        refuse_elsewhere(config)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(ConfigError, match=re.escape(f"optim.scales=s.json{way_out}")):
+        refuse_elsewhere(config)
+    (tmp_path / "s.json").touch()
+    refuse_elsewhere(config)
+    refuse_elsewhere(configure(["checkpoint=reference"]))
