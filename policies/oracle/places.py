@@ -13,6 +13,7 @@ Array = NDArray[np.float64]
 
 PRESS = 0.006  # metres below rest: contact ends the way, not the aim
 BELOW_RIM = 0.03  # how far an object is lowered into a container before it is dropped
+FINGERS, FINGER_CLEARANCE = 0.03, 0.02  # metres around and below the grip that stay clear on the way
 GRID = np.linspace(-0.9, 0.9, 7)
 
 
@@ -114,8 +115,10 @@ def _is_near(view: View, name: str, target: str) -> bool:
 
 
 def carry_height(view: View, thing: str, place_: Place, points: Array) -> float:
-    """The height of the object's origin at which it travels, so that it clears `points` on the way."""
+    """The height of the object's origin at which it and the hand travel, clear of `points` on the way."""
     start = view.pose(thing).position
     radius = min(_radius(view, thing), 0.07) + 0.015
     obstacle = highest_between(points, start, place_.origin, radius)
-    return max(obstacle + view.bottom(thing) + 0.03, float(place_.origin[2]) + 0.03)
+    over = view.grip + place_.origin - start
+    fingers = highest_between(points, view.grip, over, FINGERS) + FINGER_CLEARANCE + start[2] - view.grip[2]
+    return max(obstacle + view.bottom(thing) + 0.03, fingers, float(place_.origin[2]) + 0.03)

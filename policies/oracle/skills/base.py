@@ -57,8 +57,8 @@ def miss(view: View, position: Array) -> float:
     return float(np.linalg.norm(position - view.grip))
 
 
-def level(view: View, hand: Array) -> bool:
-    return float(np.linalg.norm(turn(hand, view.hand))) < LEVEL_RAD
+def level(view: View, hand: Array, tolerance_rad: float = LEVEL_RAD) -> bool:
+    return float(np.linalg.norm(turn(hand, view.hand))) < tolerance_rad
 
 
 def above_obstacles(view: View, points: Array, target: Array) -> float:

@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 SLIPPED = 0.045  # metres that an object may move in the hand; a plate droops by 30 mm
 NEAR_GRASP = 0.012  # along the approach, where the fingers may close
 TIPPED_COS = 0.9  # an object that has turned by more since the grasp was chosen needs another one
+SQUARE_RAD = 0.06  # yaw off at which a book may go down into its compartment
 SETTLED = 0.0015  # metres a step: an object that sinks more slowly stands on something
 HOLDING = ("lift", "sidestep", "rise", "carry", "lower")
 HANGS = 0.02  # metres that an object released comes up again with the hand
@@ -126,14 +127,17 @@ class Carry(Machine):
                 target = self._place(view)
                 far = plane(target.origin - pose.position)
                 height = carry_height(view, self.thing, target, view.others(self.thing))
+                turned = abs(target.yaw) < SQUARE_RAD or self.steps > TRAVEL_PATIENCE
                 if self.phase == "rise" and pose.position[2] > height - ALIGNED:
-                    self._hand = Rotation.from_rotvec(target.yaw * UP).as_matrix() @ self._hand
+                    self._turn_by(target.yaw)
                     self.enter("carry")
-                elif self.phase == "carry" and far < ALIGNED and (level(view, self._hand) or not target.yaw):
+                elif self.phase == "carry" and not turned and level(view, self._hand, SQUARE_RAD):
+                    self._turn_by(target.yaw)  # it has turned in the hand
+                elif self.phase == "carry" and far < ALIGNED and turned:
                     self._heights = []
                     self.enter("lower")
                 elif self.steps > TRAVEL_PATIENCE + 40:
-                    self._retry(failed=False)
+                    self._retry(failed=True)
             case "lower":
                 target = self._place(view)
                 self._heights.append(float(pose.position[2]))
@@ -202,6 +206,9 @@ class Carry(Machine):
                     return None
                 return Aim(away, self._hand, OPEN)
 
+    def _turn_by(self, yaw: float) -> None:
+        self._hand = Rotation.from_rotvec(yaw * UP).as_matrix() @ self._hand
+
     def _place(self, view: View) -> Place:
         if self._offset is None:
             self._offset = spot(view, self.predicate, self.thing)
@@ -221,12 +228,12 @@ class Carry(Machine):
             palm = (np.abs(local[:, 0]) < 0.11) & (np.abs(local[:, 1]) < 0.045)
             return int(over.sum() + palm.sum())
 
-        if count(np.zeros(2)) < 3:
+        if not count(np.zeros(2)):
             return None
         shifts = [
             distance * np.array([np.cos(angle), np.sin(angle)])
             for distance in (0.04, 0.07, 0.1, 0.13)
             for angle in np.arange(16) * np.pi / 8
         ]
-        best = min(shifts, key=lambda shift: (count(shift) >= 3, float(np.linalg.norm(shift)), count(shift)))
+        best = min(shifts, key=lambda shift: (count(shift) > 0, float(np.linalg.norm(shift)), count(shift)))
         return pose.position + np.append(best, 0.0)
