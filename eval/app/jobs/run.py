@@ -16,7 +16,7 @@ from eval.config.multiply import is_below, key_of, quoted
 from eval.config.schema import RAY_ONLY, Config, TrackingConfig
 from eval.config.targets import NO_TRACKING, TRACKING
 from eval.episodes.signals import at_once
-from eval.records.folders import EPISODES_FILE, LOG_FILE
+from eval.records.folders import EPISODES_FILE, LOG_FILE, WANDB
 from eval.records.resume import FREE, flat, portable
 from eval.records.run_json import RUN_FILE, read_run_json
 from eval.records.sweep import JobRecord, write_job_records
@@ -71,7 +71,7 @@ def refuse_foreign_runs(folder: Path, records: Iterable[JobRecord], typed: Typed
     Raises NotPlain, DamagedRecords, or ValueError with the run and what differs.
     """
     records = list(records)
-    refuse_links(folder, [record.folder for record in records])
+    refuse_links(folder, [record.folder for record in records], skip=[WANDB])
     for record in records:
         run = folder / record.folder
         if (run / RUN_FILE).exists() and (differences := _differences(read_run_json(run), record, typed)):
