@@ -11,10 +11,10 @@ from eval.records.run_json import RUN_FILE as RUN_FILE
 from policies.text import shorten
 
 LOG_FILE = "job.log"  # of a job: what it printed
-BEFORE_RECORDS = (LOG_FILE, "wandb")
 EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
 WANDB = "wandb"  # W&B's folder; it makes links in it, also out of it, and writes into new folders alone
+BEFORE_RECORDS = (LOG_FILE, WANDB)  # what may be in a run's folder before the run is
 
 
 class NoRecords(FileNotFoundError):
