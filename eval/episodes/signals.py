@@ -102,11 +102,6 @@ def at_once(deed: Callable[[], object]) -> Iterator[None]:
         _state.deeds.remove(deed)
 
 
-def pending() -> int | None:
-    """The signal that came; None where none did."""
-    return _state.pending
-
-
 def raise_pending(error: BaseException | None = None) -> None:
     """Raise the signal that came, or the KeyboardInterrupt that `error` comes from; else do nothing.
 
