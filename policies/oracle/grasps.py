@@ -33,15 +33,8 @@ class Across:
     offsets: tuple[float, ...] = (0.0, 0.015, -0.015, 0.03, -0.03)  # along the object, from its middle
 
 
-@dataclass(frozen=True)
-class Handle:
-    """Take the thin handle of something round from above."""
-
-    depth: float = 0.012
-
-
 BOWL, MUG = Rim(0.020), Rim(0.022)
-GRASPS: dict[str, Rim | Across | Handle] = {
+GRASPS: dict[str, Rim | Across] = {
     "akita_black_bowl": BOWL,
     "white_bowl": BOWL,
     "plate": Rim(0.006),
@@ -57,7 +50,6 @@ GRASPS: dict[str, Rim | Across | Handle] = {
         Across(),
     ),
     "moka_pot": Across(0.022),  # beside the lid's knob, which would touch the palm
-    "chefmate_8_frypan": Handle(),
 }
 
 MAX_WIDTH = 0.072  # the opened fingers are 77 mm apart
@@ -96,8 +88,12 @@ def choose_grasp(view: View, thing: str, failed: Sequence[Grasp] = ()) -> Grasp 
 
     Args:
         failed: grasps that did not work, to be taken again only when everything else is worse.
+
+    Raises:
+        ValueError: the table has no grasp for this kind.
     """
-    how = GRASPS[kind_of(thing)]
+    if (how := GRASPS.get(kind_of(thing))) is None:
+        raise ValueError(f"the oracle knows no grasp for {thing}, but for {', '.join(GRASPS)}")
     points = view.points(thing)
     middle = points.mean(axis=0)
     near = view.others(thing)
@@ -107,8 +103,6 @@ def choose_grasp(view: View, thing: str, failed: Sequence[Grasp] = ()) -> Grasp 
             candidates = _rim(points, how)
         case Across():
             candidates = _across(points, how)
-        case Handle():
-            candidates = _handle(points, how)
     pose = view.pose(thing)
     best: Candidate | None = None
     lost = [grasp.at(pose) for grasp in failed]
@@ -170,16 +164,3 @@ def _across(points: Array, how: Across) -> list[Candidate]:
                 point = centre + hand[:, 0] * (low + high) / 2
                 candidates.append(Candidate(point, hand, high - low + abs(tilt) * 1e-3 + abs(offset) * 2.0))
     return candidates
-
-
-def _handle(points: Array, how: Handle) -> list[Candidate]:
-    top = points[:, 2].max()
-    centre, radius = rim_of(points)
-    far = points[np.linalg.norm((points - centre)[:, :2], axis=1) > radius + 0.02]
-    if not len(far):
-        return []
-    middle = (far.max(axis=0) + far.min(axis=0)) / 2
-    outward = (middle - centre)[:2]
-    yaw_deg = float(np.rad2deg(np.arctan2(outward[1], outward[0]))) + 90.0
-    middle[2] = min(far[:, 2].max(), top) - how.depth
-    return [Candidate(middle, from_above(yaw_deg, tilt), abs(tilt) * 1e-3) for tilt in TILTS_DEG]

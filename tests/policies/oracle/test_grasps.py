@@ -98,4 +98,10 @@ def test_a_hand_for_a_handle_points_at_it_and_closes_up_and_down(direction: list
 
 def test_kinds_are_names_without_numbers() -> None:
     assert kind_of("akita_black_bowl_2") == "akita_black_bowl"
-    assert kind_of("chefmate_8_frypan_1") in GRASPS
+    assert kind_of("wine_bottle_1") in GRASPS
+
+
+def test_a_kind_without_a_grasp_is_named() -> None:
+    view = look(world({"chefmate_8_frypan_1": (box(0.02, 0.02, 0.02), AT)}))
+    with pytest.raises(ValueError, match="no grasp for chefmate_8_frypan_1"):
+        choose_grasp(view, "chefmate_8_frypan_1")

@@ -214,6 +214,7 @@ def test_provenance_names_the_options() -> None:
         ("libero_goal", 5, 300),  # push a plate
         ("libero_goal", 7, 300),  # turn a knob
         ("libero_10", 3, 520),  # a bowl into a drawer, and push it shut
+        ("libero_90", 33, 400),  # push a door
     ],
 )
 def test_it_solves_a_task_for_each_skill(
