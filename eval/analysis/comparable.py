@@ -93,8 +93,8 @@ def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[
     packages = _both(base, new, "provenance", "packages")
     for package in sorted({*(packages[0] or {}), *(packages[1] or {})}):
         named[package] = ("provenance", "packages", package)
-    for name, path in named.items():
-        before, after = _both(base, new, *path)
+    for name, where in named.items():
+        before, after = _both(base, new, *where)
         if before != after:
             warnings.append(f"{name} differs: {_spell(before)} and {_spell(after)}")
     return warnings

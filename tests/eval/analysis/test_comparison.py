@@ -133,6 +133,20 @@ def test_policies_without_stages_have_nothing_to_engage(
     assert compare(oracle, oracle, 2.0).passed
 
 
+def test_runs_of_different_clocks_are_paired_and_what_differs_is_said(
+    make_episode: Episode, run_json: dict[str, Any]
+) -> None:
+    episodes = tuple(make_episode(episode=i) for i in range(3))
+    free = Run(run_json, episodes, ())
+    clock = {"name": "async", "latency_ms": 200, "speed": 2.0}
+    on_a_clock = Run({**run_json, "config": {**run_json.get("config", {}), "clock": clock}}, episodes, ())
+    result = compare(free, on_a_clock, 2.0)
+    assert result.counts.n == 3
+    said = {"clock differs: free and async", "clock.latency_ms differs: unknown and 200"}
+    assert said < set(result.warnings)
+    assert not [warning for warning in compare(on_a_clock, on_a_clock, 2.0).warnings if "clock" in warning]
+
+
 def test_errors_are_in_no_pair_and_do_not_decide(write_run: WriteRun) -> None:
     result = compared(write_run("base", errors=[11]), write_run("new", errors=[12, 13, 14]))
     assert (result.base.errors, result.new.errors, result.left_out.raised) == (1, 3, 4)
