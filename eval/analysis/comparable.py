@@ -14,7 +14,7 @@ Names = tuple[str, str]
 """What messages call the first run of a comparison, and the second."""
 
 CLOCK = ("latency_ms", "latency_from", "latency_policy", "speed")
-BENCHMARK = {
+BENCHMARK: Mapping[str, tuple[str, ...]] = {
     "task definitions": ("simulator", "bddl_sha256"),
     "initial states": ("simulator", "init_states_sha256"),
     "assets": ("simulator", "assets_sha256"),
