@@ -147,13 +147,14 @@ def refuse_links(folder: Path, names: Iterable[str] | None = None, skip: Iterabl
 
     Args:
         names: look at these in the folder, and at what is below them; None is everything.
-        skip: look at these in the folder, but not at what is below them.
+        skip: look at folders of these names, at any depth, but not at what is below them.
     """
     for place, folders, files in os.walk(folder, followlinks=False):
         here = [*folders, *files]
         if Path(place) == folder:
             here = [name for name in here if names is None or name in names]
-            folders[:] = [name for name in folders if name in here and name not in skip]
+            folders[:] = [name for name in folders if name in here]
+        folders[:] = [name for name in folders if name not in skip]
         for name in here:
             path = os.path.join(place, name)
             status = os.lstat(path)

@@ -68,9 +68,8 @@ def read_jobs_to_run(file: Path) -> list[JobRecord]:
     Raises DamagedRecords, NotPlain. Which `_target_` they may name, `eval.config.compose.configure` says.
     """
     records = read_job_records(file)
+    refuse_links(file.parent, [record.folder for record in records], skip=[WANDB])
     for i, record in enumerate(records):
-        refuse_links(file.parent, [record.folder], skip=[record.folder])
-        refuse_links(file.parent / record.folder, skip=[WANDB])
         try:
             refuse_lookups(record.overrides)
         except ValueError as error:
