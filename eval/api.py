@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from eval.analysis.comparison import MARGIN, Comparison
@@ -32,7 +34,8 @@ from eval.analysis.overview import Source, overview
 from eval.analysis.summary import SuccessRate, Summary, summarise
 from eval.app.session import Origin, prepare
 from eval.config.compose import check, compose_run, own_hydra, plain
-from eval.config.multiply import quoted
+from eval.config.errors import one_line
+from eval.config.multiply import is_below, key_of, quoted
 from eval.config.schema import Config, ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
@@ -54,8 +57,15 @@ from eval.specs.choose import checked_spec
 from eval.specs.custom import CheckedPolicy, origin
 from eval.tracking.base import NullTracker
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
-from policies.files import OUTPUTS, write_atomic
+from policies.files import write_atomic
 
+INSTEAD = {  # of keys that `evaluate` does not read
+    "suite": "give suite=NAME as a keyword, and suite.max_steps or suite.tasks as an override",
+    "protocol": "give protocol=NAME as a keyword",
+    "resume": "a run is resumed by the command line",
+    "hydra": "give folder=PATH as a keyword",
+    "tracking": "give wandb_run=RUN as a keyword",
+}
 OnEpisode = Callable[[EpisodeRecord], None]
 
 
@@ -199,11 +209,14 @@ def evaluate(
         RunFailed: too many episodes raised, or a backend did not engage; the records are kept.
         ConfigError, ValueError, OSError, SimulatorError: nothing was recorded.
     """
+    _refuse_foreign(overrides)
     place = Path(folder) if folder is not None else None
     chosen = [f"suite={suite}", f"protocol={protocol}", "tracking=none", *overrides]
     ready: Policy | None = None
     if isinstance(policy, str):
         chosen = [f"policy={policy}", *chosen]
+    elif isinstance(policy, type):
+        raise ConfigError(f"policy must be an object, got the class {policy.__name__}: {policy.__name__}()")
     elif isinstance(policy, LoadedPolicy):
         ready, chosen = policy.policy, [*policy.overrides, *chosen]
     else:
@@ -226,7 +239,9 @@ def evaluate(
             f"runner={config.runner.name} builds policies in processes of its own, which an object cannot "
             "enter; give evaluate the name of a policy, or leave the runner out"
         )
-    place = place or OUTPUTS / f"{datetime.now().astimezone():%Y-%m-%d/%H-%M-%S-%f}_{config.policy.name}"
+    place = (
+        place or Path("outputs") / f"{datetime.now().astimezone():%Y-%m-%d/%H-%M-%S-%f}_{config.policy.name}"
+    )
     refuse_full(place)
 
     def open_it(tasks: Sequence[Task], left: Sequence[EpisodeKey]) -> Runner:
@@ -245,10 +260,23 @@ def evaluate(
     return run
 
 
+def _refuse_foreign(overrides: Sequence[Any]) -> None:
+    """Raise ConfigError for what is no KEY=VALUE, or is a keyword of `evaluate` instead."""
+    for text in overrides:
+        if not isinstance(text, str) or "=" not in text:
+            raise ConfigError(f"an override must be text like 'seed=8', got {text!r}")
+        for key, instead in INSTEAD.items():
+            if key_of(text) == key or (key in ("hydra", "tracking") and is_below(key_of(text), [key])):
+                raise ConfigError(f"{text} is not read here; {instead}")
+
+
 def _compose(overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    with own_hydra():
-        cfg = compose_run(overrides)
-        return check(cfg), plain(cfg)
+    try:
+        with own_hydra():
+            cfg = compose_run(overrides)
+            return check(cfg), plain(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
 
 
 @contextmanager

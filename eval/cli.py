@@ -20,7 +20,13 @@ from eval.config.compose import check, plain
 from eval.config.errors import one_line
 from eval.config.multiply import key_of
 from eval.config.schema import Config, ConfigError
-from eval.config.targets import recorded_tracking, refuse_recorded_targets, repeatable, typed_again
+from eval.config.targets import (
+    choice_of_policy,
+    recorded_tracking,
+    refuse_recorded_targets,
+    repeatable,
+    typed_again,
+)
 from eval.config.tasks import refuse_elsewhere
 from eval.records.folders import refuse_full
 from eval.records.reader import Run
@@ -139,8 +145,9 @@ def run(cfg: DictConfig) -> None:
 def go_on(start: Start) -> str:
     """The command that goes on with a run, for a shell: with what its record may not say."""
     flags = [word for folder in config_folders() for word in ("--config-dir", shlex.quote(str(folder)))]
-    again = map(shlex.quote, typed_again(start.overrides))
-    return shell_command("eval", *flags, shell_override("resume", str(start.folder)), *again)
+    again = typed_again(start.overrides)
+    words = map(shlex.quote, [*choice_of_policy([*start.earlier, *start.overrides], again), *again])
+    return shell_command("eval", *flags, shell_override("resume", str(start.folder)), *dict.fromkeys(words))
 
 
 def _tracker(config: Config) -> SafeTracker:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.app.command import CommandError, command
+from eval.config.credentials import refuse_credentials
 from eval.config.schema import Config, ConfigError, Pi05PolicyConfig, register_schema
 from eval.records.observations import load_requests
 from eval.sim.stack import SimulatorError
@@ -44,6 +45,7 @@ def run_command(name: str, schema: type[Run], run: Callable[[Run], None]) -> Non
 
     def job(cfg: DictConfig) -> None:
         with user_errors():
+            refuse_credentials(cfg)
             config = OmegaConf.to_object(cfg)
             assert isinstance(config, schema)
             run(config)

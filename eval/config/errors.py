@@ -32,6 +32,7 @@ SEVERAL = r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=(.*?)'(?:
 PLAINER = (
     (r"Value '(.*)' of type '.*' could not be converted to Integer", r"must be a whole number, got '\1'"),
     (r"Value '(.*)' is not a valid bool.*", r"must be true or false, got '\1'"),
+    (r"Cannot (?:assign|merge) .*(?:Dict\[|DictConfig).*", "must be a mapping, as in +policy.args.size=3"),
     (r"Cannot convert '.*' to string: '(.*)'", r"must be text, got \1"),
     (r"Invalid value assigned: (\w+) is not a ListConfig.*", r"must be a list, as in [0,3], got \1"),
     (r"field '.*' is not Optional", "must have a value, got null"),
@@ -126,8 +127,9 @@ def _known(node: Any) -> list[str]:
     if not isinstance(node, DictConfig):
         return []
     kind = OmegaConf.get_type(node)
-    names = [field.name for field in fields(kind)] if is_dataclass(kind) else [str(name) for name in node]
-    return [name for name in names if name != "_target_"]
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
+    return [str(name) for name in node if name != "_target_"]  # a backend's, which a slash chooses
 
 
 def _policy_with(option: str) -> str | None:

@@ -59,6 +59,16 @@ def typed_again(overrides: Iterable[str]) -> list[str]:
     ]
 
 
+def choice_of_policy(overrides: Sequence[str], again: Iterable[str]) -> list[str]:
+    """List the `policy=` of these overrides where `again` has keys of one policy alone, as `policy.url`.
+
+    Hydra composes the command line of `resume=` before the record is read.
+    """
+    own = any(is_below(key_of(text), ["policy"]) and _name(key_of(text)) != TARGET for text in again)
+    chosen = [text for text in overrides if key_of(text) == "policy"]
+    return chosen if own else []
+
+
 def recorded_tracking(recorded: Sequence[str]) -> list[str]:
     """List the overrides that `repeatable` leaves out because this command line says where a mirror goes."""
     return [text for text in recorded if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING]

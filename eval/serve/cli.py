@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from eval.app.command import CommandError, command
+from eval.config.credentials import refuse_credentials
 from eval.config.multiply import key_of
 from eval.config.schema import ConfigError, Pi05PolicyConfig, register_schema
 from eval.episodes.signals import Signalled
@@ -225,6 +226,7 @@ def job(cfg: DictConfig) -> None:
     from optim.commands import user_errors
 
     with user_errors():
+        refuse_credentials(cfg)
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, ServeRun)
         serving = check(config, list(HydraConfig.get().overrides.task))

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from eval.config import schema
+from eval.config.credentials import refuse_credentials
 from eval.config.groups import CONF
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import ConfigError
@@ -161,6 +162,7 @@ def _swept(row: Iterable[str], overrides: Iterable[Override]) -> tuple[str, ...]
 def _row(setting: Sequence[str], row: Sequence[str], swept: Sequence[str]) -> Row:
     overrides = (*setting, *row)
     cfg = compose("bench", list(overrides))
+    refuse_credentials(cfg)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, BenchRun)
     refuse_unknown(cfg)

@@ -217,3 +217,35 @@ def test_a_notebook_evaluates_a_class_that_it_defines_and_shows_progress(tmp_pat
 def _request(cameras: Sequence[str]) -> Request:
     images = {name: np.zeros((256, 256, 3), np.uint8) for name in cameras}
     return Request(Observation(images, np.zeros(8), "go"), EpisodeKey("libero_spatial", 0, 0, 7), 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "message"),
+    [
+        (["resume=run"], {}, "resume=run is not read here; a run is resumed by the command line"),
+        (["hydra.run.dir=x"], {}, "hydra.run.dir=x is not read here; give folder=PATH as a keyword"),
+        (["tracking.mode=online"], {}, "tracking.mode=online is not read here; give wandb_run=RUN"),
+        (["suite=libero_goal"], {}, "suite=libero_goal is not read here; give suite=NAME as a keyword"),
+        ([{"seed": 8}], {}, "an override must be text like 'seed=8', got {'seed': 8}"),
+        (["denoise.step=3"], {}, "unknown key denoise.step; did you mean denoise.steps?"),
+        ([], {"protocol": "smokee"}, "protocol must be one of full, official, quick, smoke, got 'smokee'"),
+    ],
+)
+def test_what_evaluate_does_not_take_is_one_line(
+    arguments: list[Any], keywords: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        evaluate(Still(), *arguments, folder=tmp_path / "run", **keywords)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_in_place_of_an_object_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^policy must be an object, got the class Still: Still\(\)$"):
+        evaluate(Still)  # type: ignore[arg-type]
+
+
+def test_a_policy_that_does_not_exist_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^policy must be one of baseline, custom, .*, got 'baselin'$"):
+        load_policy("baselin")

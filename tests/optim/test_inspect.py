@@ -173,6 +173,7 @@ def test_a_backend_that_cannot_run_here_is_a_note_and_the_rest_is_shown(
             "policy.device is no option of this policy; choose one that has it, as policy=baseline",
         ),
         (["inspect.observations=no.npz"], "no observations no.npz (looked at "),
+        (["tracking.group=hf_abcdefghijklmnopqrstuvwxyz01234567"], "tracking.group "),
         (
             ["optim.vision=eager"],
             "optim.vision must be a backend, chosen with a slash as in optim/vision=eager",

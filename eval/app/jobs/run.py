@@ -14,7 +14,7 @@ from eval.app.jobs.typed import NOTHING, Typed
 from eval.config.compose import configure
 from eval.config.multiply import is_below, key_of, quoted
 from eval.config.schema import RAY_ONLY, Config, TrackingConfig
-from eval.config.targets import NO_TRACKING, TRACKING
+from eval.config.targets import NO_TRACKING, TRACKING, choice_of_policy
 from eval.episodes.signals import at_once
 from eval.records.folders import EPISODES_FILE, LOG_FILE, WANDB
 from eval.records.resume import FREE, flat, portable
@@ -153,7 +153,8 @@ def _arguments(folder: Path, record: JobRecord, typed: Typed) -> list[str]:
     if (run / EPISODES_FILE).is_file() and (run / RUN_FILE).is_file():
         named = [text for text in typed.of_job(record.overrides) if not is_below(key_of(text), [TRACKING])]
         changes = free_changes(run, configure(overrides, folders=typed.folders))
-        return [*typed.flags, quoted("resume", str(run)), *named, *changes]
+        policy = choice_of_policy(record.overrides, named)
+        return [*typed.flags, quoted("resume", str(run)), *policy, *named, *changes]
     return [*typed.flags, *overrides, quoted("hydra.run.dir", str(run))]
 
 
