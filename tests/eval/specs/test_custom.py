@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.errors import ConfigCompositionException
 
 from eval.config.compose import compose_run, configure
 from eval.config.schema import ConfigError, PolicyConfig
-from eval.config.targets import refuse_recorded_targets
+from eval.config.targets import choice_of_policy, refuse_recorded_targets, typed_again
 from eval.runners.local import LocalRunner
 from eval.runners.recorder import RunFailed
 from eval.specs.choose import checked_spec, make_spec
@@ -215,3 +216,15 @@ def test_a_member_that_no_runner_can_use_is_refused(member: str, value: Any, mes
     with pytest.raises(ConfigError) as refused:
         CheckedPolicy(policy, "mine", {})
     assert message in str(refused.value)
+
+
+def test_the_line_that_resumes_a_served_policy_names_the_policy_that_has_its_keys() -> None:
+    recorded = ["policy=remote", "policy.label=weights", "policy.url=ws://127.0.0.1:1", "seed=8"]
+    again = typed_again(recorded)
+    assert again == ["policy.url=ws://127.0.0.1:1"]
+    with pytest.raises(ConfigCompositionException):  # before any record is read
+        compose_run(["resume=RUN", *again])
+    cfg = compose_run(["resume=RUN", *choice_of_policy(recorded, again), *again])
+    assert cfg.policy.url == "ws://127.0.0.1:1"
+    own = ["policy=custom", "policy._target_=a.Policy"]
+    assert choice_of_policy(own, typed_again(own)) == []  # every policy has a `_target_`
