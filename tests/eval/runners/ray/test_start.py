@@ -25,6 +25,7 @@ from eval.sim.env import CAMERAS
 from eval.sim.stack import SimulatorError
 from eval.sim.tasks import Task
 from eval.specs.base import BuiltPolicy
+from eval.specs.choose import make_spec
 from policies.base import ActionChunk, EpisodeKey, Observation, Request
 from tests.eval import fake_run
 from tests.eval.fake_run import plan_of, results, run, start
@@ -171,7 +172,7 @@ def handed_to_ray(monkeypatch: pytest.MonkeyPatch, left: Sequence[EpisodeKey], *
     register()
     with initialize_config_dir(config_dir=CONF, version_base="1.3"):
         config = check(compose("config", ["runner=ray", "protocol.seeding=openpi", *arguments]))
-    ray_start.start_ray(config, tasks(3), left)
+    ray_start.start_ray(config, make_spec(config.policy), tasks(3), left)
     return SimpleNamespace(**handed_in)
 
 
