@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hydra.errors import HydraException
@@ -203,10 +204,12 @@ def _make_recording(folder: Path) -> None:
 def _make_checkpoint(folder: Path) -> None:
     small = _small()
     save_checkpoint(folder, small.dims, small.stages, unit_stats(), TOKENIZER_PATH)
-    for name in ("load_stages", "hash_weights", "stores_both_embeddings"):  # the weights stay as they are
-        function = getattr(checkpoint_module, name)
-        if not hasattr(function, "cache_info"):
-            setattr(checkpoint_module, name, functools.cache(function))
+
+
+READ_ONCE = {  # the weights stay as they are
+    name: functools.cache(getattr(checkpoint_module, name))
+    for name in ("load_stages", "hash_weights", "stores_both_embeddings")
+}
 
 
 @functools.cache
@@ -215,7 +218,8 @@ def _small() -> Any:
 
 
 def _read_checkpoint(folder: Path, _: Random) -> None:
-    load_checkpoint(CheckpointConfig(**SMALL, layout="native", path=str(folder)))
+    with patch.multiple(checkpoint_module, **READ_ONCE):
+        load_checkpoint(CheckpointConfig(**SMALL, layout="native", path=str(folder)))
 
 
 def _make_scales(folder: Path) -> None:
