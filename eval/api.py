@@ -13,7 +13,7 @@ Non-obvious behaviors:
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -66,6 +66,11 @@ INSTEAD = {  # of keys that `evaluate` does not read
     "hydra": "give folder=PATH as a keyword",
     "tracking": "give wandb_run=RUN as a keyword",
 }
+ONLY_BY_ITSELF = ("suite", "protocol")  # what is below them is read
+FIXED = dict.fromkeys(  # of a policy that is an object
+    ("policy", "checkpoint", "denoise", "optim"),
+    "the policy is an object and stays as it is; give these to load_policy, or to its class",
+)
 OnEpisode = Callable[[EpisodeRecord], None]
 
 
@@ -209,7 +214,7 @@ def evaluate(
         RunFailed: too many episodes raised, or a backend did not engage; the records are kept.
         ConfigError, ValueError, OSError, SimulatorError: nothing was recorded.
     """
-    _refuse_foreign(overrides)
+    _refuse_foreign(overrides, INSTEAD if isinstance(policy, str) else INSTEAD | FIXED)
     place = Path(folder) if folder is not None else None
     chosen = [f"suite={suite}", f"protocol={protocol}", "tracking=none", *overrides]
     ready: Policy | None = None
@@ -260,14 +265,14 @@ def evaluate(
     return run
 
 
-def _refuse_foreign(overrides: Sequence[Any]) -> None:
+def _refuse_foreign(overrides: Sequence[Any], instead: Mapping[str, str]) -> None:
     """Raise ConfigError for what is no KEY=VALUE, or is a keyword of `evaluate` instead."""
     for text in overrides:
         if not isinstance(text, str) or "=" not in text:
             raise ConfigError(f"an override must be text like 'seed=8', got {text!r}")
-        for key, instead in INSTEAD.items():
-            if key_of(text) == key or (key in ("hydra", "tracking") and is_below(key_of(text), [key])):
-                raise ConfigError(f"{text} is not read here; {instead}")
+        for key, way_out in instead.items():
+            if key_of(text) == key or (key not in ONLY_BY_ITSELF and is_below(key_of(text), [key])):
+                raise ConfigError(f"{text} is not read here; {way_out}")
 
 
 def _compose(overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:

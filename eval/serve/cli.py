@@ -191,6 +191,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, number)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # now nobody else binds it
     except OSError as error:
         raise OSError(f"cannot serve on host={host} port={port}: {error.strerror}; choose another") from error
     return sock

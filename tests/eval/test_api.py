@@ -158,7 +158,9 @@ def test_backends_are_built_for_every_task_of_the_suite(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["checkpoint=random_small"], "has no stages, checkpoint or denoise steps of ours"),
+        (["checkpoint=random_small"], "the policy is an object and stays as it is"),
+        (["+policy.args.size=3"], "the policy is an object and stays as it is"),
+        (["denoise.steps=3"], "the policy is an object and stays as it is"),
         (["runner=ray"], "runner=ray builds policies in processes of its own"),
         (["suite.tasks=[99]"], "suite.tasks must be 0 to 9"),
     ],
@@ -227,7 +229,7 @@ def _request(cameras: Sequence[str]) -> Request:
         (["tracking.mode=online"], {}, "tracking.mode=online is not read here; give wandb_run=RUN"),
         (["suite=libero_goal"], {}, "suite=libero_goal is not read here; give suite=NAME as a keyword"),
         ([{"seed": 8}], {}, "an override must be text like 'seed=8', got {'seed': 8}"),
-        (["denoise.step=3"], {}, "unknown key denoise.step; did you mean denoise.steps?"),
+        (["sede=3"], {}, "unknown key sede; did you mean seed?"),
         ([], {"protocol": "smokee"}, "protocol must be one of full, official, quick, smoke, got 'smokee'"),
     ],
 )

@@ -168,7 +168,6 @@ def test_the_key_comes_from_a_file_or_the_environment(
 
 def test_a_port_in_use_is_refused_before_the_policy_is_built() -> None:
     with bind("127.0.0.1", 0) as sock:
-        sock.listen()
         port = sock.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot serve on host=127.0.0.1 port={port}: .*; choose another"):
             bind("127.0.0.1", port)
