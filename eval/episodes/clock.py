@@ -8,7 +8,6 @@ next:
     free    NEW[0:s]; time stands still, as in LIBERO
     wait    hold while the latency lasts, then NEW[0:s]; what is left of a period is kept for the next cycle
     async   d more actions of the old chunk, then NEW[d:s]; in the first cycle hold d steps, then NEW[0:s - d]
-    rtc     as async, and the new chunk is guided towards the old one (real-time chunking, arXiv 2506.07339)
 
 Non-obvious behaviors:
     * To hold is to send no motion and the gripper as it was; before the first action it is open, as in the
@@ -32,7 +31,7 @@ from eval.sim.env import CONTROL_HZ, SETTLE_ACTION
 from policies.base import EpisodeKey
 from policies.seeding import stable_seed
 
-Mode = Literal["free", "wait", "async", "rtc"]
+Mode = Literal["free", "wait", "async"]
 MODES = get_args(Mode)
 PERIOD_MS = 1e3 / CONTROL_HZ
 MOTION = 6  # channels of an action that move the hand; the last one is the gripper
@@ -126,8 +125,8 @@ class Clock:
         return math.ceil(latency_ms / self.period_ms - ROUNDING)
 
     def check(self, latency_ms: float, replan_steps: int, horizon: int | None) -> None:
-        """Raise CannotServe where async or rtc have no action to execute; `horizon` None is not known yet."""
-        if self.mode not in ("async", "rtc"):
+        """Raise CannotServe where async has no action to execute; `horizon` None is not known yet."""
+        if self.mode != "async":
             return
         delay = self.delay(latency_ms)
         if delay > replan_steps:
