@@ -94,10 +94,11 @@ def new_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise FileNotFoundError(f"no folder {path.parent} to put {path.name} into; create it")
     temporary = _beside(path)
     with contextlib.ExitStack() as held:
-        with _lock(path.parent):  # or another process could remove the folder before it is locked
-            _remove_left_behind(path)
-            temporary.mkdir()
-            held.enter_context(_lock(temporary))
+        _remove_left_behind(path)
+        unlocked = temporary.with_suffix(".new")  # a name that nobody removes, until it is locked
+        unlocked.mkdir()
+        held.enter_context(_lock(unlocked))
+        unlocked.replace(temporary)
         try:
             yield temporary
             if durable:
