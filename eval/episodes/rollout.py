@@ -104,9 +104,10 @@ def run_episode(
             if rollout.first_frame_sha256 is None and policy.cameras:
                 rollout.first_frame_sha256 = sha256(*(observation.images[name] for name in policy.cameras))
             warmup = rollout.inferences < warmup_inferences
-            chunk, service = _ask(policy, Request(observation, key, rollout.inferences), warmup)
+            request = Request(observation, key, rollout.inferences)
+            chunk, service = _ask(policy, request, warmup)
             if clock.is_measured and service.warmup:  # what a first call takes, later ones do not
-                chunk, again = _ask(policy, Request(observation, key, rollout.inferences), warmup)
+                chunk, again = _ask(policy, request, warmup)
                 service = replace(again, warmup=True)
             charged_ms = clock.latency(key, rollout.inferences, service.infer_ms) if clock.charges else None
             record = InferenceRecord(

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +35,7 @@ from eval.serve.server import PolicyServer, on_signals
 from eval.specs.base import PolicySpec
 from eval.specs.choose import checked_spec
 from policies.base import Policy
+from policies.files import expand_home
 from policies.remote import openpi
 from policies.remote.fields import OWN_SERVER
 
@@ -149,7 +149,7 @@ class Serving:
         engagement = policy.engagement()
         options = self.config.server
         now = datetime.now().astimezone()
-        path = record.default_path(now) if options.record is None else Path(options.record).expanduser()
+        path = record.default_path(now) if options.record is None else expand_home(options.record)
         facts: dict[str, Any] = {
             "policy": portable(policy.provenance()),
             "protocol": options.protocol,
@@ -206,7 +206,7 @@ def check(config: ServeRun, overrides: Sequence[str]) -> Serving:
     if ignored:
         raise ConfigError(f"eval.serve does not read {', '.join(ignored)}; leave it out")
     api_key = read_api_key(config.server)
-    if config.server.record is not None and Path(config.server.record).expanduser().exists():
+    if config.server.record is not None and expand_home(config.server.record).exists():
         raise ConfigError(f"server.record={config.server.record} already exists; choose a new file")
     spec = checked_spec(config, overrides)
     from eval.serve.build import prepare  # torch, which what is refused above needs not

@@ -2,9 +2,9 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from eval.config.schema import Config, ConfigError
+from policies.files import expand_home
 from policies.remote import openpi, vla_eval
 from policies.remote.fields import SIDES
 
@@ -86,7 +86,7 @@ def read_api_key(server: ServerConfig) -> str | None:
         key = os.environ.get(server.api_key_env, "")
         where = f"server.api_key_env={server.api_key_env}"
     elif server.api_key_file is not None:
-        key = Path(server.api_key_file).expanduser().read_text().strip()
+        key = expand_home(server.api_key_file).read_text().strip()
         where = f"server.api_key_file={server.api_key_file}"
     else:
         return None
