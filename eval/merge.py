@@ -16,7 +16,7 @@ from rich.text import Text
 from eval.analysis.summary import summarise
 from eval.records.engagement import join
 from eval.records.episodes import Episodes
-from eval.records.folders import refuse_left_out
+from eval.records.folders import refuse_kept
 from eval.records.reader import Run, read_run
 from eval.records.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
 from eval.records.schema import EpisodeRecord, InferenceRecord
@@ -87,7 +87,7 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
     runs: list[Run] = []
     for folder in folders:
         described = recorded(folder)
-        refuse_left_out(folder)
+        refuse_kept(folder)
         if runs:
             refuse_changed(folder, runs[0].run, described, (*FREE, *WHICH_EPISODES))
         runs.append(read_run(folder))

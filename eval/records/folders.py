@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from eval.records.foreign import PACKED, read_json
 from eval.records.foreign import DamagedRecords as DamagedRecords
-from eval.records.foreign import read_json
 from eval.records.run_json import LEFT_OUT as LEFT_OUT
 from eval.records.run_json import RUN_FILE as RUN_FILE
 from policies.text import shorten
@@ -13,6 +13,7 @@ from policies.text import shorten
 LOG_FILE = "job.log"  # of a job: what it printed
 EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
+PACKED_INFERENCES = INFERENCES_FILE + PACKED  # of a run that is kept; nothing is added to it
 WANDB = "wandb"  # W&B's folder; it makes links in it, also out of it, and writes into new folders alone
 BEFORE_RECORDS = (LOG_FILE, WANDB)  # what may be in a run's folder before the run is
 
@@ -32,7 +33,11 @@ def is_run(folder: Path) -> bool:
 
 def refuse_used(folder: Path) -> None:
     """Raise FileExistsError for a folder that already holds records."""
-    held = [name for name in (EPISODES_FILE, INFERENCES_FILE, RUN_FILE) if (folder / name).exists()]
+    held = [
+        name
+        for name in (EPISODES_FILE, INFERENCES_FILE, PACKED_INFERENCES, RUN_FILE)
+        if (folder / name).exists()
+    ]
     if held:
         raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
 
@@ -46,16 +51,29 @@ def refuse_full(folder: Path) -> None:
 
 
 def require_records(folder: Path) -> None:
-    """Raise NoRecords for a folder without records; inferences may be left out with a reason."""
-    for name in (EPISODES_FILE, INFERENCES_FILE):
-        if not (folder / name).is_file() and not (name == INFERENCES_FILE and _left_out(folder)):
-            raise NoRecords(folder, f"holds no records: {name} is missing")
+    """Raise NoRecords for a folder without records; inferences may be packed, or left out with a reason."""
+    if not (folder / EPISODES_FILE).is_file():
+        raise NoRecords(folder, f"holds no records: {EPISODES_FILE} is missing")
+    if inferences_file(folder) is None and not _left_out(folder):
+        raise NoRecords(folder, f"holds no records: {INFERENCES_FILE} is missing")
 
 
-def refuse_left_out(folder: Path) -> None:
-    """Raise ValueError for a run without its inferences, to which no records can be added."""
-    if not (folder / INFERENCES_FILE).is_file() and (reason := _left_out(folder)):
+def inferences_file(folder: Path) -> Path | None:
+    """Find a run's inferences, packed or not; None where there are none, DamagedRecords where both are."""
+    plain, packed = (folder / name for name in (INFERENCES_FILE, PACKED_INFERENCES))
+    if packed.is_file():
+        if plain.is_file():
+            raise DamagedRecords(packed, f" lies beside {plain.name}; keep one of the two")
+        return packed
+    return plain if plain.is_file() else None
+
+
+def refuse_kept(folder: Path) -> None:
+    """Raise ValueError for a run whose inferences are packed or left out: no records can be added to it."""
+    if (path := inferences_file(folder)) is None and (reason := _left_out(folder)):
         raise ValueError(f"{folder} has no inferences ({reason}): it can be neither continued nor joined")
+    if path is not None and path.suffix == PACKED:
+        raise ValueError(f"{path} is packed: to continue or join the run, unpack it with gunzip")
 
 
 def _left_out(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ stands in docs/security.md.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ MEBIBYTE = 2**20
 MOST_JSON = 32 * MEBIBYTE  # of run.json and sweep.json; the largest that we know has 0.1
 MOST_LINES = 512 * MEBIBYTE  # of episodes.jsonl and inferences.jsonl; 500 episodes have 3
 MOST_LINE = MEBIBYTE  # of one record; the writer keeps below it
+PACKED = ".gz"  # suffix of a file of lines that `gzip` packed
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """pydantic's configuration of a record: no text is a number, and no unknown field is passed over."""
 OPEN: Any = {**STRICT, "extra": "allow"}
@@ -95,8 +97,23 @@ def parse_line(line: bytes, kind: type[T]) -> T:
 
 def split_lines(file: Path) -> tuple[list[bytes], bytes]:
     """Split a file into its complete lines and the rest, which is empty unless a crash cut the last one."""
-    *lines, tail = read_bytes(file, MOST_LINES).split(b"\n")
+    content = read_bytes(file, MOST_LINES)
+    *lines, tail = (_unpack(file, content) if file.suffix == PACKED else content).split(b"\n")
     return lines, tail
+
+
+def _unpack(file: Path, content: bytes) -> bytes:
+    """Unpack what `gzip` packed; DamagedRecords for anything else, and for more than `MOST_LINES` bytes."""
+    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        lines = unpacker.decompress(content, MOST_LINES + 1)
+    except zlib.error as error:
+        raise DamagedRecords(file, f" is damaged: {error}") from error
+    if len(lines) > MOST_LINES:
+        raise DamagedRecords(file, f" has more than {MOST_LINES} bytes unpacked")
+    if not unpacker.eof or unpacker.unused_data:
+        raise DamagedRecords(file, " is damaged: it is cut short, or goes on after its end")
+    return lines
 
 
 def parse_lines(file: Path, lines: Sequence[bytes], kind: type[T]) -> Iterator[T]:

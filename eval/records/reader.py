@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, require_records
+from eval.records.folders import EPISODES_FILE, inferences_file, require_records
 from eval.records.foreign import DamagedRecords, parse_lines, split_lines
 from eval.records.run_json import LEFT_OUT, RUN_FILE, read_run_json, unknown_keys
 from eval.records.schema import EpisodeRecord, InferenceRecord
@@ -58,9 +58,9 @@ def read_run(folder: Path) -> Run:
     lines = list(enumerate(_read_lines(folder / EPISODES_FILE, EpisodeRecord, warnings), start=1))
     episodes, superseded = _last_attempts(folder / EPISODES_FILE, lines)
     inferences: tuple[InferenceRecord, ...] = ()
-    if (folder / INFERENCES_FILE).is_file():
-        records = _read_lines(folder / INFERENCES_FILE, InferenceRecord, warnings)
-        inferences = _of_episodes(folder / INFERENCES_FILE, records, episodes, warnings)
+    if path := inferences_file(folder):
+        records = _read_lines(path, InferenceRecord, warnings)
+        inferences = _of_episodes(path, records, episodes, warnings)
     else:
         warnings.append(f"inferences were left out: {run[LEFT_OUT]}")
     return Run(run, tuple(episodes.values()), inferences, superseded, tuple(warnings))

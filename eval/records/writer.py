@@ -18,7 +18,7 @@ from eval.records.folders import (
     EPISODES_FILE,
     INFERENCES_FILE,
     WANDB,
-    refuse_left_out,
+    refuse_kept,
     refuse_used,
     require_records,
 )
@@ -55,7 +55,7 @@ class RunWriter:
     def __init__(self, folder: Path, *, resume: bool = False) -> None:
         if resume:
             require_records(folder)
-            refuse_left_out(folder)
+            refuse_kept(folder)
         else:
             refuse_used(folder)
             folder.mkdir(parents=True, exist_ok=True)
