@@ -112,11 +112,6 @@ class Clock:
         return self.mode != "free"
 
     @property
-    def is_measured(self) -> bool:
-        """Whether the run's own latencies are charged."""
-        return self.charges and isinstance(self.latency, Measured)
-
-    @property
     def period_ms(self) -> float:
         return PERIOD_MS / self.speed
 

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ def run_episode(
         warmup_inferences: so many of this episode's first inferences are marked as warm-up; a `ServedChunk`
             carries its own mark.
         snapshot_every: keep a snapshot of every n-th control step; 0 keeps none.
-        clock: says what an inference costs.
+        clock: says what an inference costs; one that charges what it took charges nothing for a warm-up.
     """
     env.reset(key)
     rollout.initial_state_sha256 = sha256(env.state_vector(), env.fixture_poses())
@@ -104,12 +104,9 @@ def run_episode(
             if rollout.first_frame_sha256 is None and policy.cameras:
                 rollout.first_frame_sha256 = sha256(*(observation.images[name] for name in policy.cameras))
             warmup = rollout.inferences < warmup_inferences
-            request = Request(observation, key, rollout.inferences)
-            chunk, service = _ask(policy, request, warmup)
-            if clock.is_measured and service.warmup:  # what a first call takes, later ones do not
-                chunk, again = _ask(policy, request, warmup)
-                service = replace(again, warmup=True)
-            charged_ms = clock.latency(key, rollout.inferences, service.infer_ms) if clock.charges else None
+            chunk, service = _ask(policy, Request(observation, key, rollout.inferences), warmup)
+            own_ms = 0.0 if service.warmup else service.infer_ms  # what a first call takes, later ones do not
+            charged_ms = clock.latency(key, rollout.inferences, own_ms) if clock.charges else None
             record = InferenceRecord(
                 suite=key.suite,
                 task_id=key.task_id,

@@ -79,14 +79,13 @@ class SlowAtFirst(ArithmeticPolicy):
         return super().infer(requests)
 
 
-def test_what_warms_up_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`measured` asks a second time where the first answer is a warm-up."""
+def test_what_warms_up_is_asked_once_and_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, charged = SlowAtFirst(), []
     monkeypatch.setattr("eval.episodes.rollout.time.perf_counter", lambda: policy.now_s)
     run_episode(
         ArithmeticEnv(tasks(1)[0]),  # type: ignore[arg-type]
         policy,
-        EpisodeKey("libero_spatial", 0, 0, 7),
+        EpisodeKey("libero_spatial", 0, 1, 7),
         6,
         Rollout(),
         lambda record: charged.append((record.charged_ms, record.warmup)),
@@ -94,7 +93,8 @@ def test_what_warms_up_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
         clock=Clock("async", Measured()),
     )
     assert [warmup for _, warmup in charged] == [True, False]
-    np.testing.assert_allclose([ms for ms, _ in charged if ms], 4.0)
+    np.testing.assert_allclose([ms for ms, _ in charged], [0.0, 4.0])
+    assert policy.calls == 2  # one for each inference: a second one would move a policy with a memory on
 
 
 def test_free_charges_nothing_and_records_nothing(tmp_path: Path) -> None:
