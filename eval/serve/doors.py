@@ -13,6 +13,7 @@ from eval.serve.session import Session, refuse_call
 from policies.base import Request
 from policies.remote import fields, openpi, vla_eval
 from policies.remote.wire import WireError, pack_openpi, pack_vla_eval, unpack
+from policies.text import shorten
 
 SPECS = {  # vla_eval/specs.py: of the answer, and of the observation
     "action_spec": {
@@ -38,6 +39,7 @@ class Client:
     """A connection with what the server does for it.
 
     Attributes:
+        read: unpack a message beside the others' service; WireError.
         send: send one message in time, or raise `ClientFault`.
         infer: ask the policy.
         note: print a line about this client.
@@ -45,6 +47,7 @@ class Client:
 
     session: Session
     messages: AsyncIterator[str | bytes]
+    read: Callable[[str | bytes], Awaitable[Any]]
     send: Callable[[bytes | str], Awaitable[None]]
     infer: Callable[[Request], Awaitable[Timed]]
     note: Callable[[str], None]
@@ -52,9 +55,10 @@ class Client:
     async def ask(self, received: fields.Received) -> Timed:
         """Get the chunk for an observation."""
         session = self.session
-        for key in set(received.unread) - session.noted:
-            session.noted.add(key)
-            self.note(f"sends {key}, which is not read")
+        new = [key for key in received.unread if key not in session.noted]
+        if new and len(session.noted) < fields.MAX_UNREAD:
+            session.noted.update(new)
+            self.note(f"sends {shorten(new)}, which is not read")
         timed = await self.infer(session.request(received))
         session.infer_ms.append(timed.infer_ms)
         return timed
@@ -78,7 +82,7 @@ class OpenpiDoor:
         async for message in client.messages:
             received_s = time.perf_counter()
             try:
-                received = openpi.read_observation(unpack(binary(message)), self.cameras)
+                received = openpi.read_observation(await client.read(message), self.cameras)
                 timed = await client.ask(received)
             except PolicyGone:
                 raise
@@ -106,7 +110,7 @@ class VlaEvalDoor:
         async for message in client.messages:
             received_s = time.perf_counter()
             try:
-                incoming = vla_eval.read_message(unpack(binary(message)))
+                incoming = vla_eval.read_message(await client.read(message))
             except (WireError, fields.FieldError) as error:
                 await self._send_error(client, error, 0)
                 raise ClientFault(f"got an error: {word(error)}") from error
@@ -160,11 +164,11 @@ class VlaEvalDoor:
 Door = OpenpiDoor | VlaEvalDoor
 
 
-def binary(message: str | bytes) -> bytes:
-    """Refuse text: WireError."""
+def read(message: str | bytes) -> Any:
+    """Unpack a message; WireError for text, and for what is none."""
     if isinstance(message, str):
         raise WireError(f"a message must be binary, got the text {fields.spell(message)}")
-    return message
+    return unpack(message)
 
 
 def word(error: Exception) -> str:

@@ -10,9 +10,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -20,11 +22,13 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from eval.episodes.signals import COPIES_S, ENDING
-from eval.serve.doors import Client, ClientFault, Door
+from eval.serve.doors import Client, ClientFault, Door, read, word
 from eval.serve.inference import Inference, PolicyGone
 from eval.serve.session import Session
 from policies.chunking import ActionQueue
 from policies.remote.wire import MEBIBYTE
+
+log = logging.getLogger(__name__)
 
 CLOSE_S = 2.0  # how long a client may take to say goodbye
 PING_S, PONG_S = 30.0, 120.0  # a client that does not answer is gone; some are busy with a simulator
@@ -32,6 +36,8 @@ ERROR, AWAY = 1011, 1001  # websocket's statuses
 TOO_BIG = 1009
 REASON_BYTES = 120  # of a websocket's goodbye; 123 at most
 MAX_NOTES = 1000  # kept for the record
+MAX_CLIENT_NOTES = 20  # of one client
+READERS = 2  # messages that are unpacked at the same time, each with the memory that `wire.unpack` may take
 KEY_PREFIX = "Api-Key "
 ENDED = "was told that the server ends"
 
@@ -63,6 +69,7 @@ class PolicyServer:
     def __post_init__(self) -> None:
         self._lost: str | None = None
         self._stop = asyncio.Event()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     @property
     def lost(self) -> str | None:
@@ -75,9 +82,9 @@ class PolicyServer:
 
     async def run(self, sock: socket.socket, on_ready: Callable[[], None]) -> None:
         """Serve on a bound socket until `stop`, or until the policy is lost."""
-        log = logging.getLogger("eval.serve.websockets")
-        log.propagate = False
-        log.handlers = [_OneLine(self._note)]
+        of_websockets = logging.getLogger("eval.serve.websockets")
+        of_websockets.propagate = False
+        of_websockets.handlers = [_OneLine(self._note)]
         async with serve(
             self._serve,
             sock=sock,
@@ -90,10 +97,11 @@ class PolicyServer:
             ping_timeout=PONG_S,
             close_timeout=CLOSE_S,
             server_header=None,
-            logger=log,
+            logger=of_websockets,
         ):
             on_ready()
             await self._stop.wait()
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, connection: ServerConnection) -> None:
         host, port, *_ = connection.remote_address
@@ -104,9 +112,10 @@ class PolicyServer:
         client = Client(
             session,
             aiter(connection),
+            self._read,
             partial(self._send, connection),
             self.inference.infer,
-            lambda words: self._note(f"{session.name} {words}"),
+            partial(self._note_of, session),
         )
         try:
             await self.door.serve(client)
@@ -121,9 +130,16 @@ class PolicyServer:
             self._lost = self._lost or str(gone)
             await self._close(connection, str(gone))
             self.stop()
+        except Exception as error:
+            session.left = f"met an error of the server's own: {word(error)}"
+            log.exception("%s met an error of the server's own", session.name)
+            await self._close(connection, session.left)
         finally:
             session.left = session.left or ENDED
             self.say(f"{session.name} {session.left}")
+
+    async def _read(self, message: str | bytes) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, message)
 
     async def _send(self, connection: ServerConnection, message: bytes | str) -> None:
         try:
@@ -145,10 +161,18 @@ class PolicyServer:
         if self._stop.is_set():
             return ENDED
         if closed.rcvd is not None:
-            return f"closed with {closed.rcvd.code} {closed.rcvd.reason}".strip()
+            return " ".join(f"closed with {closed.rcvd.code} {closed.rcvd.reason}".split())
         if closed.sent is not None:
             return f"broke the protocol, or did not answer: {closed.sent.reason or closed.sent.code}"
         return "left without a goodbye"
+
+    def _note_of(self, session: Session, words: str) -> None:
+        """Note what a client did, its first times; it must not fill the console."""
+        session.notes += 1
+        if session.notes <= MAX_CLIENT_NOTES:
+            self._note(f"{session.name} {words}")
+        if session.notes == MAX_CLIENT_NOTES:
+            self._note(f"{session.name} has had {MAX_CLIENT_NOTES} lines; the next ones are not shown")
 
     def _note(self, words: str) -> None:
         line = " ".join(words.split())

@@ -32,6 +32,7 @@ class Session:
     infer_ms: "array[float]" = field(default_factory=lambda: array("d"))
     total_ms: "array[float]" = field(default_factory=lambda: array("d"))
     noted: set[str] = field(default_factory=set)  # keys that were told to be unread
+    notes: int = 0  # lines about it, shown or not
     left: str | None = None  # how it ended; None while it is connected
 
     @property

@@ -7,6 +7,7 @@ our server draws the noise from them, others do not read them.
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ EPISODE, CALL = "episode", "call"
 MAX_TEXT = 4096  # characters of an instruction
 SIDES = range(1, 4097)  # of an image, in pixels
 MAX_WORDS = 80  # characters of a value in a message
+MAX_UNREAD = 20  # keys of a message that nobody reads and somebody may be told of
 
 
 class FieldError(ValueError):
@@ -35,7 +37,7 @@ class Received:
 
     Attributes:
         episode, call: None where the client did not say.
-        unread: keys of the message that nobody reads.
+        unread: keys of the message that nobody reads, some of them where they are many.
     """
 
     observation: Observation
@@ -119,18 +121,29 @@ def read_identity(message: Mapping[Any, Any]) -> tuple[EpisodeKey | None, int | 
 
 
 def unread(message: Mapping[Any, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """List the keys of a message beside these."""
-    return tuple(spell(key) for key in message if key not in keys)
+    """List the keys of a message beside these, the first `MAX_UNREAD` of them."""
+    return tuple(islice((spell(key) for key in message if key not in keys), MAX_UNREAD))
 
 
-_words = reprlib.Repr()
-_words.maxstring = _words.maxother = MAX_WORDS
-_words.maxlevel = 2  # a hostile message has a thousand levels
+class _Words(reprlib.Repr):
+    """Few words for a value of any size, without writing all of it first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = MAX_WORDS
+        self.maxlevel = 2
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return self.repr_instance(value[:MAX_WORDS], level)
+
+    def repr_ndarray(self, value: NDArray[Any], level: int) -> str:
+        return f"{value.dtype} {value.shape}"
+
+
+_words = _Words()
 
 
 def spell(value: Any) -> str:
     """Name a value in a message: an array by dtype and shape, anything else in few words."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
     text = _words.repr(value)
     return text if len(text) <= MAX_WORDS else f"{text[: MAX_WORDS - 3]}..."

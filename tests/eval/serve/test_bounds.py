@@ -1,0 +1,98 @@
+"""One client takes neither the time of others nor all lines of the console; the server names its own faults."""
+
+import threading
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+
+from eval.serve import doors
+from eval.serve.server import MAX_CLIENT_NOTES
+from policies.remote.fields import MAX_UNREAD
+from policies.remote.wire import pack_openpi, unpack
+from tests.eval.serve import test_vla_eval
+from tests.eval.serve.served import EchoPolicy, VlaEvalClient, serving
+from tests.eval.serve.test_openpi import ask, observation, wait_for
+
+
+def test_a_message_that_takes_long_to_read_holds_no_other_client_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slowly(message: bytes) -> Any:
+        if len(message) < 20:
+            reading.set()
+            assert go_on.wait(10)
+        return unpack(message)
+
+    monkeypatch.setattr(doors, "unpack", slowly)
+    with serving(EchoPolicy()) as served, served.greeted() as slow, served.greeted() as other:
+        slow.send(pack_openpi({}))
+        assert reading.wait(10)
+        assert ask(other, observation())["actions"].shape == (4, 7)
+        go_on.set()
+        assert "lacks 'observation/image'" in slow.recv(10)
+
+
+def say_to_openpi(connection: ClientConnection, observations: list[dict[str, Any]]) -> None:
+    connection.recv(5)
+    for strange in observations:
+        ask(connection, observation(**strange))
+
+
+def say_to_vla_eval(connection: ClientConnection, observations: list[dict[str, Any]]) -> None:
+    client = VlaEvalClient(connection)
+    for strange in observations:
+        assert client.ask("observation", test_vla_eval.observation(**strange)).type == "action"
+
+
+@pytest.mark.parametrize(("protocol", "say"), [("openpi", say_to_openpi), ("vla_eval", say_to_vla_eval)])
+def test_thousands_of_unknown_keys_are_one_line(protocol: str, say: Any) -> None:
+    observations = [{f"{i} {number}": 0 for number in range(4000)} for i in range(2)]
+    with serving(EchoPolicy(), protocol) as served, served.connect() as connection:
+        say(connection, observations)
+    [line] = [line for line in served.said if "which is not read" in line]
+    assert len(line) < 400
+    assert "'0 0', '0 1'" in line
+    assert len(served.server.sessions[0].noted) <= MAX_UNREAD
+
+
+def test_a_client_that_goes_on_being_wrong_has_a_bounded_number_of_lines() -> None:
+    with serving(EchoPolicy(), "vla_eval") as served, served.connect() as connection:
+        client = VlaEvalClient(connection)
+        for _ in range(3 * MAX_CLIENT_NOTES):
+            assert client.ask("observation", {}).type == "error"
+    assert len([line for line in served.said if "got an error" in line]) == MAX_CLIENT_NOTES
+    assert len([line for line in served.said if "the next ones are not shown" in line]) == 1
+    assert len(served.server.notes) == MAX_CLIENT_NOTES + 1
+
+
+class SomethingElse(EchoPolicy):
+    """Answers with what no door can put into a message."""
+
+    def infer(self, requests: Any) -> Any:
+        [chunk] = super().infer(requests)
+        return [chunk.__class__(chunk.actions_HJ, {"vision": object()})]
+
+
+def test_an_error_of_the_servers_own_is_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(SomethingElse()) as served, served.greeted() as other:
+        with served.greeted() as connection:
+            connection.send(pack_openpi(observation()))
+            with pytest.raises(ConnectionClosed) as closed:
+                connection.recv(10)
+        line = wait_for(
+            served, r"client 1 .*met an error of the server's own: WireError: a message cannot hold"
+        )
+        other.close()
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason[:30]) == (1011, "met an error of the server's o")
+    assert "the server ends" not in line
+    assert "Traceback" in caplog.text
+    assert served.server.sessions[0].left == "left"
+
+
+def test_a_goodbye_of_several_lines_is_one() -> None:
+    with serving(EchoPolicy()) as served, served.greeted() as connection:
+        connection.close(4000, "bye\nerror: the machine is on fire")
+        wait_for(served, r"client 0 .*closed with 4000 bye error: the machine is on fire")
