@@ -68,6 +68,7 @@ class ActionChunk:
     actions_HJ: NDArray[np.float64]  # (horizon, 7), in the simulator's units, ready for `env.step`
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # milliseconds
     backends: Mapping[str, str] = field(default_factory=dict)  # stage to what served it
+    setup_ms: float = 0.0  # of the call that made it: no inference, as connecting to a server again
 
 
 class Policy(Protocol):

@@ -14,9 +14,10 @@ VALUE = re.compile(
     r"|wandb_v\d_\w{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,})"
     r"|://[^/\s:@]+:[^/\s@]+@|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
-NAME = re.compile(
-    r"(?:.*_)?(?:token|password|passwd|secret|api_?key|access_?key|private_?key|credentials?)", re.IGNORECASE
-)
+NAMES = r"(?:token|password|passwd|secret|api_?key|access_?key|private_?key|credentials?)"
+NAME = re.compile(rf"(?:.*_)?{NAMES}", re.IGNORECASE)
+# in what follows the ? of an address, where names are freer: ?key=, ?sig= of Azure, ?X-Amz-Signature=
+QUERY = re.compile(rf"://\S*[?&;][\w.-]*(?:{NAMES}|key|auth|sig|signature)=[^&;\s]", re.IGNORECASE)
 OLD_WANDB_KEY = re.compile(r"[0-9a-f]{40}")  # a commit looks the same, but not below tracking
 
 
@@ -25,7 +26,7 @@ def refuse_credentials(cfg: DictConfig) -> None:
     for key, text in _texts(OmegaConf.to_container(cfg, resolve=True), ""):
         named = NAME.fullmatch(re.split(r"[.\[]", key)[-1])
         is_wandb_key = key.startswith("tracking.") and OLD_WANDB_KEY.fullmatch(text)
-        if text and (named or is_wandb_key or VALUE.search(text)):
+        if text and (named or is_wandb_key or VALUE.search(text) or QUERY.search(text)):
             raise ConfigError(
                 f"{key} looks like a token or a password, which run.json would keep; leave it out, put it "
                 "into an environment variable (HF_TOKEN, WANDB_API_KEY, one of your own) and read it there"

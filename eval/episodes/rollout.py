@@ -67,7 +67,7 @@ def sha256(*arrays: NDArray[np.generic]) -> str:
 def _ask(policy: Policy, request: Request, warmup: bool) -> tuple[ActionChunk, Service]:
     start = time.perf_counter()
     [chunk] = policy.infer([request])
-    own = Service((time.perf_counter() - start) * 1e3, warmup)
+    own = Service((time.perf_counter() - start) * 1e3 - chunk.setup_ms, warmup)
     return chunk, chunk.service if isinstance(chunk, ServedChunk) else own
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from eval.app.command import CommandError, command
 from eval.config.credentials import refuse_credentials
 from eval.config.multiply import key_of
-from eval.config.schema import ConfigError, Pi05PolicyConfig, register_schema
+from eval.config.schema import ConfigError, Pi05PolicyConfig, RemotePolicyConfig, register_schema
 from eval.episodes.signals import Signalled
 from eval.records import provenance
 from eval.records.resume import portable
@@ -37,7 +37,7 @@ from eval.specs.choose import checked_spec
 from policies.base import Policy
 from policies.files import expand_home
 from policies.remote import openpi
-from policies.remote.fields import OWN_SERVER
+from policies.remote.fields import CHUNK, OWN_SERVER
 
 LAST_WORDS_S = 5.0  # for the answer that is being computed when the server ends, and for goodbyes
 SIZES = "server.image_sizes"
@@ -90,7 +90,7 @@ class Serving:
 
     def _server(self, policy: Policy, inference: Inference) -> PolicyServer:
         options = self.config.server
-        chunks = options.answer == "chunk"
+        chunks = options.answer == CHUNK
         metadata = {
             "server": OWN_SERVER,
             "version": provenance.installed_version("libero-vla-eval"),
@@ -98,6 +98,7 @@ class Serving:
             "cameras": list(policy.cameras),
             "image_size": None,  # as they are rendered: the policy resizes them itself
             "replan_steps": policy.replan_steps if chunks else 1,
+            "answer": options.answer,
         }
         door: Door = (
             OpenpiDoor(metadata, policy.cameras)
@@ -191,7 +192,9 @@ def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, number)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # now nobody else binds it
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 0
+        )  # until it listens, or others could bind it
     except OSError as error:
         raise OSError(f"cannot serve on host={host} port={port}: {error.strerror}; choose another") from error
     return sock
@@ -205,6 +208,11 @@ def check(config: ServeRun, overrides: Sequence[str]) -> Serving:
     ignored = [text for text in overrides if key_of(text).partition(".")[0] in IGNORED]
     if ignored:
         raise ConfigError(f"eval.serve does not read {', '.join(ignored)}; leave it out")
+    if isinstance(config.policy, RemotePolicyConfig):
+        raise ConfigError(
+            f"policy={config.policy.name} is served already, at policy.url={config.policy.url}; give that "
+            "address to its clients, or serve another policy"
+        )
     api_key = read_api_key(config.server)
     if config.server.record is not None and expand_home(config.server.record).exists():
         raise ConfigError(f"server.record={config.server.record} already exists; choose a new file")

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from eval.config.schema import Config, ConfigError
 from policies.files import expand_home
 from policies.remote import openpi, vla_eval
-from policies.remote.fields import SIDES
+from policies.remote.fields import ACTION, CHUNK, MOST_MB, SIDES
 
 PROTOCOLS = (openpi.NAME, vla_eval.NAME)
-ANSWERS = ("chunk", "action")
+ANSWERS = (CHUNK, ACTION)
+MAX_S = 86_400.0  # of a time limit: a day
 MAX_PORT = 65535
 # Keys and groups of a run of episodes, which are not read here.
 IGNORED = (
@@ -31,7 +32,7 @@ class ServerConfig:
     """`server.`: how clients are served; conf/serve.yaml explains each."""
 
     protocol: str = openpi.NAME
-    answer: str = "chunk"
+    answer: str = CHUNK
     image_sizes: list[int] = field(default_factory=lambda: [224, 256])
     max_prompt_tokens: int | None = None
     api_key_env: str | None = None
@@ -45,7 +46,7 @@ class ServerConfig:
             raise ConfigError(f"server.protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.answer not in ANSWERS:
             raise ConfigError(f"server.answer must be one of {', '.join(ANSWERS)}, got {self.answer!r}")
-        if self.answer == "action" and self.protocol != vla_eval.NAME:
+        if self.answer == ACTION and self.protocol != vla_eval.NAME:
             raise ConfigError(
                 f"server.answer must be chunk with server.protocol={self.protocol}, got {self.answer!r}; "
                 "vla_eval alone has clients that take one action an observation"
@@ -53,12 +54,14 @@ class ServerConfig:
         sizes = list(self.image_sizes)
         if not sizes or len(set(sizes)) != len(sizes) or not all(size in SIDES for size in sizes):
             raise ConfigError(f"server.image_sizes must be different sizes in pixels, got {sizes}")
-        for key, least in (("max_prompt_tokens", 1), ("max_message_mb", 1)):
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise ConfigError(f"server.{key} must be >= {least}, got {value}")
-        if not 0 < self.patience_s < float("inf"):
-            raise ConfigError(f"server.patience_s must be > 0, got {self.patience_s}")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ConfigError(f"server.max_prompt_tokens must be >= 1, got {self.max_prompt_tokens}")
+        if not 1 <= self.max_message_mb <= MOST_MB:
+            raise ConfigError(f"server.max_message_mb must be 1 to {MOST_MB}, got {self.max_message_mb}")
+        if not 0 < self.patience_s <= MAX_S:
+            raise ConfigError(
+                f"server.patience_s must be > 0 and at most a day ({MAX_S:g}), got {self.patience_s}"
+            )
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ConfigError("server.api_key_env and server.api_key_file name two keys; give one of them")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.serve.inference import PolicyGone, Timed
-from eval.serve.session import Session, refuse_call
+from eval.serve.session import CountsItself, Session, refuse_call
 from policies.base import Request
 from policies.remote import fields, openpi, vla_eval
 from policies.remote.wire import WireError, pack_openpi, pack_vla_eval, unpack
@@ -139,6 +139,9 @@ class VlaEvalDoor:
                 payload = {"actions": queue.pop()}
         except PolicyGone:
             raise
+        except CountsItself as error:
+            await self._send_error(client, error, incoming.seq)
+            raise ClientFault(f"got an error: {word(error)}") from error
         except Exception as error:  # noqa: BLE001  the client is told, and goes on
             await self._send_error(client, error, incoming.seq)
             client.note(f"got an error: {word(error)}")

@@ -85,6 +85,8 @@ class PolicyServer:
         of_websockets = logging.getLogger("eval.serve.websockets")
         of_websockets.propagate = False
         of_websockets.handlers = [_OneLine(self._note)]
+        # clients' sockets inherit it: without it, the port stays taken for a minute after this server's end
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         async with serve(
             self._serve,
             sock=sock,

@@ -81,10 +81,14 @@ def stats_of(latencies_ms: "array[float]") -> LatencyStats | None:
     return latency_stats(latencies_ms) if latencies_ms else None
 
 
+class CountsItself(FieldError):
+    """A client that counts calls, where the server counts them: no observation of its can be answered."""
+
+
 def refuse_call(received: Received) -> None:
-    """Raise FieldError for `episode` and `call` where the server counts calls by itself."""
+    """Raise CountsItself for `episode` and `call` where the server counts calls by itself."""
     if received.episode is not None:
-        raise FieldError(
+        raise CountsItself(
             "episode and call are not read with server.answer=action, which counts calls by itself; "
             "serve policy=remote with server.answer=chunk"
         )

@@ -7,7 +7,10 @@ from eval.config.schema import Config, ConfigError, PolicyConfig, RemotePolicyCo
 from eval.specs.base import BuiltPolicy, Capture, PolicySpec
 from eval.specs.batching import Batching
 
-CHECKED = ("url", "label", "protocol", "timeout_s", "connect_timeout_s", "replan_steps", "max_message_mb")
+CHECKED = (
+    *("url", "label", "protocol", "timeout_s", "connect_timeout_s"),
+    *("replan_steps", "max_message_mb", "whole_turn"),
+)
 ONE_AT_A_TIME = "the server is asked for one observation at a time"
 
 

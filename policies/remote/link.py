@@ -19,6 +19,7 @@ from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
 from policies.remote.wire import MEBIBYTE, WireError, unpack
+from policies.text import visible
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -36,6 +37,22 @@ MAX_LINE = 300  # characters of a server's words
 
 class RemoteError(ConnectionError):
     """The policy server is not there, is late, or says something else than actions; one line."""
+
+
+class Redirected(InvalidHandshake):
+    """A server that names another one; the message is the address that it gives."""
+
+
+class _Straight(ClientConnection):
+    """A connection to the server that was named: websockets 17 would go wherever that one sends it."""
+
+    def handshake(self, *args: Any, **keywords: Any) -> None:
+        try:
+            super().handshake(*args, **keywords)
+        except InvalidStatus as error:
+            if 300 <= error.response.status_code < 400:
+                raise Redirected(error.response.headers.get("Location", "nowhere")) from error
+            raise
 
 
 class Link:
@@ -78,6 +95,10 @@ class Link:
                         f"answers with HTTP {status}, it is no policy server; correct policy.url"
                     ) from error
                 why: Exception = error
+            except Redirected as error:
+                raise self._error(
+                    f"sends its clients on to {one_line(str(error))!r}; set policy.url to it, if you trust it"
+                ) from error
             except (InvalidURI, InvalidProxy) as error:
                 raise RemoteError(f"policy.url must be ws://HOST:PORT, got {self._url!r}") from error
             # the last two: of websockets 17.4 itself, where the other side hangs up in the handshake
@@ -123,12 +144,19 @@ class Link:
         """
         message = self._do(lambda connection: connection.recv(self._timeout_s))
         if isinstance(message, str):
-            log.error("%s sent this text:\n%s", self._url, message)
-            raise self.fault(f"sent text instead of actions: {last_line(message)}; its own log has more")
+            raise self.told("sent text instead of actions", message)
         try:
             return unpack(message)
         except WireError as error:
             raise self.fault(f"sent something else: {error}; is policy.protocol right?") from error
+
+    def told(self, what: str, text: str) -> RemoteError:
+        """`fault` for what the server says of its own error: the last line, where a traceback has it.
+
+        The log gets all of it.
+        """
+        log.error("%s %s:\n%s", self._url, what, visible(text, lines=True))
+        return self.fault(f"{what}: {last_line(text)}; its own log has more")
 
     def fault(self, what: str) -> RemoteError:
         """Close the connection, on which a late answer could still come, and word the error."""
@@ -149,6 +177,7 @@ class Link:
             ping_interval=None,  # a server that compiles its first call answers no pings
             max_size=self._max_bytes,
             logger=quiet,
+            create_connection=_Straight,
         )
         connection = self._leave.enter_context(opening)
         limit = struct.pack("@ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
@@ -190,6 +219,6 @@ def last_line(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Shorten a server's words to a line of at most `MAX_LINE` characters."""
-    line = " ".join(text.split())
+    """Shorten a server's words to a line of at most `MAX_LINE` characters, which no terminal obeys."""
+    line = visible(" ".join(text.split()))
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."

@@ -10,15 +10,17 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Request
-from policies.remote import fields
+from policies.remote import fields, openpi, vla_eval
 from policies.remote.link import Link, RemoteError
-from policies.remote.speakers import SPEAKERS, Greeting
+from policies.remote.speakers import Greeting, make_speaker
 from policies.remote.wire import MEBIBYTE
+from policies.text import shorten, visible
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ SERVER, WAY = "server", "way"  # what a round trip consists of
 WEIGHTS = ("weights_label", "weights_sha256", "norm_stats_sha256", "tokenizer_sha256")
 MAX_NUMBERS = 64  # of an array in the metadata that go into the records
 MAX_LEVELS = 8  # of maps and lists in it
+MAX_S = 86_400.0  # of a time limit: a day
+PROTOCOLS = (openpi.NAME, vla_eval.NAME)
 
 
 class RemotePolicy:
@@ -72,12 +76,14 @@ class RemotePolicy:
         max_message_mb: int = 16,
         whole_turn: bool | None = None,
     ) -> None:
-        check_options(url, label, protocol, timeout_s, connect_timeout_s, replan_steps, max_message_mb)
+        check_options(
+            url, label, protocol, timeout_s, connect_timeout_s, replan_steps, max_message_mb, whole_turn
+        )
         self.name = name
         self._url, self._label, self._protocol = url, label, protocol
         self._connect_timeout_s = connect_timeout_s
         link = Link(url, timeout_s, max_message_mb * MEBIBYTE, read_key(api_key_env))
-        self._speaker = SPEAKERS[protocol](link, whole_turn)
+        self._speaker = make_speaker(protocol, link, whole_turn)
         self._link = link
         weakref.finalize(self, link.close)  # a goodbye, also where nobody calls `close`
         self._served = self._connect()
@@ -121,32 +127,37 @@ class RemotePolicy:
         self._link.close()
 
     def _infer(self, request: Request) -> ActionChunk:
-        start_s = time.perf_counter()
+        called_s = time.perf_counter()
         if request.call == 0:
-            self._begin(request)
+            self._connect_again()
+            self._episodes[request.episode] = self._connections
         elif self._link.is_dropped or self._episodes.get(request.episode) != self._connections:
             raise RemoteError(
                 f"policy.url={self._url}: the connection on which {request.episode} began is lost; "
                 "the next episode connects again"
             )
+        start_s = time.perf_counter()
+        if request.call == 0:
+            self._speaker.begin(request)
         answer = self._speaker.ask(request)
         actions_HJ = self._actions(answer)
         total_ms = (time.perf_counter() - start_s) * 1e3
-        return ActionChunk(actions_HJ, self._split(server_ms(answer), total_ms))
+        stage_ms = self._split(server_ms(answer), total_ms)
+        return ActionChunk(actions_HJ, stage_ms, setup_ms=(start_s - called_s) * 1e3)
 
-    def _begin(self, request: Request) -> None:
-        if not self._link.is_open:
-            again = self._connect()
-            if again != self._served:
-                before, now = self._served.metadata, again.metadata
-                keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-                raise self._link.fault(
-                    f"serves something else than when the run began ({', '.join(keys)}); start a new run"
-                )
-            self._connections += 1
-            self._episodes.clear()
-        self._episodes[request.episode] = self._connections
-        self._speaker.begin(request)
+    def _connect_again(self) -> None:
+        """Connect where the connection is lost; RemoteError where another policy answers."""
+        if self._link.is_open:
+            return
+        again = self._connect()
+        if again != self._served:
+            before, now = self._served.metadata, again.metadata
+            keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            raise self._link.fault(
+                f"serves something else than when the run began ({shorten(keys)}); start a new run"
+            )
+        self._connections += 1
+        self._episodes.clear()
 
     def _connect(self) -> Greeting:
         self._link.open(self._connect_timeout_s)
@@ -197,26 +208,39 @@ def check_options(
     connect_timeout_s: float,
     replan_steps: int | None,
     max_message_mb: int,
+    whole_turn: bool | None,
 ) -> None:
     """Raise ValueError for an option of `RemotePolicy` that is not allowed."""
-    if not url.startswith(("ws://", "wss://")):
-        raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}")
-    if "@" in url:
-        raise ValueError(
-            "policy.url must hold no name or password, which the records would show; "
-            "name a variable that holds the key with policy.api_key_env=NAME"
-        )
+    check_url(url)
     if not label.strip():
         raise ValueError("policy.label must say which weights are served; the records name them by it")
-    if protocol not in SPEAKERS:
-        raise ValueError(f"policy.protocol must be one of {', '.join(SPEAKERS)}, got {protocol!r}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"policy.protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     for key, seconds in (("timeout_s", timeout_s), ("connect_timeout_s", connect_timeout_s)):
-        if not 0 < seconds < math.inf:
-            raise ValueError(f"policy.{key} must be > 0, got {seconds}")
+        if not 0 < seconds <= MAX_S:
+            raise ValueError(f"policy.{key} must be > 0 and at most a day ({MAX_S:g}), got {seconds}")
     if replan_steps is not None and replan_steps < 1:
         raise ValueError(f"policy.replan_steps must be >= 1, or null, got {replan_steps}")
-    if max_message_mb < 1:
-        raise ValueError(f"policy.max_message_mb must be >= 1, got {max_message_mb}")
+    if not 1 <= max_message_mb <= fields.MOST_MB:
+        raise ValueError(f"policy.max_message_mb must be 1 to {fields.MOST_MB}, got {max_message_mb}")
+    if whole_turn is not None and protocol != vla_eval.NAME:
+        raise ValueError("policy.whole_turn is read with policy.protocol=vla_eval alone; leave it null")
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError for what is no ws://HOST:PORT, and for a place in it that could hold a secret."""
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError as error:  # a port that is none
+        raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}: {error}") from error
+    if "@" in parts.netloc or parts.query:
+        raise ValueError(
+            "policy.url must hold no name, no password and nothing behind a ?, which the records would show; "
+            "name a variable that holds the key with policy.api_key_env=NAME"
+        )
+    if parts.scheme not in ("ws", "wss") or not host or port == 0 or parts.fragment or visible(url) != url:
+        raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}")
 
 
 def read_key(variable: str | None) -> str | None:

@@ -1,12 +1,12 @@
 """What a client says in each protocol, over a `Link`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from policies.base import Request
 from policies.remote import fields, openpi, vla_eval
-from policies.remote.link import Link, one_line
+from policies.remote.link import Link
 from policies.remote.wire import pack_openpi, pack_vla_eval
 
 HELLO = {"harness_version": fields.OWN_SERVER, "protocol_version": vla_eval.PROTOCOL_VERSION}
@@ -45,9 +45,7 @@ class Speaker(Protocol):
 class OpenpiSpeaker:
     """openpi's: the server speaks first, then question and answer; it knows of no episodes."""
 
-    def __init__(self, link: Link, whole_turn: bool | None) -> None:
-        if whole_turn is not None:
-            raise ValueError("policy.whole_turn is read with policy.protocol=vla_eval alone; leave it null")
+    def __init__(self, link: Link) -> None:
         self._link = link
         self._cameras: tuple[str, ...] = fields.CAMERAS
         self._image_size: int | None = openpi.IMAGE_SIZE
@@ -113,7 +111,10 @@ class VlaEvalSpeaker:
         except fields.FieldError as error:
             raise self._link.fault(f"sent something else: {error}; is policy.protocol right?") from error
         if message.type == "error":
-            raise self._link.fault(f"reports an error: {one_line(str(message.payload.get('error')))}")
+            error = message.payload.get("error")
+            raise self._link.told(
+                "reports an error", error if isinstance(error, str) else fields.spell(error)
+            )
         if (message.type, message.seq) != (kind, self._seq):
             raise self._link.fault(
                 f"answers message {self._seq} with {message.type} {message.seq} instead of {kind}"
@@ -121,10 +122,9 @@ class VlaEvalSpeaker:
         return message.payload
 
 
-SPEAKERS: Mapping[str, Callable[[Link, bool | None], Speaker]] = {
-    openpi.NAME: OpenpiSpeaker,
-    vla_eval.NAME: VlaEvalSpeaker,
-}
+def make_speaker(protocol: str, link: Link, whole_turn: bool | None) -> Speaker:
+    """Make the client of a protocol; see `RemotePolicy` for `whole_turn`."""
+    return VlaEvalSpeaker(link, whole_turn) if protocol == vla_eval.NAME else OpenpiSpeaker(link)
 
 
 def _as_map(link: Link, message: Any, name: str) -> Mapping[Any, Any]:
@@ -145,6 +145,11 @@ def _own(link: Link, metadata: Mapping[Any, Any]) -> _Own | None:
     """What our own server wants and says; None for others', whose keys may mean anything."""
     if not fields.is_own(metadata):
         return None
+    if metadata.get("answer") == fields.ACTION:
+        raise link.fault(
+            "answers with one action an observation (server.answer=action), which is for clients that do not "
+            "count calls; start it with server.answer=chunk"
+        )
     cameras, size, steps = (metadata.get(key) for key in ("cameras", "image_size", "replan_steps"))
     if (
         not isinstance(cameras, list)

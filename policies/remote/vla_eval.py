@@ -84,12 +84,15 @@ def read_form(hello: Mapping[Any, Any], whole_turn: bool | None = None) -> Form:
 
     Raises FieldError for what LIBERO's observations cannot give.
     """
-    asked = fields.read_map(hello.get("observation_params") or {}, "observation_params")
+    params = hello.get("observation_params")
+    asked = fields.read_map({} if params is None else params, "observation_params")
     for key, value in asked.items():
         if key not in PARAMS:
             raise fields.FieldError(f"observation_params asks for {fields.spell(key)}, which is not known")
         if not isinstance(value, bool):
-            raise fields.FieldError(f"observation_params {key} must be true or false, got {value!r}")
+            raise fields.FieldError(
+                f"observation_params {key} must be true or false, got {fields.spell(value)}"
+            )
     if asked.get(ABSOLUTE_PARAM):
         raise fields.FieldError(f"observation_params asks for {ABSOLUTE_PARAM}; actions here are relative")
     turn = asked.get(ANGLE_PARAM, False) if whole_turn is None else whole_turn

@@ -165,7 +165,8 @@ class PolicyServer:
     def _infer(self, requests: Sequence[Request]) -> tuple[list[ActionChunk], float]:
         start = time.perf_counter()
         chunks = self._policy.infer(requests)
-        return chunks, (time.perf_counter() - start) * 1e3
+        infer_ms = (time.perf_counter() - start) * 1e3
+        return chunks, infer_ms - sum(chunk.setup_ms for chunk in chunks)
 
 
 def _make(make_policy: MakePolicy, observe_first: Callable[[], Observation], threads: int) -> BuiltPolicy:
@@ -179,6 +180,6 @@ def is_device_lost(error: Exception) -> bool:
     """Whether no later call on this GPU can succeed in this process: CUDA's errors stay."""
     import torch
 
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError | OSError):  # the latter may tell of another machine's
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

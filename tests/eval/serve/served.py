@@ -97,11 +97,12 @@ class Served:
 
 @contextlib.contextmanager
 def serving(policy: Policy, protocol: str = "openpi", **options: Any) -> Iterator[Served]:
-    """Serve a policy on a free port of this machine."""
+    """Serve a policy on this machine, on a free port unless `port` names one."""
     said: list[str] = []
     ready = threading.Event()
     started: list[Any] = []
     whole_chunks = options.pop("whole_chunks", True)
+    port = options.pop("port", 0)
 
     async def run() -> None:
         metadata = {
@@ -111,6 +112,7 @@ def serving(policy: Policy, protocol: str = "openpi", **options: Any) -> Iterato
             "cameras": list(policy.cameras),
             "image_size": None,
             "replan_steps": policy.replan_steps,
+            "answer": "chunk" if whole_chunks else "action",
         }
         door = (
             OpenpiDoor(metadata, policy.cameras)
@@ -125,7 +127,7 @@ def serving(policy: Policy, protocol: str = "openpi", **options: Any) -> Iterato
         await server.run(sock, ready.set)
         inference.end()
 
-    with bind("127.0.0.1", 0) as sock:
+    with bind("127.0.0.1", port) as sock:
         thread = threading.Thread(target=lambda: asyncio.run(run()))
         thread.start()
         assert ready.wait(10)

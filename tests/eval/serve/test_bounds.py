@@ -1,4 +1,4 @@
-"""One client takes neither the time of others nor all lines of the console; the server names its own faults."""
+"""One client takes neither the others' time nor all of the console; the server names faults of its own."""
 
 import threading
 from typing import Any
@@ -85,11 +85,11 @@ def test_an_error_of_the_servers_own_is_told_as_that(caplog: pytest.LogCaptureFi
             served, r"client 1 .*met an error of the server's own: WireError: a message cannot hold"
         )
         other.close()
+        wait_for(served, r"client 0 .* left")
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason[:30]) == (1011, "met an error of the server's o")
     assert "the server ends" not in line
     assert "Traceback" in caplog.text
-    assert served.server.sessions[0].left == "left"
 
 
 def test_a_goodbye_of_several_lines_is_one() -> None:

@@ -1,5 +1,6 @@
 """What is refused before a policy is built, and what it is built for."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from policies.base import EpisodeKey, Observation, Request
 from policies.pi05.norm_stats import Normalizer
 from policies.pi05.policy import Pi05Policy
 from policies.remote.fields import CAMERAS
+from tests.eval.serve.served import EchoPolicy, serving
 from tests.eval.serve.shaped import SHAPED, SMALL, composed
 from tests.optim.small import eager_policy, random_checkpoint, random_request
 
@@ -109,6 +111,10 @@ def test_images_of_another_size_than_was_built_are_refused_by_the_servers_key() 
         (["server.api_key_env=NO_KEY_OF_A_TEST"], "server.api_key_env=NO_KEY_OF_A_TEST must hold a key"),
         (["server.record=/"], "server.record=/ already exists"),
         (["policy=realtime", "policy.device=cpu"], "cannot run here"),
+        (
+            ["policy=remote", "policy.url=ws://x:1", "policy.label=y"],
+            "policy=remote is served already, at policy.url=ws://x:1; give that address to its clients",
+        ),
     ],
 )
 def test_what_would_be_ignored_or_cannot_run_is_refused_before_anything_is_loaded(
@@ -136,7 +142,9 @@ def test_a_policy_that_reads_the_simulator_is_refused_by_name() -> None:
         ("server.answer=action", "server.answer must be chunk with server.protocol=openpi"),
         ("server.image_sizes=[]", "server.image_sizes must be different sizes"),
         ("server.image_sizes=[224,224]", "server.image_sizes must be different sizes"),
-        ("server.max_message_mb=0", "server.max_message_mb must be >= 1"),
+        ("server.max_message_mb=0", "server.max_message_mb must be 1 to 1024"),
+        ("server.max_message_mb=1025", "server.max_message_mb must be 1 to 1024, got 1025"),
+        ("server.patience_s=1e9", "server.patience_s must be > 0 and at most a day"),
         ("server.max_prompt_tokens=0", "server.max_prompt_tokens must be >= 1"),
         ("server.patience_s=0", "server.patience_s must be > 0"),
         ("port=70000", "port must be 0"),
@@ -171,6 +179,15 @@ def test_a_port_in_use_is_refused_before_the_policy_is_built() -> None:
         port = sock.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot serve on host=127.0.0.1 port={port}: .*; choose another"):
             bind("127.0.0.1", port)
+
+
+def test_a_server_can_be_started_again_at_once_although_clients_were_connected() -> None:
+    clients = ExitStack()
+    with serving(EchoPolicy()) as served:
+        port = int(served.url.rpartition(":")[2])
+        clients.enter_context(served.greeted())
+    with clients, serving(EchoPolicy(), port=port) as again, again.greeted():
+        assert again.url == served.url
 
 
 def test_a_policy_without_stages_is_served_as_it_is() -> None:

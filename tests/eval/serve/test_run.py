@@ -1,5 +1,7 @@
 """A run with policy=remote: the records of the policy itself, and a server that dies in an episode."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from websockets.sync.server import ServerConnection
@@ -16,12 +18,13 @@ from eval.render.summary import render
 from eval.runners.local import LocalRunner
 from eval.runners.recorder import RunRecorder
 from eval.tracking.base import NullTracker, SafeTracker
-from policies.base import Policy
+from policies.base import ActionChunk, Policy, Request
+from policies.remote import RemotePolicy
 from policies.remote.wire import pack_openpi
 from tests.eval.fakes import SIMULATOR, ArithmeticEnv, ArithmeticPolicy, tasks
 from tests.eval.serve.served import serving
 from tests.policies.remote import servers
-from tests.policies.remote.servers import ACTIONS, remote
+from tests.policies.remote.servers import ACTIONS, answering, remote
 
 NUM_TASKS, EPISODES = 3, 3
 
@@ -85,6 +88,27 @@ def test_the_summary_shows_server_and_way_and_no_engagement(tmp_path: Path) -> N
         console.print(render(summary))
     assert "way" in capture.get()
     assert "Engagement" not in capture.get()
+
+
+class Parting(RemotePolicy):
+    """Leaves after every answer, so that each episode connects again."""
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        chunks = super().infer(requests)
+        self.close()
+        return chunks
+
+
+def test_to_connect_again_is_in_no_latency(tmp_path: Path) -> None:
+    def handle(connection: ServerConnection) -> None:
+        time.sleep(0.2)
+        answering({"actions": ACTIONS})(connection)
+
+    with servers.serving(handle) as url:
+        run = do_run(Parting(url, "weights", replan_steps=6), tmp_path)
+    assert [episode.inferences for episode in run.episodes] == [1] * NUM_TASKS * EPISODES
+    assert all(episode.wall_s > 0.2 for episode in run.episodes[1:])
+    assert all(0 < inference.infer_ms < 150 for inference in run.inferences)
 
 
 def test_a_server_that_dies_in_an_episode_costs_that_episode_alone(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from websockets.exceptions import ConnectionClosed
 from policies.base import EpisodeKey, Request
 from policies.remote import vla_eval
 from policies.remote.fields import CAMERAS
+from policies.remote.link import RemoteError
 from policies.remote.vla_eval import read_message
 from policies.remote.wire import unpack
 from tests.eval.serve.served import EchoPolicy, VlaEvalClient, serving
 from tests.optim.small import eager_policy, random_checkpoint
 from tests.policies.remote.recordings import messages
-from tests.policies.remote.servers import request
+from tests.policies.remote.servers import remote, request
 
 
 def observation(**changes: Any) -> dict[str, Any]:
@@ -84,8 +85,13 @@ def test_one_action_an_observation_is_not_for_clients_that_count_calls() -> None
     with serving(EchoPolicy(), "vla_eval", whole_chunks=False) as served, served.connect() as connection:
         whole = vla_eval.write_observation(request(), vla_eval.Form())
         answer = VlaEvalClient(connection).ask("observation", whole)
+        with pytest.raises(ConnectionClosed):  # every observation would fail
+            connection.recv(10)
+        with pytest.raises(RemoteError, match=r"server.answer=action.*start it with server.answer=chunk"):
+            remote(served.url, protocol="vla_eval")
     assert answer.type == "error"
     assert "serve policy=remote with server.answer=chunk" in answer.payload["error"]
+    assert len([line for line in served.said if "got an error" in line]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """RemotePolicy connects: to a server that is late, refuses, or is no server at all."""
 
+import re
 import socket
 import threading
 import time
@@ -53,6 +54,37 @@ def test_a_refusal_is_told_at_once(status: int, says: str) -> None:
     options = {"process_request": lambda connection, _: connection.respond(status, "no\n")}
     with serving(answering({}), **options) as url, pytest.raises(RemoteError, match=says):
         remote(url, connect_timeout_s=30.0)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("place", ["/elsewhere", "{other}"])
+def test_a_server_that_sends_its_clients_on_is_not_followed(status: int, place: str) -> None:
+    came: list[Any] = []
+    headers = {"Location": place}
+
+    def process_request(connection: ServerConnection, http: Any) -> Any:
+        came.append(http.path)
+        response = connection.respond(status, "elsewhere\n")
+        response.headers["Location"] = headers["Location"]
+        return response
+
+    with (
+        serving(answering({}), process_request=lambda *parts: came.append("other")) as other,
+        serving(answering({}), process_request=process_request) as url,
+    ):
+        headers["Location"] = place.format(other=other)
+        with pytest.raises(RemoteError, match=re.escape(f"sends its clients on to '{headers['Location']}'")):
+            remote(url, connect_timeout_s=30.0)
+    assert came == ["/"]
+
+
+def test_a_server_that_sends_its_clients_nowhere_is_one_line() -> None:
+    options = {"process_request": lambda connection, _: connection.respond(302, "")}
+    with (
+        serving(answering({}), **options) as url,
+        pytest.raises(RemoteError, match="sends its clients on to 'nowhere'"),
+    ):
+        remote(url)
 
 
 def test_a_server_that_is_not_ready_is_asked_again() -> None:

@@ -12,7 +12,6 @@ import pytest
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection
 
-from policies.remote import RemotePolicy
 from policies.remote.link import Link, RemoteError
 from policies.remote.policy import plain
 from policies.remote.vla_eval import Message, read_message
@@ -87,7 +86,10 @@ def test_chunks_of_vla_evals_server_are_read_and_its_error_is_one_line() -> None
             recorded = read_message(unpack(frames[1 + call])).payload["actions"]
             np.testing.assert_array_equal(chunk.actions_HJ, recorded)
             assert chunk.actions_HJ.shape == (10, 7)
-        with pytest.raises(RemoteError, match=r"reports an error: observation_failed: KeyError: 'proprio'$"):
+        with pytest.raises(
+            RemoteError,
+            match=r"reports an error: observation_failed: KeyError: 'proprio'; its own log has more$",
+        ):
             policy.infer([request(3)])
 
 
@@ -269,6 +271,62 @@ def _shake_hands(listening: socket.socket) -> socket.socket:
     return accepted
 
 
+def test_to_connect_again_is_no_latency() -> None:
+    """Of the call's time, what went by before the observation was sent is told apart."""
+    greetings = iter([0.0, 0.3])
+
+    def handle(connection: ServerConnection) -> None:
+        time.sleep(next(greetings))
+        connection.send(pack_openpi({}))
+        connection.recv()
+        connection.send(pack_openpi({"actions": ACTIONS, "server_timing": {"infer_ms": 0.01}}))
+
+    with serving(handle) as url:
+        policy = remote(url)
+        [first] = policy.infer([request(0, episode=0)])
+        while policy._link.is_open:
+            time.sleep(0.01)
+        [second] = policy.infer([request(0, episode=1)])
+    assert first.setup_ms < 100
+    assert second.setup_ms >= 300
+    assert sum(second.stage_ms.values()) < 300
+
+
+@pytest.mark.parametrize("protocol", ["openpi", "vla_eval"])
+def test_a_servers_traceback_is_told_by_its_last_line_and_logged_whole(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No terminal obeys what it holds."""
+    frames = "".join(f'  File "policy.py", line {i}, in infer\n' for i in range(100))
+    trace = f"Traceback (most recent call last):\n{frames}\x1b]0;mine\x07\nKeyError: 'proprio\x1b[2J'\n"
+
+    def of_vla_eval(connection: ServerConnection) -> None:
+        for message in connection:
+            asked = read_message(unpack(message))
+            if asked.type in ("hello", "observation"):
+                kind, payload = ("hello", {}) if asked.type == "hello" else ("error", {"error": trace})
+                connection.send(pack_vla_eval(Message(kind, payload, asked.seq).to_wire()))
+
+    line = fails(answering(trace) if protocol == "openpi" else of_vla_eval, protocol=protocol)
+    assert line.endswith(": KeyError: 'proprio\\x1b[2J'; its own log has more")
+    assert "line 99, in infer" in caplog.text
+    assert "\x1b" not in line + caplog.text
+
+
+@pytest.mark.parametrize("params", [np.zeros(3), [1], "text", 0])
+def test_observation_params_that_are_no_map_are_one_line(params: Any) -> None:
+    def handle(connection: ServerConnection) -> None:
+        asked = read_message(unpack(connection.recv()))
+        hello = {"observation_params": params}
+        connection.send(pack_vla_eval(Message("hello", hello, asked.seq).to_wire()))
+
+    with (
+        serving(handle) as url,
+        pytest.raises(RemoteError, match="cannot be served: observation_params must be a map, got"),
+    ):
+        remote(url, protocol="vla_eval")
+
+
 def test_a_server_that_comes_back_as_another_is_refused() -> None:
     greetings = iter(
         [{"weights": "a", "client": 1}, {"weights": "a", "client": 2}, {"weights": "b", "client": 3}]
@@ -304,25 +362,6 @@ def test_a_server_that_says_no_time_has_no_split(timing: dict[str, Any]) -> None
     with serving(answering({"actions": ACTIONS, **timing})) as url:
         [chunk] = remote(url).infer([request()])
     assert chunk.stage_ms == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"url": "http://x"}, "policy.url must be ws://HOST:PORT, got 'http://x'"),
-        ({"url": "ws://me:secret@x"}, "policy.url must hold no name or password"),
-        ({"label": " "}, "policy.label must say which weights are served"),
-        ({"protocol": "grpc"}, "policy.protocol must be one of openpi, vla_eval"),
-        ({"timeout_s": 0.0}, "policy.timeout_s must be > 0"),
-        ({"connect_timeout_s": float("inf")}, "policy.connect_timeout_s must be > 0"),
-        ({"replan_steps": 0}, "policy.replan_steps must be >= 1"),
-        ({"max_message_mb": 0}, "policy.max_message_mb must be >= 1"),
-        ({"whole_turn": True}, "policy.whole_turn is read with policy.protocol=vla_eval alone"),
-    ],
-)
-def test_a_wrong_option_is_named_before_anything_is_opened(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        RemotePolicy(**{"url": "ws://127.0.0.1:1", "label": "x", **options})
 
 
 def test_metadata_becomes_json_whatever_it_holds() -> None:

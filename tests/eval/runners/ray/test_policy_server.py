@@ -1,7 +1,9 @@
 """A policy process: which requests it serves together, and what an error costs."""
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from eval.runners.ray.policy_server import PolicyServer, is_device_lost
 from eval.specs.base import BuiltPolicy
 from eval.specs.batching import Batching
 from policies.base import ActionChunk, Request
+from policies.remote.link import RemoteError
 from tests.eval import fake_run
 from tests.eval.fake_run import run
 from tests.eval.fakes import ArithmeticPolicy, no_observation
@@ -38,7 +41,7 @@ class Counting(ArithmeticPolicy):
 
 
 def serve(
-    policy: Counting, requests: Sequence[Request], *, max_batch: int, batching: Batching | None = None
+    policy: ArithmeticPolicy, requests: Sequence[Request], *, max_batch: int, batching: Batching | None = None
 ) -> list[ServedChunk | BaseException]:
     """What a host answers to requests that arrive together."""
 
@@ -102,6 +105,18 @@ def test_running_out_of_memory_is_not_a_lost_gpu() -> None:
     assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_device_lost(torch.cuda.OutOfMemoryError("CUDA out of memory"))
     assert not is_device_lost(FloatingPointError("actions are not finite"))
+    assert not is_device_lost(RemoteError("policy.url=ws://x:1 reports an error: CUDA error: out of memory"))
+
+
+def test_what_a_policy_sets_up_in_a_call_is_no_latency() -> None:
+    class Connects(ArithmeticPolicy):
+        def infer(self, requests: Any) -> Any:
+            time.sleep(0.3)
+            return [replace(chunk, setup_ms=250.0) for chunk in super().infer(requests)]
+
+    [answer] = serve(Connects(), [request(0)], max_batch=1)
+    assert isinstance(answer, ServedChunk)
+    assert 50 <= answer.service.infer_ms < 200
 
 
 def test_a_policy_that_could_not_be_built_again_cuts_episodes_off() -> None:
