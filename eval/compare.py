@@ -26,6 +26,7 @@ from eval.records.reader import Run, read_run
 from eval.records.schema import to_plain
 from eval.render.comparison import markdown, render
 from eval.render.console import print_error, report_console
+from policies.files import write_atomic
 
 NOT_COMPARABLE = 2  # exit status
 STATUSES = (
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = compare(_read("BASE", options.base), _read("NEW", options.new), options.margin)
         if options.markdown is not None:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
-            options.markdown.write_text(markdown(result), encoding="utf-8")
+            write_atomic(options.markdown, markdown(result))
     except (NotComparable, OSError) as error:
         print_error(error)
         return NOT_COMPARABLE

@@ -2,6 +2,10 @@
 
 A folder that holds runs stands for all of them, at whatever depth. What was uploaded before is left out and
 counted. A run that cannot be uploaded stops no other; the exit status is then 1.
+
+Non-obvious behaviors:
+    W&B uploads what it finds below `files/`, links followed, to the project that the offline run names. A
+    run that holds a link, or that a link leads to, is refused. Upload runs of your own alone.
 """
 
 import argparse
@@ -10,13 +14,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from eval.records.folders import find_folders, is_run
+from eval.records.folders import WANDB, find_folders, is_run
 from eval.render.console import print_error, print_info
 from eval.tracking.base import TrackingError
 from eval.tracking.login import require_login
+from policies.files import refuse_links
 from policies.text import pluralize
 
-OFFLINE = "wandb/offline-run-*"
+OFFLINE = f"{WANDB}/offline-run-*"
+LOGS = "logs"  # of an offline run: W&B links it to the home folder, and does not upload it
 UPLOADED = "*.wandb.synced"  # what `wandb sync` leaves behind
 
 Upload = Callable[[Path], int]
@@ -60,6 +66,14 @@ def refuse_shared_ids(offline: Iterable[Path]) -> None:
         with_id[name] = run
 
 
+def refuse_linked(offline: Iterable[Path]) -> None:
+    """Raise NotPlain where W&B would upload what a link leads to, which no link of its own does."""
+    for run in offline:
+        refuse_links(run.parents[1], [WANDB], skip=[WANDB])
+        refuse_links(run.parent, [run.name], skip=[run.name])
+        refuse_links(run, [path.name for path in run.iterdir() if path.name != LOGS])
+
+
 def upload(run: Path) -> int:
     """Upload one offline run with W&B's own command."""
     return subprocess.run([sys.executable, "-m", "wandb", "sync", str(run)], check=False).returncode
@@ -76,6 +90,7 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     try:
         offline = find_offline(options.runs)
         refuse_shared_ids(offline)
+        refuse_linked(offline)
         runs = [run for run in offline if not any(run.glob(UPLOADED))]
         if runs and not options.dry_run:
             require_login()

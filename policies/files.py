@@ -25,6 +25,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 MAX_DEPTH = 100  # of a JSON file that is read; no program writes such files half as deep
+MOST_JSON = 64 * 2**20  # bytes of one; the longest that we know, the index of a large network, has 0.2 MB
 
 
 class NotPlain(OSError):
@@ -58,11 +59,17 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to, and move it to `path` in one step at the end.
 
     A reader sees the old content or the new, never a part. When the body raises, `path` stays as it was; a
-    link there is replaced, not followed.
+    link to a file is replaced, not followed. Raises NotPlain where `path` is, or leads to, a device, a pipe
+    or a folder, as /dev/null and /dev/stdout do: root would replace it for the whole machine.
 
     Args:
         durable: the new content survives a loss of power that comes after this.
     """
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise NotPlain(f"{path} must be the name of a file to write, got {kind}; name another one")
     temporary = _beside(path)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # nobody's link, nobody's file
     try:
@@ -143,6 +150,18 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
         return file.read(size)
 
 
+def read_followed(path: Path, most_bytes: int) -> bytes:
+    """Read a plain file that `path` is or leads to by links, as a cache of downloads has them.
+
+    Raises NotPlain for anything else, ValueError for more than `most_bytes`.
+    """
+    place = os.path.realpath(path)
+    try:
+        return read_plain(Path(place), most_bytes)
+    except (NotPlain, ValueError) as error:
+        raise type(error)(f"{path}{str(error).removeprefix(place)}") from error
+
+
 def refuse_links(folder: Path, names: Iterable[str] | None = None, skip: Iterable[str] = ()) -> None:
     """Raise NotPlain where anything below a folder is neither a plain file nor a folder.
 
@@ -217,10 +236,15 @@ def _remove_left_behind(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError where it holds none, or lists and objects deeper than `MAX_DEPTH`."""
+    """Read a JSON file of at most `MOST_JSON` bytes.
+
+    Raises ValueError where it holds no JSON, more bytes, or lists and objects deeper than `MAX_DEPTH`,
+    NotPlain where it is no plain file, links followed.
+    """
     too_deep = f"{path} must not nest lists and objects deeper than {MAX_DEPTH}; it is damaged, copy it again"
+    text = read_followed(path, MOST_JSON)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path} is not JSON: {error}") from error
     except RecursionError:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eval.records.schema import EpisodeRecord, InferenceRecord
+from policies.text import visible
 
 MODES = ("online", "offline", "disabled")
 
@@ -128,4 +129,4 @@ class SafeTracker:
         if self.error is None:
             self.error = f"{type(error).__name__} at {when}: {error}"
             message = f"tracking stopped, the records on disk go on: {self.error}"
-            self._console.print(Text(message), style="yellow", soft_wrap=True)
+            self._console.print(Text(visible(message)), style="yellow", soft_wrap=True)

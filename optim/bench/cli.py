@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     if first.bench.report is not None:
         path = expand_home(first.bench.report)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report(record))
+        write_atomic(path, report(record))
         print_info(f"report: {path}")
     print_info(f"record: {folder / RECORD_FILE}")
     failures = problems(record)

@@ -30,7 +30,7 @@ from policies.pi05.jax_checkpoint import JaxArray, find_params, open_arrays, sou
 from policies.pi05.jax_tensors import ROWS, Slice, derive_dims, read_sizes
 from policies.pi05.safetensors_stream import write_safetensors
 from policies.pi05.weight_files import WEIGHTS
-from policies.text import shell_command, shell_override
+from policies.text import shell_command, shell_override, visible
 
 HORIZON = 10  # of pi05_libero (openpi training/config.py); no file of a JAX checkpoint says it
 SPARE_BYTES = 2**28  # that the disk must have beside the tensors
@@ -206,12 +206,12 @@ def main() -> int:
     try:
         done = convert_checkpoint(options.source, options.destination, options.horizon)
     except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {visible(str(error), lines=True)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing was written\n")
         return 130
-    sys.stdout.write("\n".join(_lines(done)) + "\n")
+    sys.stdout.write(visible("\n".join(_lines(done)), lines=True) + "\n")
     return 0
 
 

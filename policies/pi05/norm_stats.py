@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from policies.base import ACTION_DIM
-from policies.files import read_json_object
+from policies.files import MOST_JSON, read_followed, read_json_object
 from policies.text import brief, shorten
 
 STATE_DIM = 8  # eef position 3, axis-angle 3, gripper joints 2
@@ -153,7 +153,6 @@ def unit_stats() -> NormStats:
 
 def read_json_stats(path: Path) -> NormStats:
     """Read openpi's norm_stats.json, which is also the native format; ValueError for anything else."""
-    content = path.read_bytes()
     groups = read_json_object(path).get("norm_stats")
     if not isinstance(groups, dict) or not all(
         isinstance(groups.get(name), dict) for name in ("state", "actions")
@@ -163,7 +162,7 @@ def read_json_stats(path: Path) -> NormStats:
             f"got norm_stats={brief(groups)} in {path}; copy them from the training run"
         )
     state, actions = (_arrays(groups[name], name, path) for name in ("state", "actions"))
-    return NormStats(state, actions, OPENPI_EPS, str(path), hashlib.sha256(content).hexdigest())
+    return NormStats(state, actions, OPENPI_EPS, str(path), _sha256(path))
 
 
 def read_lerobot_stats(path: Path) -> NormStats:
@@ -172,6 +171,7 @@ def read_lerobot_stats(path: Path) -> NormStats:
     Raises ValueError for no safetensors file, one in less than float32, or without state or actions.
     """
     groups: dict[str, dict[str, NDArray[np.float64]]] = {"observation.state": {}, "action": {}}
+    sha256 = _sha256(path)  # refuses what is no file of such a size before it is mapped
     try:
         with safe_open(path, framework="np") as file:
             keys = sorted(file.keys())
@@ -190,8 +190,11 @@ def read_lerobot_stats(path: Path) -> NormStats:
         if not stats:
             wanted = ", ".join(f"{feature}.{name}" for name in PADDING)
             raise ValueError(f"norm stats must have some of {wanted}; {path} has {shorten(keys)}")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return NormStats(groups["observation.state"], groups["action"], LEROBOT_EPS, str(path), sha256)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(read_followed(path, MOST_JSON)).hexdigest()
 
 
 def write_json_stats(path: Path, stats: NormStats) -> None:

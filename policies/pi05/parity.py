@@ -30,6 +30,7 @@ from policies.pi05.policy import run_stages
 from policies.pi05.prefix import Prefix
 from policies.pi05.preprocess import assemble, prepare_images
 from policies.pi05.timing import StageTimer
+from policies.text import visible
 
 ACTIONS = re.compile(r"out\.actions_([1-9][0-9]*)")  # the number is that of Euler steps
 
@@ -163,9 +164,9 @@ def main() -> int:
             raise ValueError(f"--rtol={options.rtol} is for openpi's form; lerobot's has bounds of its own")
         results = compare(options.folder, find_device(options.device, "--device"))
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {visible(' '.join(str(error).split()))}\n")
         return 2
-    sys.stdout.write("\n".join(table(results, rtol)) + "\n")
+    sys.stdout.write(visible("\n".join(table(results, rtol)), lines=True) + "\n")
     return 0 if all(result.passes(rtol) for result in results) else 1
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.files import read_followed
 from policies.pi05.pieces import read_pieces
 
+MOST_BYTES = 256 * 2**20  # of a tokenizer's file; PaliGemma's have 4 and 17 MB
 STATE_BINS = np.linspace(-1.0, 1.0, 257)[:-1]  # lower edges of 256 bins (openpi models/tokenizer.py)
 
 
@@ -35,7 +37,7 @@ class PromptTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        content = self.path.read_bytes()
+        content = read_followed(self.path, MOST_BYTES)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._pieces = read_pieces(content, self.path)
         self.vocab_size = self._pieces.size

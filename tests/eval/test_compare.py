@@ -1,6 +1,8 @@
 """The command that compares two runs: exit statuses, what is printed where, and what is refused."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,20 @@ def test_a_report_is_written_beside_what_is_printed(
 ) -> None:
     report = tmp_path / "reports" / "x.md"
     assert outcome(capsys, write_run("base"), write_run("new"), "--markdown", report)[0] == 0
-    assert "**NON-INFERIOR: NEW loses less than 2 points of success" in report.read_text()
+    whole = report.read_text()
+    assert "**NON-INFERIOR: NEW loses less than 2 points of success" in whole
+    with pytest.MonkeyPatch.context() as full_disk:
+        full_disk.setattr(Path, "write_bytes", _write_a_part)
+        arguments = [str(tmp_path / "base"), str(tmp_path / "new"), "--markdown", str(report)]
+        assert main(arguments) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert report.read_text() == whole
+
+
+def _write_a_part(path: Path, content: bytes) -> int:
+    with path.open("wb") as file:
+        file.write(content[:10])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(

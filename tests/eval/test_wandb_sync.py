@@ -49,6 +49,36 @@ def test_two_runs_of_one_id_are_refused_before_one_replaces_the_other(
     assert main([str(tmp_path / "1_b"), "--dry-run"]) == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["wandb", "wandb/RUN", "wandb/RUN/files/x", "wandb/RUN/files/logs/x", "wandb/RUN/run-abc.wandb"]
+)
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["upload", "dry run"])
+def test_what_a_link_leads_to_is_not_uploaded(
+    name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = offline_run(tmp_path / "run")
+    link = tmp_path / "run" / name.replace("RUN", run.name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists():
+        link.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    assert main([str(tmp_path / "run"), *arguments], upload=lambda run: pytest.fail("uploaded")) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {link} must be a plain file, got a link; ")
+
+
+def test_links_that_wandb_makes_itself_are_no_reason_to_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = offline_run(tmp_path / "run")
+    (run.parent / "latest-run").symlink_to(run.name)
+    (run.parent / "debug.log").symlink_to(f"{run.name}/logs/debug.log")
+    (run / "logs").mkdir()
+    (run / "logs" / "debug-core.log").symlink_to(tmp_path / "of_the_home")
+    assert main([str(tmp_path / "run"), "--dry-run"]) == 0
+    assert f"would upload {run}" in capsys.readouterr().err
+
+
 def test_why_there_is_nothing_to_upload_is_said_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

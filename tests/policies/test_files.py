@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, what a killed process left of it goes; JSON is read or refused."""
+"""A file or folder appears whole or not at all, what a killed process left goes; JSON is read or refused."""
 
 import json
 import multiprocessing
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from policies.files import MAX_DEPTH, expand_home, new_folder, read_json
+from policies.files import MAX_DEPTH, NotPlain, expand_home, new_folder, read_json, write_atomic
 
 
 def fill_and_wait(path: Path) -> None:
@@ -86,6 +86,46 @@ def test_json_may_nest_as_deep_as_any_program_writes_it(tmp_path: Path) -> None:
         content = [content]
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert read_json(tmp_path / "a.json") == content
+
+
+def test_json_is_read_through_a_link_up_to_its_size_and_from_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blob").write_text("[1, 2]")
+    named = tmp_path / "config.json"
+    named.symlink_to("blob")
+    assert read_json(named) == [1, 2]
+    monkeypatch.setattr("policies.files.MOST_JSON", 5)
+    with pytest.raises(ValueError, match=r"config\.json must have at most 5 bytes, got 6$"):
+        read_json(named)
+    (tmp_path / "blob").unlink()
+    os.mkfifo(tmp_path / "blob")
+    with pytest.raises(NotPlain, match=r"config\.json must be a plain file, got a pipe; "):
+        read_json(named)
+    named.unlink()
+    named.symlink_to("/dev/zero")
+    with pytest.raises(NotPlain, match=r"config\.json must be a plain file, got a device; "):
+        read_json(named)
+    named.unlink()
+    named.symlink_to("config.json")
+    with pytest.raises(OSError, match=r"config\.json must be a plain file, got a link"):
+        read_json(named)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
+def test_what_is_no_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(os.devnull)
+    before = os.lstat(path)
+    with pytest.raises(NotPlain, match=r"report\.md must be the name of a file to write, got a "):
+        write_atomic(path, "text")
+    assert os.path.samestat(os.lstat(path), before)
+    assert [left.name for left in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_the_home_of_nobody_is_refused_by_the_path() -> None:

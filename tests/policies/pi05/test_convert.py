@@ -291,6 +291,19 @@ def test_a_horizon_that_no_chunk_has_is_refused(
     assert capsys.readouterr().err == f"error: --horizon must be 1 to 1000, got {horizon}\n"
 
 
+def test_names_of_folders_obey_no_terminal(
+    step: Path, tmp_path: Path, run_main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(tmp_path / "no\x1b[2Jwhere", tmp_path / "out") == 1
+    assert "no\\x1b[2Jwhere" in capsys.readouterr().err
+    (step / "assets" / "a\x1b[2Jb").mkdir()
+    (step / "assets" / "a\x1b[2Jb" / "norm_stats.json").write_text("{}")
+    assert run_main(step, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "a\\x1b[2Jb" in printed
+    assert "\x1b" not in printed
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("form", ["tree", "bf16"])
 def test_a_number_that_is_not_finite_is_named_and_nothing_is_left(

@@ -95,3 +95,17 @@ def test_relative_bound_is_refused_for_lerobots_form(
 ) -> None:
     assert run(monkeypatch, LEROBOT_SMALL, "--rtol", "1e-5") == 2
     assert "--rtol=1e-05 is for openpi's form" in capsys.readouterr().err
+
+
+def test_what_a_terminal_obeys_is_escaped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = load_file(folder / "io.safetensors")
+    save_file({**recorded, "in.\x1b[2J": torch.zeros(1)}, folder / "io.safetensors")
+    run(monkeypatch, folder)
+    printed = capsys.readouterr()
+    (folder / "io.safetensors").unlink()
+    assert run(monkeypatch, folder.rename(folder.with_name("a\x1b[2Jb"))) == 2
+    error = capsys.readouterr().err
+    assert "a\\x1b[2Jb" in error
+    assert "\x1b" not in printed.out + printed.err + error
