@@ -6,6 +6,7 @@ from typing import Any
 from eval.analysis.summary import Summary, is_random
 from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord
+from eval.records.trees import SOURCES
 
 Pair = tuple[EpisodeRecord, EpisodeRecord]
 """BASE's and NEW's record of one episode."""
@@ -83,13 +84,16 @@ def differing(base: Run, new: Run, pairs: Sequence[Pair], names: Names) -> list[
         "CPU": ("provenance", "cpu", "model"),
         "torch's instructions": ("provenance", "cpu", "torch_capability"),
         "Python": ("provenance", "python"),
-        "commit": ("provenance", "git", "commit"),
         "replan steps": ("policy", "replan_steps"),
         **{f"clock.{key}": ("config", "clock", key) for key in CLOCK},
     }
     clocks = tuple((_at(run.run, ("config", "clock", "name")) or "free") for run in (base, new))
     if clocks[0] != clocks[1]:
         warnings.append(f"clock differs: {clocks[0]} and {clocks[1]}")
+    trees = _both(base, new, "provenance", "trees")
+    if None in trees:  # an older record
+        named["commit"] = ("provenance", "git", "commit")
+    named |= {f"code of {name}/": ("provenance", "trees", name) for name in SOURCES if None not in trees}
     packages = _both(base, new, "provenance", "packages")
     for package in sorted({*(packages[0] or {}), *(packages[1] or {})}):
         named[package] = ("provenance", "packages", package)

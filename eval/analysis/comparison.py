@@ -60,6 +60,7 @@ class Side:
     setting: str | None
     commit: str | None
     commit_dirty: bool | None
+    sources: str | None
     episodes: int
     errors: int
     success: SuccessRate
@@ -279,6 +280,7 @@ def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side
         setting=summary.setting,
         commit=summary.commit,
         commit_dirty=summary.commit_dirty,
+        sources=summary.sources,
         episodes=summary.episodes,
         errors=summary.total.errors,
         success=success_rate(episodes),

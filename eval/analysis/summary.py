@@ -12,6 +12,7 @@ from eval.analysis.statistics import wilson
 from eval.config.groups import policy_label
 from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.trees import joint_id
 from policies.text import pluralize
 
 # What a summary needs of run.json; `eval.app.session.describe` and `RunRecorder` write them.
@@ -113,7 +114,7 @@ class Summary:
         policy_label: the policy, with the stages whose backend is not that of its own configuration.
         weights_label: what the weights are: where they came from, or RANDOM WEIGHTS and their kind.
         setting: device, precision, form, denoise and replan steps; None for a policy without a network.
-        commit: of the harness; `commit_dirty` when its tree had changes.
+        commit: of the harness; `commit_dirty` when its tree had changes; sources: the id of its folders.
         episodes: recorded ones, finished or not; planned_episodes: how many the run set out to do.
         suites: suite to success; total: all suites pooled.
         infer: host to host; stages: stage to its own statistics, each with its n; both of one request at a
@@ -135,6 +136,7 @@ class Summary:
     gl_backend: str | None
     commit: str | None
     commit_dirty: bool | None
+    sources: str | None
     episodes: int
     planned_episodes: int | None
     tasks: tuple[TaskSuccess, ...]
@@ -216,7 +218,8 @@ def summarise(run: Run) -> Summary:
     infer, stages = _latencies(alone, engagement)
     infer_under_load, stages_under_load = _latencies(loaded, engagement)
     warnings += disagreements(engagement, run.inferences)
-    git = (run.run.get("provenance") or {}).get("git") or {}
+    origin = run.run.get("provenance") or {}
+    git = origin.get("git") or {}
     return Summary(
         policy=policy,
         policy_label=policy_label(policy, run.run.get("config") or {}),
@@ -228,6 +231,7 @@ def summarise(run: Run) -> Summary:
         gl_backend=run.run.get("gl_backend"),
         commit=git.get("commit"),
         commit_dirty=git.get("dirty"),
+        sources=joint_id(origin.get("trees")),
         episodes=len(run.episodes),
         planned_episodes=planned,
         tasks=_tasks(run.episodes),

@@ -58,7 +58,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: the run ended before its first episode, and there is nothing to compare; "
-            "start a new one"
+            "start a new one, which may take the same folder"
         ) from None
     if "episodes" not in run:
         raise ValueError(f"{path} does not say which episodes were planned; start a new run")
@@ -96,9 +96,11 @@ def finished_episodes(run: Run) -> frozenset[EpisodeKey]:
 
 def origin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List how code and packages of two `provenance.collect()` differ."""
-    old = flat({"git": before["git"], "packages": before["packages"]})
-    new = flat({"git": now["git"], "packages": now["packages"]})
-    keys = [key for key in old if key != "git.error"]
+    old, new = (
+        flat({"git": at["git"], "trees": at.get("trees") or {}, "packages": at["packages"]})
+        for at in (before, now)
+    )
+    keys = [key for key in old if key not in ("git.error", "git.untracked")]
     return [f"{key} was {old[key]}, is {new.get(key)}" for key in keys if old[key] != new.get(key)]
 
 

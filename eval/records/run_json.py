@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, Required
 
-from annotated_types import Ge, Le, MaxLen
+from annotated_types import Ge, Le, MaxLen, Predicate
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 from eval.records.foreign import OPEN, STRICT, DamagedRecords, check, read_json
 from eval.records.schema import Count, Seed
+from eval.records.trees import is_tree_id
 from policies.text import shorten
 
 RUN_FILE = "run.json"
@@ -73,12 +74,13 @@ class Cpu(TypedDict, total=False):
 
 
 class Git(TypedDict, total=False):
-    """`eval.records.provenance.git_state`."""
+    """`git` of `eval.records.trees.code_state`."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
 
     commit: str | None
     dirty: bool | None
+    untracked: list[str]
     error: str | None
 
 
@@ -90,6 +92,7 @@ class Origin(TypedDict, total=False):
     time: str
     command: str
     git: Git
+    trees: dict[str, Annotated[str, Predicate(is_tree_id)] | None] | None
     python: str
     packages: dict[str, str | None]
     platform: str

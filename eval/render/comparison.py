@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from eval.analysis.comparison import Comparison, Side
 from eval.analysis.statistics import Interval
 from eval.analysis.summary import SuccessRate
+from eval.records.trees import spell_code
 from eval.render.tables import (
     NONE,
     Block,
@@ -143,14 +144,12 @@ def engagement_rows(result: Comparison) -> Rows:
 
 def _settings(result: Comparison) -> Iterator[str]:
     for name, side in result.sides.items():
-        items = (side.policy, side.checkpoint or "no checkpoint", side.setting, _commit(side))
+        items = (side.policy, side.checkpoint or "no checkpoint", side.setting, _code(side))
         yield f"{name}: " + " | ".join(item for item in items if item)
 
 
-def _commit(side: Side) -> str:
-    if side.commit is None:
-        return "commit unknown"
-    return f"commit {side.commit[:12]}" + (" with uncommitted changes" if side.commit_dirty else "")
+def _code(side: Side) -> str:
+    return spell_code(side.commit, dirty=side.commit_dirty, sources=side.sources)
 
 
 def _left_out(result: Comparison) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 from eval.analysis.latency import LatencyStats
 from eval.analysis.summary import ClockSummary, SuccessRate, Summary
 from eval.records.schema import HOST_TO_HOST
+from eval.records.trees import spell_code
 from eval.render.tables import (
     LINE,
     NONE,
@@ -54,16 +55,14 @@ def _blocks(summary: Summary) -> Iterator[Block]:
 
 
 def _provenance(summary: Summary) -> str:
-    commit = "unknown" if summary.commit is None else summary.commit[:12]
-    if summary.commit_dirty:
-        commit += " with uncommitted changes"
+    code = spell_code(summary.commit, dirty=summary.commit_dirty, sources=summary.sources)
     sha256 = f" (sha256 {summary.checkpoint_sha256[:12]})" if summary.checkpoint_sha256 else ""
     items = {
         "policy": summary.policy_label,
         "checkpoint": f"{summary.checkpoint or 'none'}{sha256}",
         "seeding": summary.seeding,
         "GL": summary.gl_backend or "unknown",
-        "commit": commit,
+        "commit": code.removeprefix("commit "),
     }
     if summary.setting:
         items["setting"] = summary.setting

@@ -178,6 +178,8 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
         "commit",
         f"{summary.commit or UNKNOWN}{' with uncommitted changes' if summary.commit_dirty else ''}",
     )
+    if summary.sources is not None:
+        yield "sources", summary.sources
     yield "time", str(origin.get("time") or UNKNOWN)
     yield "GPU", _gpu(origin.get("gpu")) if "gpu" in origin else UNKNOWN
     yield "CPU", _cpu(origin.get("cpu") or {})

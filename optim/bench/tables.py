@@ -15,6 +15,7 @@ from rich.console import RenderableType
 from eval.analysis.latency import LatencyStats, latency_stats
 from eval.analysis.summary import is_random
 from eval.records.schema import HOST_TO_HOST
+from eval.records.trees import joint_id, spell_code
 from eval.render.console import print_error, report_console
 from eval.render.tables import (
     NONE,
@@ -255,7 +256,8 @@ def _facts(record: Record) -> dict[str, str]:
     origin, stack, seen = record["provenance"], record["simulator"], record["observations"]
     gpu, cpu, git = origin["gpu"], origin["cpu"], origin["git"]
     machine = f"{gpu['name']} (driver {gpu['driver']})" if gpu else "no GPU"
-    commit = git["commit"] or f"unknown ({git['error']})"
+    code = spell_code(git["commit"], dirty=git["dirty"], sources=joint_id(origin.get("trees")))
+    why = f" ({git['error']})" if git["error"] else ""
     versions = {"Python": origin["python"], "CUDA": gpu["cuda"] if gpu else None, **origin["packages"]}
     if stack is not None:
         versions["GL"] = f"{stack['gl']} ({stack['gl_renderer']})"
@@ -270,7 +272,7 @@ def _facts(record: Record) -> dict[str, str]:
     )
     return {
         "Command": f"`{origin['command']}`",
-        "Commit": f"{commit}{' with uncommitted changes' if git['dirty'] else ''}; {origin['time']}",
+        "Commit": f"{code.removeprefix('commit ')}{why}; {origin['time']}",
         "Hardware": f"{machine}; {cpu['model']}, "
         f"{cpu['cores']} cores, {cpu['torch_threads']} torch threads; {origin['platform']}",
         "Versions": ", ".join(

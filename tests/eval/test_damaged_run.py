@@ -94,6 +94,15 @@ def test_a_damaged_field_of_run_json_is_named(
     assert f"error: {folder / RUN_FILE} is damaged: {why}" in _line(folder, capsys)
 
 
+def test_a_tree_that_is_no_id_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = json.loads((folder / RUN_FILE).read_text())
+    run["provenance"]["trees"] = {"conf": "zz"}
+    (folder / RUN_FILE).write_text(json.dumps(run))
+    line = _line(folder, capsys)
+    assert "is damaged: provenance.trees.conf: " in line
+    assert line.endswith("got 'zz'")
+
+
 def test_a_newer_version_is_refused_by_its_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = json.loads((folder / RUN_FILE).read_text())
     assert run["format"] == FORMAT

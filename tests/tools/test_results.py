@@ -11,6 +11,7 @@ import pytest
 
 from eval.analysis.summary import RANDOM_WEIGHTS
 from eval.compare import main as compare
+from eval.records.trees import SOURCES, code_state, run_tool
 from eval.report.cli import main as report
 from policies.files import ROOT
 from tests.eval.written_runs import write_run
@@ -193,3 +194,31 @@ def test_markers_that_are_not_there_once_in_their_order_are_an_error(
     assert main([], root) == 1
     assert f"{root / READMES[1]} must have the lines {BEGIN} and {END} once" in capsys.readouterr().err
     assert not (root / PLOT).exists()
+
+
+def test_a_run_from_a_copy_proves_its_commit_by_its_trees(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def commit(text: str) -> str:
+        for name in SOURCES:
+            (root / name).mkdir(exist_ok=True)
+            (root / name / "a.py").write_text(text)
+        for words in (["init", "-q"], ["add", *SOURCES], ["commit", "-q", "-m", text]):
+            run_tool("git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org", *words)
+        return run_tool("git", "-C", str(root), "rev-parse", "HEAD").decode().strip()
+
+    old = commit("old")
+    origin = {"trees": code_state(root)["trees"]}  # and no commit, as from a copy without its history
+    commit("new")
+    change(root / FAST / "run.json", lambda run: run["provenance"].update(origin))
+    change(root / BENCH, lambda record: record["provenance"].update(origin))
+    assert main([], root) == 0
+    table = (root / READMES[1]).read_text()
+    assert [line.split(" | ")[-2] for line in table.splitlines() if line.startswith("| fast ")] == [old[:12]]
+    assert f"code: {old[:12]}" in table
+    strange = {"provenance": {"trees": dict.fromkeys(SOURCES, "ab" * 20)}}
+    change(root / FAST / "run.json", lambda run: run.update(resumed=[strange]))
+    capsys.readouterr()
+    assert main(["--check"], root) == 1
+    error = capsys.readouterr().err
+    assert f"{root / FAST}: no commit of this repository has its trees (conf abababababab, " in error

@@ -15,6 +15,7 @@ from eval.records.schema import HOST_TO_HOST
 from eval.render.tables import Block, Sentence, Table, Written
 from optim.bench.tables import Component, components, problems, title
 from policies.pi05.dims import STAGES
+from tools.results.code import Commits
 from tools.results.runs import DATA
 
 
@@ -24,6 +25,7 @@ class Bench:
 
     Attributes:
         name: of its report.
+        code: the commit that has the bench's source folders.
         times: denoise steps to policy to component (a stage, or host to host), in the order of the record.
     """
 
@@ -32,6 +34,7 @@ class Bench:
     device: str
     weights_label: str
     times: Mapping[int, Mapping[str, Mapping[str, Component]]]
+    code: str
 
     @property
     def plot(self) -> str:
@@ -49,11 +52,11 @@ class Bench:
         return f"Median latency by stage, {self.weights_label}: {', '.join(shown)}"
 
 
-def read_benches(root: Path) -> list[Bench]:
+def read_benches(root: Path, commits: Commits) -> list[Bench]:
     """Read every bench, the last recorded first.
 
     Raises:
-        ValueError: a call missed its engine, in the file that is named.
+        ValueError: a call missed its engine, or no commit has its code, in the file that is named.
     """
     benches = []
     for path in (root / DATA).glob("*/bench.json"):
@@ -68,7 +71,8 @@ def read_benches(root: Path) -> list[Bench]:
         }
         device = (provenance["gpu"] or {}).get("name") or provenance["cpu"]["model"]
         weights_label = first["policies"][0]["facts"]["weights_label"]
-        benches.append(Bench(path.parent.name, record, device, weights_label, times))
+        code = commits.code(path, provenance)
+        benches.append(Bench(path.parent.name, record, device, weights_label, times, code))
     return sorted(benches, key=lambda bench: _time(bench.record), reverse=True)
 
 
@@ -82,7 +86,7 @@ def latency(bench: Bench) -> list[Block]:
     about = (
         f"Latency of {', '.join(first)}, {weights}. {bench.device}, batch 1, "
         f"medians of {bench.record['rounds']} rounds; {title(setting).partition(', ')[2]}. "
-        f"Every backend served every call ([report]({bench.name}.md))."
+        f"Every backend served every call; code: {bench.code} ([report]({bench.name}.md))."
     )
     columns = (
         "policy",

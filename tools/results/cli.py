@@ -16,6 +16,7 @@ from eval.render.tables import to_markdown
 from policies.files import ROOT, write_atomic
 from policies.text import shorten
 from tools.results.bench import latency, read_benches
+from tools.results.code import Commits
 from tools.results.headline import NAME as HEADLINE
 from tools.results.headline import headline
 from tools.results.plot import latency_svg
@@ -33,10 +34,14 @@ def files(root: Path) -> dict[Path, str]:
     Raises:
         OSError, ValueError: the data are not as they must be, or a README has no place for them.
     """
-    runs, benches = read_runs(root), read_benches(root)
+    commits = Commits(root)
+    runs, benches = read_runs(root), read_benches(root, commits)
     parts = {
         root / "README.md": headline(runs[HEADLINE]),
-        root / REPORTS / "README.md": [*success(root, runs), *chain.from_iterable(map(latency, benches))],
+        root / REPORTS / "README.md": [
+            *success(root, runs, commits),
+            *chain.from_iterable(map(latency, benches)),
+        ],
     }
     given = {path: _replace_part(path, to_markdown(blocks)) for path, blocks in parts.items()}
     given |= {root / REPORTS / bench.plot: latency_svg(bench) for bench in benches}

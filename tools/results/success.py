@@ -12,10 +12,11 @@ from eval.analysis.statistics import wilson
 from eval.analysis.summary import summarise
 from eval.records.reader import Run
 from eval.render.tables import NONE, Block, Sentence, Table, percent_interval
+from tools.results.code import NO_TREES, NOTE, Commits, origins
 from tools.results.runs import DATA, REPORTS, Runs
 
 SUCCESS = "success (95 % Wilson)"
-COLUMNS = ("policy", "denoise steps", "weights", "suite, protocol", SUCCESS, "machine", "source")
+COLUMNS = ("policy", "denoise steps", "weights", "suite, protocol", SUCCESS, "machine", "code", "source")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Row:
     Attributes:
         denoise_steps: None for a policy without a network.
         report, records: from the repository's root; records is None where they were not kept.
+        code: the commit that has the run's source folders; several where processes differ.
         errors: episodes that raised, in neither `successes` nor `finished`.
         max_batch: requests that may have been served together; above 1 the actions have other bits.
     """
@@ -38,6 +40,7 @@ class Row:
     finished: int
     report: str
     records: str | None = None
+    code: str = NO_TREES
     errors: int = 0
     max_batch: int = 1
 
@@ -50,6 +53,7 @@ class Row:
             self.protocol,
             rate(self.successes, self.finished, self.errors),
             self.machine,
+            self.code,
             ", ".join(f"[{name}]({os.path.relpath(to, REPORTS)})" for name, to in links.items() if to),
         )
 
@@ -66,14 +70,16 @@ def rate(successes: int, finished: int, errors: int) -> str:
     return f"{text}, errors: {errors}" if errors else text
 
 
-def success(root: Path, runs: Mapping[str, Runs]) -> list[Block]:
+def success(root: Path, runs: Mapping[str, Runs], commits: Commits) -> list[Block]:
     """Tabulate every committed success; neighbours that differ in their denoise steps alone share a row.
 
     Raises:
-        ValueError: a run's success means nothing, or a quote is not in its report.
+        ValueError: a run's success means nothing, no commit has its code, or a quote is not in its report.
     """
     rows = [
-        _recorded(root, folder, run) for report_runs in runs.values() for folder, run in report_runs.items()
+        _recorded(root, folder, run, commits)
+        for report_runs in runs.values()
+        for folder, run in report_runs.items()
     ]
     for path in sorted((root / DATA).glob("*/reported.json")):
         rows += _reported(root, path)
@@ -82,11 +88,11 @@ def success(root: Path, runs: Mapping[str, Runs]) -> list[Block]:
         steps = [str(row.denoise_steps or NONE) for row in group]
         cells[2] += ", each" if len(steps) > 1 else ""
         table.append((policy, ", ".join(steps), *cells))
-    caption = Sentence("Success with trained weights. A row without records was read off its report.")
+    caption = Sentence(f"Success with trained weights. A row without records was read off its report. {NOTE}")
     return [caption, Table(COLUMNS, table, texts=len(COLUMNS))]
 
 
-def _recorded(root: Path, folder: Path, run: Run) -> Row:
+def _recorded(root: Path, folder: Path, run: Run, commits: Commits) -> Row:
     summary, about = summarise(run), run.run["policy"]
     if summary.random_weights:
         raise ValueError(f"{folder}: {summary.weights_label}: success means nothing; commit trained weights")
@@ -106,6 +112,7 @@ def _recorded(root: Path, folder: Path, run: Run) -> Row:
         finished=summary.total.finished,
         report=f"{REPORTS / folder.parents[1].name}.md",
         records=str(folder.parent.relative_to(root)),
+        code=", ".join(dict.fromkeys(commits.code(folder, origin) for origin in origins(run.run))),
         errors=summary.total.errors,
         max_batch=max(_max_batch(part.get("runner") or {}) for part in (run.run, *run.run.get("parts", ()))),
     )

@@ -147,6 +147,26 @@ def test_runs_of_different_clocks_are_paired_and_what_differs_is_said(
     assert not [warning for warning in compare(on_a_clock, on_a_clock, 2.0).warnings if "clock" in warning]
 
 
+def test_code_differs_by_its_trees_and_by_its_commit_only_in_older_records(
+    make_episode: Episode, run_json: dict[str, Any]
+) -> None:
+    def run(commit: str, trees: dict[str, str] | None) -> Run:
+        origin = {"git": {"commit": commit, "dirty": False, "error": None}, "trees": trees}
+        return Run({**run_json, "provenance": origin}, (make_episode(),), ())
+
+    def said(base: Run, new: Run) -> list[str]:
+        warnings = compare(base, new, 2.0).warnings
+        return [warning for warning in warnings if warning.startswith(("code", "commit"))]
+
+    trees = {
+        name: digit * 40 for name, digit in zip(("conf", "eval", "optim", "policies"), "abcd", strict=True)
+    }
+    assert said(run("1", trees), run("2", trees)) == []  # the commits differ in documents
+    other = said(run("1", trees), run("1", {**trees, "optim": "e" * 40}))
+    assert other == [f"code of optim/ differs: {'c' * 40} and {'e' * 40}"]
+    assert said(run("1", None), run("2", trees)) == ["commit differs: 1 and 2"]
+
+
 def test_errors_are_in_no_pair_and_do_not_decide(write_run: WriteRun) -> None:
     result = compared(write_run("base", errors=[11]), write_run("new", errors=[12, 13, 14]))
     assert (result.base.errors, result.new.errors, result.left_out.raised) == (1, 3, 4)

@@ -16,7 +16,14 @@ from eval.episodes.resume import reopen
 from eval.records.folders import RUN_FILE
 from eval.records.reader import read_run
 from eval.records.repair import repair
-from eval.records.resume import Changed, nothing_left, recorded, refuse_changed, refuse_joined
+from eval.records.resume import (
+    Changed,
+    nothing_left,
+    origin_changes,
+    recorded,
+    refuse_changed,
+    refuse_joined,
+)
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.writer import RecordingError, RunWriter
 from eval.runners.recorder import RunFailed
@@ -222,6 +229,16 @@ def test_code_that_changed_in_between_is_shown(tmp_path: Path) -> None:
         now = {"git": {"commit": "d", "dirty": True, "error": None}, "packages": {}}
         notes = earlier.describe({"runner": {}}, now)["notes"]
     assert notes == ["resumed: git.commit was c, is d", "resumed: git.dirty was False, is True"]
+
+
+def test_of_code_with_trees_those_are_shown_that_changed() -> None:
+    git = {"commit": None, "dirty": None, "error": "no git"}
+    before = {"git": git, "trees": {"conf": "a", "eval": "b"}, "packages": {}}
+    now = before | {"trees": {"conf": "a", "eval": "c"}}
+    assert origin_changes(before, now) == ["trees.eval was b, is c"]
+    old = {"git": git, "packages": {}}
+    assert origin_changes(old, now) == []
+    assert origin_changes(before, old) == ["trees.conf was a, is None", "trees.eval was b, is None"]
 
 
 def test_a_disk_that_fills_up_stops_the_run_says_so_and_leaves_it_resumable(
