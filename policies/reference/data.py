@@ -3,8 +3,9 @@
 B batch, N cameras, H W C image height, width, channels, T prompt tokens, K horizon, J 7 action dims.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.base import ACTION_DIM
 from policies.pi05.dims import Pi05Dims
 from policies.pi05.preprocess import normalise_pixels
 from policies.pi05.prompt import PromptTokenizer
 from policies.reference.demos import Demo, load_demo
+from policies.reference.targets import NUM_TARGETS
 
 SHIFT_PIXELS = 4
 BRIGHTNESS, CONTRAST = 0.1, 0.15  # standard deviations, of the range -1 to 1
@@ -32,13 +35,17 @@ class Batch:
     token_mask_BT: Tensor
     actions_BKJ: Tensor  # float32, in the simulator's units
     labelled_BK: Tensor  # whether the oracle itself took the action, undisturbed
-    truths_BX: Tensor  # float32 (B, 9), metres; see `policies.reference.demos.truth`
+    truths_BX: Tensor  # float32, metres, NaN where there is none; see `policies.reference.targets`
 
 
 class DemoPool:
-    """All successful demonstrations of a folder, their images on `device`.
+    """The successful demonstrations of a folder, or every `shards`-th of them, their images on `device`.
 
-    `capacity` is in moments, 0.3 MB each; `instructions` are indexed by task id.
+    `capacity` is in moments, 0.3 MB each; `instructions` are those of (suite, task id).
+
+    Non-obvious behaviors:
+        `keep_growing` reads new episodes in a thread, so that who samples need not wait for files. Rows are
+        written before `num_moments` tells of them, on the stream that sampling uses.
     """
 
     def __init__(
@@ -46,76 +53,97 @@ class DemoPool:
         folder: Path,
         dims: Pi05Dims,
         tokenizer: PromptTokenizer,
-        instructions: Sequence[str],
+        instructions: Mapping[tuple[str, int], str],
         capacity: int,
         device: torch.device,
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
         self.folder = folder
         self.device = device
         self.dims = dims
-        size = dims.image_size
+        self.shard, self.shards = shard, shards
+        self.error: BaseException | None = None  # of the growing thread
+        size, horizon = dims.image_size, dims.action_horizon
         self._images = torch.empty(
             (capacity, len(dims.live_cameras), size, size, 3), dtype=torch.uint8, device=device
         )
-        self._columns: dict[str, Tensor] = {}
+        self._task = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._num_labels = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._actions = torch.zeros((capacity, horizon, ACTION_DIM), device=device)
+        self._truths = torch.zeros((capacity, NUM_TARGETS), device=device)
         self._seen: set[str] = set()
+        self._ended = threading.Event()
         self.num_moments = 0
         self.num_episodes = 0
-        prompts = [tokenizer.encode(text, None, dims.max_token_len) for text in instructions]
+        prompts = [tokenizer.encode(text, None, dims.max_token_len) for text in instructions.values()]
         width = max(map(len, prompts))
+        self._index = {task: i for i, task in enumerate(instructions)}
         self._tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts], device=device)
         self._token_mask = torch.tensor([[i < len(p) for i in range(width)] for p in prompts], device=device)
 
     def grow(self) -> int:
         """Read new episodes until the capacity ends; return how many were added."""
         new = sorted(path for path in self.folder.glob("*.npz") if path.name not in self._seen)
-        with ThreadPoolExecutor(8) as pool:
-            demos = list(pool.map(load_demo, new))
-        self._seen.update(path.name for path in new)
         added = 0
-        for demo in demos:
-            count = len(demo.steps_F)
-            if not demo.success or count == 0 or self.num_moments + count > len(self._images):
-                continue
-            rows = slice(self.num_moments, self.num_moments + count)
-            self._images[rows] = torch.from_numpy(demo.images_FNHWC).to(self.device)
-            for name, values in self._rows(demo).items():
-                column = torch.from_numpy(values).to(self.device)
-                held = self._columns.get(name)
-                self._columns[name] = column if held is None else torch.cat((held, column))
-            self.num_moments += count
-            self.num_episodes += 1
-            added += 1
+        for path in new:
+            if self._ended.is_set():
+                break
+            self._seen.add(path.name)
+            if zlib.crc32(path.name.encode()) % self.shards == self.shard:
+                added += self._add(load_demo(path))
         return added
 
-    def column(self, name: str) -> NDArray[np.float32]:
-        """Copy one to the host: task, states, actions (moments, horizon, 7), num_labels or truths."""
-        return self._columns[name].cpu().numpy()
+    def keep_growing(self, every_s: float = 5.0) -> threading.Thread:
+        """Grow in a thread until `stop`; what goes wrong there is kept in `error`."""
+
+        def run() -> None:
+            try:
+                while not self._ended.wait(every_s):
+                    self.grow()
+            except Exception as error:  # noqa: BLE001 - the training raises it
+                self.error = error
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        self._ended.set()
 
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         """Draw a batch; every moment is equally likely."""
         index = torch.randint(self.num_moments, (batch,), generator=generator, device=self.device)
-        task = self._columns["task"][index]
+        task = self._task[index]
         steps = torch.arange(self.dims.action_horizon, device=self.device)
         return Batch(
             images_BNCHW=augment(self._images[index], generator),
             tokens_BT=self._tokens[task],
             token_mask_BT=self._token_mask[task],
-            actions_BKJ=self._columns["actions"][index],
-            labelled_BK=steps < self._columns["num_labels"][index][:, None],
-            truths_BX=self._columns["truths"][index],
+            actions_BKJ=self._actions[index],
+            labelled_BK=steps < self._num_labels[index][:, None],
+            truths_BX=self._truths[index],
         )
 
-    def _rows(self, demo: Demo) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
-        count, horizon = len(demo.steps_F), self.dims.action_horizon
-        ahead = np.minimum(demo.steps_F[:, None] + np.arange(horizon), len(demo.actions_TJ) - 1)
-        return {
-            "task": np.full(count, demo.task_id, np.int64),
-            "num_labels": demo.num_labels_F,
-            "states": demo.states_FS.astype(np.float32),
-            "actions": demo.actions_TJ[ahead].astype(np.float32),
-            "truths": demo.truths_FX.astype(np.float32),
-        }
+    def _add(self, demo: Demo) -> bool:
+        count = len(demo.steps_F)
+        if not demo.success or count == 0 or self.num_moments + count > len(self._images):
+            return False
+        rows = slice(self.num_moments, self.num_moments + count)
+        self._images[rows] = torch.from_numpy(demo.images_FNHWC).to(self.device)
+        self._task[rows] = self._index[demo.suite, demo.task_id]
+        self._num_labels[rows] = torch.from_numpy(demo.num_labels_F).to(self.device)
+        self._actions[rows] = torch.from_numpy(actions_ahead(demo, self.dims.action_horizon)).to(self.device)
+        self._truths[rows] = torch.from_numpy(demo.truths_FX.astype(np.float32)).to(self.device)
+        self.num_moments += count
+        self.num_episodes += 1
+        return True
+
+
+def actions_ahead(demo: Demo, horizon: int) -> NDArray[np.float32]:
+    """The actions that followed each moment (F, horizon, 7); past the end, the last one again."""
+    ahead = np.minimum(demo.steps_F[:, None] + np.arange(horizon), len(demo.actions_TJ) - 1)
+    return demo.actions_TJ[ahead].astype(np.float32)
 
 
 def augment(images_BNHWC: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,11 @@
 """Record demonstrations of the scripted oracle: `python -m policies.reference.demos OUT --episodes N`.
 
+`--suites` names LIBERO's suites; their tasks take turns, seed by seed.
+
 Every episode starts from placements drawn with a seed of its own, never from an official initial state.
 Expert segments alternate with disturbances (pushes, a flipped gripper, or a policy in training), so that the
 data cover recovery. Only moments of expert segments are recorded, labelled with what the oracle did next.
+An episode goes on after success, so that letting go and going away are seen.
 
 Files: one `.npz` per episode, whole or absent, so an interrupted run goes on where it stopped. Images are the
 two cameras at the network's size, zlib-compressed without loss.
@@ -16,7 +19,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +33,22 @@ from eval.sim.tasks import Task, load_tasks
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Policy, Request
 from policies.files import replacing
 from policies.oracle import OraclePolicy
-from policies.oracle.scene import BOWL, PLATE, SUITE
 from policies.pi05.preprocess import CAMERA_SOURCES, resize_with_pad
 from policies.reference.learner import load_learner
 from policies.reference.sizes import DIMS
+from policies.reference.targets import targets
 from policies.seeding import stable_seed
 
 CAMERAS = tuple(CAMERA_SOURCES.values())
-MAX_STEPS = 320  # disturbances cost time: the evaluation's 220 and a half
+# disturbances cost time: the evaluation's bound (conf/suite) and a half
+MAX_STEPS = {"libero_spatial": 330, "libero_object": 420, "libero_goal": 450, "libero_10": 780}
+DEFAULT_SUITES = ("libero_spatial", "libero_object", "libero_goal")
 LOOK_EVERY = 2  # control steps between recorded moments: neighbours look alike
 MIN_LABELS = 5  # expert steps that must follow a recorded moment: as many as are executed before replanning
 EPISODES_A_ROUND = 800  # after which every worker has been at all its tasks
 LEARNER_VISITS = 3  # at most, an episode: the oracle must still come to an end
-AFTERWARDS = 10  # expert steps after success: labels for the moments just before it
+AFTERWARDS = 24  # steps after success: the fingers open and the hand goes away
+FAULTS = (ValueError, KeyError, RuntimeError, ArithmeticError)  # of one episode: the next may be recorded
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,13 @@ class Disturbance:
 class Demo:
     """One recorded episode."""
 
+    suite: str
     task_id: int
     seed: int
     success: bool
     images_FNHWC: NDArray[np.uint8]  # the cameras in the network's order
     states_FS: NDArray[np.float64]  # (F, 8)
-    truths_FX: NDArray[np.float64]  # (F, 9), see `truth`
+    truths_FX: NDArray[np.float64]  # see `policies.reference.targets`
     steps_F: NDArray[np.int64]  # control step of each moment
     num_labels_F: NDArray[np.int64]  # following actions that the oracle itself took, undisturbed
     actions_TJ: NDArray[np.float64]  # what the oracle answered at every step, executed or not
@@ -74,6 +81,7 @@ def save_demo(path: Path, demo: Demo) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
+            suite=demo.suite,
             task_id=demo.task_id,
             seed=demo.seed,
             success=demo.success,
@@ -88,20 +96,26 @@ def save_demo(path: Path, demo: Demo) -> None:
         )
 
 
-def load_demo(path: Path) -> Demo:
+def load_demo(path: Path, *, images: bool = True) -> Demo:
+    """Read one episode; without `images` there are none, which is quick."""
     with np.load(path) as file:
-        ends = np.cumsum(file["sizes"])
-        data = file["images"].tobytes()
         shape = tuple(file["image_shape"])
-        images = [
-            np.frombuffer(zlib.decompress(data[end - size : end]), np.uint8).reshape(shape)
-            for size, end in zip(file["sizes"], ends, strict=True)
-        ]
+        pictures = np.zeros((0, *shape), np.uint8)
+        if images and len(file["sizes"]):
+            ends = np.cumsum(file["sizes"])
+            data = file["images"].tobytes()
+            pictures = np.stack(
+                [
+                    np.frombuffer(zlib.decompress(data[end - size : end]), np.uint8).reshape(shape)
+                    for size, end in zip(file["sizes"], ends, strict=True)
+                ]
+            )
         return Demo(
+            suite=str(file["suite"]),
             task_id=int(file["task_id"]),
             seed=int(file["seed"]),
             success=bool(file["success"]),
-            images_FNHWC=np.stack(images) if images else np.zeros((0, *shape), np.uint8),
+            images_FNHWC=pictures,
             states_FS=file["states"],
             truths_FX=file["truths"],
             steps_F=file["steps"],
@@ -110,7 +124,9 @@ def load_demo(path: Path) -> Demo:
         )
 
 
-def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[int, Disturbance]]:
+def plan_disturbances(
+    rng: np.random.Generator, max_steps: int, *, learner: bool
+) -> list[tuple[int, Disturbance]]:
     """Draw (expert steps before it, disturbance) pairs for one episode; every fifth episode has none.
 
     A learner acts in up to `LEARNER_VISITS` of them, for longer.
@@ -119,7 +135,7 @@ def plan_disturbances(rng: np.random.Generator, *, learner: bool) -> list[tuple[
         return []
     plan = []
     visits = LEARNER_VISITS if learner else 0
-    for _ in range(MAX_STEPS // 12):
+    for _ in range(max_steps // 12):
         if visits and rng.random() < 0.6:
             visits -= 1
             before, steps = int(rng.integers(10, 30)), int(rng.integers(10, 60))
@@ -141,15 +157,16 @@ def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
     rng = np.random.default_rng(stable_seed("demo", seed))
     env.reset_randomly(stable_seed("demo placement", seed))
     check_not_official(env)
-    plan = plan_disturbances(rng, learner=learner is not None)
+    max_steps = MAX_STEPS[env.task.suite]
+    plan = plan_disturbances(rng, max_steps, learner=learner is not None)
     oracle = OraclePolicy()
-    key = EpisodeKey(SUITE, env.task.task_id, seed, seed)
+    key = EpisodeKey(env.task.suite, env.task.task_id, seed, seed)
     is_expert: list[bool] = []
     answers, moments, images, states, truths = [], [], [], [], []
     queue: list[NDArray[np.float64]] = []
     calls, afterwards, success = 0, 0, False
     wait, disturbance, left = 0, None, 0
-    while len(is_expert) < MAX_STEPS and afterwards < AFTERWARDS:
+    while len(is_expert) < max_steps and afterwards < AFTERWARDS:
         step = len(is_expert)
         observation = env.observe(privileged=True)
         answer = oracle.infer([Request(observation, key, step)])[0].actions_HJ[0]
@@ -163,11 +180,12 @@ def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
                 left, wait, queue = disturbance.steps, 0, []
         if disturbance is None:
             action = answer
-            if step % LOOK_EVERY == 0 and not success:
+            if step % LOOK_EVERY == 0:
                 moments.append(step)
                 images.append(network_images(env.observe(CAMERAS)))
                 states.append(observation.state)
-                truths.append(truth(observation))
+                assert observation.truth is not None
+                truths.append(targets(observation.truth))
         elif disturbance.push is not None:
             action = np.where(np.isnan(disturbance.push), answer, disturbance.push)
         else:
@@ -184,6 +202,7 @@ def record(env: LiberoEnv, seed: int, learner: Policy | None) -> Demo:
     labels = np.array([count_labels(is_expert, step) for step in moments], np.int64)
     keep = labels >= MIN_LABELS
     return Demo(
+        suite=env.task.suite,
         task_id=env.task.task_id,
         seed=seed,
         success=success,
@@ -211,49 +230,93 @@ def network_images(observation: Observation) -> NDArray[np.uint8]:
     return resized[0].permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
-def truth(observation: Observation) -> NDArray[np.float64]:
-    """An auxiliary loss's target (9,), in metres: bowl and plate from the grip site, and the grip site."""
-    poses = observation.privileged
-    grip = poses["grip_site_pos"]
-    return np.concatenate([poses[f"{BOWL}_pos"] - grip, poses[f"{PLATE}_pos"] - grip, grip])
-
-
 def check_not_official(env: LiberoEnv) -> None:
     """Raise ValueError when an official initial state has the same joint positions as this start."""
     positions = env.start_state[1 : 1 + env.num_positions]
     official = env.task.init_states[:, 1 : 1 + env.num_positions]
     nearest = float(np.abs(official - positions).max(axis=1).min())
     if nearest < 1e-6:
-        raise ValueError(f"a demonstration of task {env.task.task_id} starts from an official initial state")
+        raise ValueError(
+            f"a demonstration of {env.task.suite} task {env.task.task_id} starts from an official "
+            "initial state"
+        )
 
 
-def work(out: Path, jobs: Sequence[tuple[int, int]], learner_folder: Path | None, seconds: float) -> None:
-    """Record episodes (task id, seed) until they are done or the time is up; files that exist are kept."""
+@dataclass(frozen=True)
+class Job:
+    suite: str
+    task_id: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.suite}_task{self.task_id}_seed{self.seed}.npz"
+
+
+def plan_jobs(num_tasks: Mapping[str, int], seeds: Iterable[int], workers: int) -> list[list[Job]]:
+    """Deal the seeds to the workers: the tasks of all suites take turns, seed by seed.
+
+    A worker stays with a task for a while, because an environment takes seconds to build; workers start with
+    different tasks, so that a run that is cut short has seen all of them.
+    """
+    tasks = [(suite, task_id) for suite, count in num_tasks.items() for task_id in range(count)]
+    jobs: list[list[Job]] = [[] for _ in range(workers)]
+    for seed in seeds:
+        jobs[seed % workers].append(Job(*tasks[seed % len(tasks)], seed))
+    index = {task: i for i, task in enumerate(tasks)}
+    for worker, mine in enumerate(jobs):
+        mine.sort(
+            key=lambda job: (
+                job.seed // EPISODES_A_ROUND,
+                (index[job.suite, job.task_id] - worker * 3) % len(tasks),
+            )
+        )
+    return jobs
+
+
+def work(out: Path, jobs: Sequence[Job], learner_folder: Path | None, seconds: float, worker: int) -> None:
+    """Record episodes until they are done or the time is up; files that exist are kept.
+
+    With several GPUs the workers take turns with them, for rendering and for the learner.
+    """
     torch.set_num_threads(1)
-    prepare()
-    tasks = load_tasks(SUITE)
+    gpu = worker % max(1, torch.cuda.device_count())
+    prepare(gpu)
+    tasks = {suite: load_tasks(suite) for suite in {job.suite for job in jobs}}
     end = time.monotonic() + seconds
     env: LiberoEnv | None = None
-    for task_id, seed in jobs:
-        path = out / f"task{task_id}_seed{seed}.npz"
+    faults = 0
+    for job in jobs:
+        path = out / job.file
         if path.exists():
             continue
         if time.monotonic() > end:
             break
-        env = _switch(env, tasks[task_id])
-        demo = record(env, seed, load_learner(learner_folder))
+        env = _switch(env, tasks[job.suite][job.task_id])
+        try:
+            demo = record(env, job.seed, load_learner(learner_folder, gpu))
+        except FAULTS as error:
+            faults += 1
+            _say(f"{path.name}: ERROR {type(error).__name__}: {error}")
+            continue
         save_demo(path, demo)
-        sys.stdout.write(
+        _say(
             f"{path.name}: {'success' if demo.success else 'FAILURE'}, {len(demo.actions_TJ)} steps, "
-            f"{len(demo.steps_F)} moments\n"
+            f"{len(demo.steps_F)} moments"
         )
-        sys.stdout.flush()
     if env is not None:
         env.close()
+    if faults:
+        sys.exit(f"error: {faults} episodes of worker {worker} raised; its output above says why")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _switch(env: LiberoEnv | None, task: Task) -> LiberoEnv:
-    if env is not None and env.task.task_id == task.task_id:
+    if env is not None and (env.task.suite, env.task.task_id) == (task.suite, task.task_id):
         return env
     if env is not None:
         env.close()
@@ -263,6 +326,7 @@ def _switch(env: LiberoEnv | None, task: Task) -> LiberoEnv:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Record demonstrations of the scripted oracle.")
     parser.add_argument("out", type=Path, help="folder for one .npz per episode")
+    parser.add_argument("--suites", nargs="+", choices=list(MAX_STEPS), default=list(DEFAULT_SUITES))
     parser.add_argument("--episodes", type=int, required=True, help="of all tasks together")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -270,18 +334,12 @@ def main() -> None:
     parser.add_argument("--learner", type=Path, help="checkpoint folder that takes part as soon as it exists")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    num_tasks = len(load_tasks(SUITE))
-    # A worker stays with a task for a while, because an environment takes seconds to build; workers start
-    # with different tasks, so that a run that is cut short has seen all of them.
-    jobs: list[list[tuple[int, int]]] = []
-    for worker in range(options.workers):
-        seeds = range(options.first_seed + worker, options.first_seed + options.episodes, options.workers)
-        order = sorted(seeds, key=lambda seed: (seed // EPISODES_A_ROUND, (seed - worker * 3) % num_tasks))
-        jobs.append([(seed % num_tasks, seed) for seed in order])
+    num_tasks = {suite: len(load_tasks(suite)) for suite in options.suites}
+    seeds = range(options.first_seed, options.first_seed + options.episodes)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=work, args=(options.out, mine, options.learner, 60 * options.minutes))
-        for mine in jobs
+        context.Process(target=work, args=(options.out, mine, options.learner, 60 * options.minutes, worker))
+        for worker, mine in enumerate(plan_jobs(num_tasks, seeds, options.workers))
     ]
     for process in processes:
         process.start()

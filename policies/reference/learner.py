@@ -13,8 +13,11 @@ from policies.reference.sizes import DIMS
 _loaded: dict[Path, tuple[int, Pi05Policy]] = {}
 
 
-def load_learner(folder: Path | None) -> Pi05Policy | None:
-    """Load the policy in `folder` as it is now, or None before its first weights are there."""
+def load_learner(folder: Path | None, gpu: int = 0) -> Pi05Policy | None:
+    """Load the policy in `folder` as it is now, or None before its first weights are there.
+
+    It runs on the GPU of that number, or on the CPU of a machine without GPUs.
+    """
     if folder is None:
         return None
     weights = folder / "model.safetensors"
@@ -34,7 +37,7 @@ def load_learner(folder: Path | None) -> Pi05Policy | None:
         )
         cuda = torch.cuda.is_available()
         checkpoint = load_checkpoint(
-            config, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32
+            config, f"cuda:{gpu}" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32
         )
         _loaded[folder] = (
             written_ns,

@@ -12,31 +12,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from policies.base import ACTION_DIM
 from policies.files import replacing
 from policies.pi05.checkpoint import save_checkpoint
 from policies.pi05.checkpoint_layouts import assign, load_stages, meta_stages, save_weights
 from policies.pi05.norm_stats import OPENPI_EPS, NormStats, read_json_stats
 from policies.pi05.random_weights import TOKENIZER_PATH
-from policies.reference.data import DemoPool
+from policies.reference.data import actions_ahead
+from policies.reference.demos import load_demo
 from policies.reference.sizes import DIMS
 
 STATE_FILE = "train_state.pt"
 MIN_HALF_RANGE = 0.1  # of an action's quantiles: dims that hardly move must not be blown up
 
 
-def frozen_stats(pool: DemoPool, out: Path) -> NormStats:
-    """Read the statistics in OUT, else compute them from the data there are now; a run never changes them."""
+def frozen_stats(demos: Path, out: Path) -> NormStats:
+    """Read the statistics in OUT, else compute them from the data there are now; a run never changes them.
+
+    Raises ValueError where there is no successful demonstration.
+    """
     if (out / "norm_stats.json").exists():
         return read_json_stats(out / "norm_stats.json")
-    actions = pool.column("actions").reshape(-1, 7)
-    stats = {"state": _statistics(pool.column("states")), "actions": _statistics(actions)}
+    loaded = [load_demo(path, images=False) for path in sorted(demos.glob("*.npz"))]
+    used = [demo for demo in loaded if demo.success and len(demo.steps_F)]
+    if not used:
+        raise ValueError(f"statistics need a successful demonstration, found none in {demos}")
+    states = np.concatenate([demo.states_FS for demo in used])
+    actions = np.concatenate([actions_ahead(demo, DIMS.action_horizon) for demo in used]).reshape(
+        -1, ACTION_DIM
+    )
+    stats = {"state": _statistics(states), "actions": _statistics(actions)}
     middle = (stats["actions"]["q01"] + stats["actions"]["q99"]) / 2
     half = np.maximum((stats["actions"]["q99"] - stats["actions"]["q01"]) / 2, MIN_HALF_RANGE)
     stats["actions"] |= {"q01": middle - half, "q99": middle + half}
     return NormStats(stats["state"], stats["actions"], OPENPI_EPS, source="demonstrations", sha256="")
 
 
-def _statistics(x: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+def _statistics(x: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
     x64 = x.astype(np.float64)
     return {
         "mean": x64.mean(axis=0),

@@ -1,14 +1,17 @@
 """Train the reference checkpoint: `python -m policies.reference.train DEMOS OUT --minutes M`.
 
+With several GPUs: `torchrun --standalone --nproc-per-node N -m policies.reference.train ...` (`ranks.py`).
+
 Flow matching as pi0.5 trains (openpi models/pi0.py): x_t = t * noise + (1 - t) * actions, the network
 predicts noise - actions, t ~ 0.999 * Beta(1.5, 1) + 0.001. AdamW, warm-up and cosine over the time budget,
-EMA; the EMA is what is saved. An auxiliary head, thrown away afterwards, reads poses from the last layer's
-keys and values: it teaches the small vision tower, which starts from nothing, what to look at.
+EMA; the EMA is what is saved. An auxiliary head, thrown away afterwards, reads from the last layer's keys and
+values where the things lie that the goal names (`targets.py`): it teaches the small vision tower, which
+starts from nothing, what to look at, and the prefix, which reads the instruction, of what.
 
 The folder OUT holds the checkpoint in the native format, written anew every minute, and `train_state.pt`,
 from which an interrupted run goes on (`saving.py`).
 
-B batch, R noise draws per observation, K horizon, A padded action dims, N norms.
+B batch, R noise draws per observation, K horizon, A padded action dims, X numbers of `targets`.
 """
 
 import argparse
@@ -24,15 +27,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eval.sim.tasks import load_tasks
-from policies.oracle.scene import SUITE
 from policies.pi05.denoise import AdaptiveNorm, Denoise
 from policies.pi05.prompt import PromptTokenizer
 from policies.pi05.random_weights import TOKENIZER_PATH, random_stages
 from policies.reference.data import DemoPool, padded_actions
+from policies.reference.demos import DEFAULT_SUITES, MAX_STEPS
+from policies.reference.ranks import Ranks
 from policies.reference.saving import STATE_FILE, frozen_stats, load_weights, resume, save
 from policies.reference.sizes import DIMS
+from policies.reference.targets import NUM_TARGETS
+from policies.seeding import stable_seed
 
 TRUTH_SCALE = 10.0  # metres to about order one
+AGREE_EVERY = 10  # steps between looks at the clock, where several processes must agree about it
+LOG_EVERY_S, SAVE_EVERY_S = 30, 60
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Recipe:
     """Options of a training run; printed, and kept with its state."""
 
     minutes: float
-    batch: int = 256
+    batch: int = 256  # of each process
     draws: int = 4
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
@@ -53,9 +61,9 @@ class Recipe:
 
 
 class TruthHead(nn.Module):
-    """Learned queries over the last layer's keys and values, then a linear to the nine numbers of `truth`."""
+    """Learned queries over the last layer's keys and values, then a small network to the targets."""
 
-    def __init__(self, head_dim: int, queries: int = 8, outputs: int = 9) -> None:
+    def __init__(self, head_dim: int, queries: int = 8, outputs: int = NUM_TARGETS) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, 1, queries, head_dim) * head_dim**-0.5)
         self.mlp = nn.Sequential(nn.Linear(queries * head_dim, 128), nn.GELU(), nn.Linear(128, outputs))
@@ -83,7 +91,7 @@ class Learner(nn.Module):
         token_mask_BT: Tensor,
         actions_BKA: Tensor,  # normalised and padded
         labelled_BK: Tensor,
-        truths_BX: Tensor,
+        truths_BX: Tensor,  # metres, NaN where there is none
         noise_RBKA: Tensor,  # N(0, 1)
         times_RB: Tensor,  # in (0, 1]
     ) -> Tensor:
@@ -91,7 +99,10 @@ class Learner(nn.Module):
         image_tokens = self.stages["vision"](images_BNCHW)
         keys, values, mask_BP = self.stages["prefix"](image_tokens, None, tokens_BT, token_mask_BT)
         seen = self.truth_head(keys[-1], values[-1], mask_BP)
-        truth_loss = F.smooth_l1_loss(seen.float(), TRUTH_SCALE * truths_BX, beta=0.1)
+        known_BX = ~truths_BX.isnan()
+        wanted_BX = TRUTH_SCALE * truths_BX.nan_to_num()
+        errors_BX = F.smooth_l1_loss(seen.float(), wanted_BX, beta=0.1, reduction="none")
+        truth_loss = (errors_BX * known_BX).sum() / known_BX.sum()
 
         denoise = self.stages["denoise"]
         assert isinstance(denoise, Denoise)
@@ -118,34 +129,47 @@ def _repeated(table: Tensor, draws: int) -> Tensor:
     return table.repeat(draws, *[1] * (table.dim() - 1))
 
 
-def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, device: torch.device) -> None:
-    """Train until the time budget is spent, saving as it goes."""
+def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, ranks: Ranks) -> None:
+    """Train until the time budget is spent, saving as it goes.
+
+    Raises what went wrong while the pool read demonstrations.
+    """
+    device = ranks.device
     torch.manual_seed(recipe.seed)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    stages = fresh_stages(recipe.seed, device)
-    learner = Learner(stages).to(device)
+    learner = Learner(fresh_stages(recipe.seed, device)).to(device)
     if init is not None:
         load_weights(learner.stages, init, device)
     ema = {name: value.detach().clone() for name, value in learner.stages.state_dict().items()}
-    decayed = [p for p in learner.parameters() if p.ndim >= 2]
-    plain = [p for p in learner.parameters() if p.ndim < 2]
+    parameters = list(learner.parameters())
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
         groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=device.type == "cuda"
     )
-    step, elapsed_s = resume(out / STATE_FILE, learner, ema, optimizer)
-    stats = frozen_stats(pool, out)
+    step, before_s = resume(out / STATE_FILE, learner, ema, optimizer)
+    ranks.copy_first(learner)
+    stats = ranks.share(frozen_stats(pool.folder, out) if ranks.first else None)
+    assert stats is not None
+    own_seed = stable_seed("training batches", recipe.seed, ranks.rank, step)
+    torch.manual_seed(own_seed)
+    generator = torch.Generator(device).manual_seed(own_seed)
     low, high = (
         torch.tensor(stats.actions[name], dtype=torch.float32, device=device) for name in ("q01", "q99")
     )
     forward = torch.compile(learner) if device.type == "cuda" else learner
     beta = torch.distributions.Beta(torch.tensor(1.5, device=device), torch.tensor(1.0, device=device))
-    start, last_save, last_log = time.monotonic() - elapsed_s, time.monotonic(), time.monotonic()
+    averages = list(ema.values())
+    currents = [learner.stages.state_dict()[name] for name in ema]  # updated in place
+    start = time.monotonic() - before_s
+    last_save = last_log = time.monotonic()
     losses: list[Tensor] = []
-    while (elapsed_s := time.monotonic() - start) < 60 * recipe.minutes:
+    while True:
+        if ranks.world == 1 or step % AGREE_EVERY == 0 or not losses:
+            elapsed_s = ranks.share(time.monotonic() - start)
+            if elapsed_s >= 60 * recipe.minutes:
+                break
         rate = learning_rate(recipe, step, elapsed_s)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -168,26 +192,32 @@ def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, device: 
         loss = flow_and_truth[0] + recipe.truth_weight * flow_and_truth[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip_norm)
+        ranks.average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         step += 1
         decay = min(recipe.ema, (1 + step) / (10 + step))
-        current = learner.stages.state_dict()
-        torch._foreach_lerp_([ema[name] for name in ema], [current[name] for name in ema], 1.0 - decay)
+        torch._foreach_lerp_(averages, currents, 1.0 - decay)
         losses.append(flow_and_truth.detach())
-        if time.monotonic() - last_log > 30:
+        if time.monotonic() - last_log > LOG_EVERY_S:
+            if pool.error is not None:
+                raise pool.error
             flow, truth_loss = torch.stack(losses).mean(dim=0).tolist()
-            _say(
-                f"{elapsed_s:6.0f} s  step {step:6d}  flow {flow:.4f}  truth {truth_loss:.4f}  "
-                f"rate {rate:.1e}  {pool.num_episodes} episodes, {pool.num_moments} moments"
-            )
-            losses, last_log = [], time.monotonic()
-            pool.grow()
-        if time.monotonic() - last_save > 60:
+            if ranks.first:
+                _say(
+                    f"{elapsed_s:6.0f} s  step {step:6d}  flow {flow:.4f}  truth {truth_loss:.4f}  "
+                    f"rate {rate:.1e}  {pool.num_episodes} episodes, {pool.num_moments} moments"
+                )
+            losses, last_log = losses[-1:], time.monotonic()
+        if ranks.first and time.monotonic() - last_save > SAVE_EVERY_S:
             save(out, ema, stats, learner, optimizer, step, elapsed_s)
             last_save = time.monotonic()
-    save(out, ema, stats, learner, optimizer, step, elapsed_s)
-    _say(f"done: {step} steps of {recipe.batch} observations, {pool.num_episodes} episodes")
+    if ranks.first:
+        save(out, ema, stats, learner, optimizer, step, elapsed_s)
+        _say(
+            f"done: {step} steps of {ranks.world} x {recipe.batch} observations, "
+            f"{pool.num_episodes} episodes in the first process"
+        )
 
 
 def learning_rate(recipe: Recipe, step: int, elapsed_s: float) -> float:
@@ -223,21 +253,45 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--capacity", type=int, default=150_000, help="moments to hold in device memory")
+    parser.add_argument("--capacity", type=int, default=150_000, help="moments to hold on each device")
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from instead of random weights")
+    parser.add_argument("--suites", nargs="+", choices=list(MAX_STEPS), default=list(DEFAULT_SUITES))
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     recipe = Recipe(
         minutes=options.minutes, batch=options.batch, learning_rate=options.learning_rate, seed=options.seed
     )
-    _say(f"device {device}, torch {torch.__version__}, recipe {asdict(recipe)}")
-    instructions = [task.language for task in load_tasks(SUITE)]
+    ranks = Ranks.join()
+    if ranks.first:
+        _say(
+            f"{ranks.world} x device {ranks.device.type}, torch {torch.__version__}, recipe {asdict(recipe)}"
+        )
+    instructions = {
+        (task.suite, task.task_id): task.language for suite in options.suites for task in load_tasks(suite)
+    }
     tokenizer = PromptTokenizer(TOKENIZER_PATH)
-    pool = DemoPool(options.demos, DIMS, tokenizer, instructions, options.capacity, device)
+    pool = DemoPool(
+        options.demos,
+        DIMS,
+        tokenizer,
+        instructions,
+        options.capacity,
+        ranks.device,
+        ranks.rank,
+        ranks.world,
+    )
     if not pool.grow():
-        sys.exit(f"error: no successful demonstration in {options.demos}; run policies.reference.demos first")
-    train(pool, options.out, recipe, options.init, device)
+        sys.exit(
+            f"error: no successful demonstration in {options.demos} for process {ranks.rank} of "
+            f"{ranks.world}; run policies.reference.demos first"
+        )
+    reading = pool.keep_growing()
+    try:
+        train(pool, options.out, recipe, options.init, ranks)
+    finally:
+        pool.stop()
+        reading.join()
+    ranks.leave()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,20 @@ from numpy.typing import NDArray
 
 from eval.sim.env import CAMERA_SIZE
 from policies.base import Observation
-from policies.oracle.scene import BOWL, PLATE
+from policies.oracle.scene import BOWL, PLATE, SUITE
 from policies.oracle.servo import METRES_PER_ACTION
+from policies.truth import Layout, Pose, Predicate, Truth
 
 PLATE_POSITION = np.array([0.07, 0.20, 0.90])
 POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+LAYOUT = Layout(
+    goal=(Predicate("on", (BOWL, PLATE)),),
+    roots={BOWL: f"{BOWL}_main", PLATE: f"{PLATE}_main"},
+    movable=frozenset((BOWL, PLATE)),
+    bodies={},
+    regions={},
+    joints={},
+)
 
 
 class FakeEnv:
@@ -28,7 +37,7 @@ class FakeEnv:
     """
 
     def __init__(self) -> None:
-        self.task = SimpleNamespace(task_id=2, init_states=np.full((50, 4), 9.0))
+        self.task = SimpleNamespace(suite=SUITE, task_id=2, init_states=np.full((50, 4), 9.0))
         self.num_positions = 3
 
     def reset_randomly(self, seed: int) -> None:
@@ -55,6 +64,18 @@ class FakeEnv:
             state=np.array([*self.grip, *np.zeros(5)]),
             instruction="pick up the black bowl from table center and place it on the plate",
             privileged=poses if privileged else {},
+            truth=self._truth() if privileged else None,
+        )
+
+    def _truth(self) -> Truth:
+        places = {f"{BOWL}_main": self.bowl.copy(), f"{PLATE}_main": PLATE_POSITION}
+        return Truth(
+            layout=LAYOUT,
+            bodies={name: Pose(position, np.eye(3)) for name, position in places.items()},
+            regions={},
+            joints={},
+            grip=Pose(self.grip.copy(), POINTING_DOWN),
+            gripper=0.08,
         )
 
     def step(self, action: NDArray[np.float64]) -> bool:

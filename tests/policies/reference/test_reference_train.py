@@ -1,5 +1,6 @@
 """Training: the pool grows, the loss is pi0.5's, an interrupted run goes on, the result is a checkpoint."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from policies.reference import saving as saving_module
 from policies.reference import train as train_module
 from policies.reference.data import DemoPool, augment, padded_actions
 from policies.reference.demos import Demo, save_demo
+from policies.reference.ranks import Ranks
 from policies.reference.sizes import DIMS
-from policies.reference.train import Learner, Recipe, fresh_stages, learning_rate, train
+from policies.reference.targets import NUM_TARGETS
+from policies.reference.train import TRUTH_SCALE, Learner, Recipe, fresh_stages, learning_rate, train
 from tests.optim.small import reference_checkpoint
 
 CPU = torch.device("cpu")
-INSTRUCTIONS = ["do this", "do that, please"]
+INSTRUCTIONS = {("libero_spatial", 0): "do this", ("libero_goal", 1): "do that, please"}
+SUITE_OF = {task_id: suite for suite, task_id in INSTRUCTIONS}
+ALONE = Ranks(rank=0, world=1, device=CPU)
 # Small in all but the image: the sizes of the shipped network take minutes here.
 TINY = replace(
     DIMS,
@@ -48,9 +53,11 @@ def make_demo(task_id: int, seed: int, success: bool = True) -> Demo:
     images[..., 1] += 100
     images[:, 0, ..., 2] += np.uint8(10 * seed)
     images[:, 1, ..., 2] += (10 * steps).astype(np.uint8)[:, None, None]
-    truths = rng.normal(size=(6, 9))
+    truths = rng.normal(size=(6, NUM_TARGETS))
     truths[:, 0], truths[:, 1] = seed, steps
+    truths[:, 6:12] = np.nan  # one errand
     return Demo(
+        suite=SUITE_OF[task_id],
         task_id=task_id,
         seed=seed,
         success=success,
@@ -113,7 +120,9 @@ def test_a_batch_pairs_each_moment_with_the_actions_that_followed(pool: DemoPool
         np.testing.assert_array_equal(batch.truths_BX[row], demo.truths_FX[moment].astype(np.float32))
         assert batch.labelled_BK[row].tolist() == [k < demo.num_labels_F[moment] for k in range(10)]
         prompt = batch.tokens_BT[row][batch.token_mask_BT[row]].tolist()
-        assert prompt == list(tokenizer.encode(INSTRUCTIONS[demo.task_id], None, TINY.max_token_len))
+        assert prompt == list(
+            tokenizer.encode(INSTRUCTIONS[demo.suite, demo.task_id], None, TINY.max_token_len)
+        )
 
 
 def test_augmentation_keeps_the_range_and_moves_pixels_by_few(pool: DemoPool) -> None:
@@ -144,6 +153,49 @@ def test_flow_loss_is_zero_for_the_true_velocity_and_ignores_what_is_not_labelle
     assert flow.item() > 1.0
 
 
+def test_truth_loss_counts_what_the_goal_names_and_nothing_else(pool: DemoPool) -> None:
+    learner = Learner(fresh_stages(0, CPU))
+    batch = pool.sample(4, torch.Generator().manual_seed(0))
+    actions = padded_actions(batch.actions_BKJ, TINY.action_dim)
+    noise, times = torch.randn(2, *actions.shape), torch.rand(2, 4) * 0.9 + 0.05
+    known = ~batch.truths_BX.isnan()
+    assert 0 < known.sum() < known.numel()
+    learner.truth_head.forward = lambda *_: torch.where(known, batch.truths_BX * TRUTH_SCALE, 7.0)  # type: ignore[method-assign]
+    args = (batch.images_BNCHW, batch.tokens_BT, batch.token_mask_BT, actions, batch.labelled_BK)
+    _, loss = learner(*args, batch.truths_BX, noise, times)
+    assert loss.item() == 0.0
+    _, loss = learner(*args, torch.where(known, batch.truths_BX + 1.0, torch.nan), noise, times)
+    assert loss.item() == pytest.approx(TRUTH_SCALE - 0.05, abs=1e-3)  # smooth L1, beta 0.1
+
+
+def test_the_shards_of_a_folder_are_all_of_it_and_share_nothing(pool: DemoPool) -> None:
+    for seed in range(3, 14):
+        write_demo(pool.folder, task_id=seed % 2, seed=seed)
+    shares = []
+    for shard in range(3):
+        part = DemoPool(
+            pool.folder, TINY, PromptTokenizer(TOKENIZER_PATH), INSTRUCTIONS, 200, CPU, shard, shards=3
+        )
+        part.grow()
+        batch = part.sample(256, torch.Generator().manual_seed(0))
+        shares.append({seed for seed, _ in shown_moments(batch.images_BNCHW)})
+        assert part.num_episodes == len(shares[-1]) > 0
+    assert sorted(seed for share in shares for seed in share) == list(range(14))
+
+
+def test_the_pool_grows_while_others_sample_and_keeps_what_goes_wrong(pool: DemoPool) -> None:
+    thread = pool.keep_growing(every_s=0.01)
+    write_demo(pool.folder, task_id=0, seed=4)
+    for _ in range(500):
+        if pool.num_episodes == 4:
+            break
+        time.sleep(0.01)
+    assert pool.num_moments == 24
+    (pool.folder / "task0_seed5.npz").write_bytes(b"no demonstration")
+    thread.join(timeout=5)
+    assert isinstance(pool.error, Exception)
+
+
 def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
     recipe = Recipe(minutes=1.0)
     assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.learning_rate / recipe.warmup_steps)
@@ -155,10 +207,10 @@ def test_training_goes_on_where_it_stopped_and_leaves_a_checkpoint(
     pool: DemoPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    train(pool, out, Recipe(minutes=0.03, batch=4), None, CPU)
+    train(pool, out, Recipe(minutes=0.03, batch=4), None, ALONE)
     first = torch.load(out / "train_state.pt", weights_only=True)
     stats = (out / "norm_stats.json").read_bytes()
-    train(pool, out, Recipe(minutes=0.06, batch=4), None, CPU)
+    train(pool, out, Recipe(minutes=0.06, batch=4), None, ALONE)
     second = torch.load(out / "train_state.pt", weights_only=True)
     assert second["step"] > first["step"] > 0
     assert second["elapsed_s"] > first["elapsed_s"]
