@@ -7,21 +7,26 @@ Non-obvious behaviors:
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from eval.config.errors import one_line
 from eval.config.schema import Config, ConfigError
 from eval.records.provenance import installed_version
-from eval.sim.env import CAMERAS
+from eval.records.writer import RecordingError
 from eval.specs.base import BuiltPolicy, Capture, PolicySpec
+from eval.specs.facts import check_cameras, read_engagement, read_facts
 from policies.base import ActionChunk, Policy, Request
 
-MEMBERS = ("infer", "provenance", "engagement", "cameras", "needs_privileged", "replan_steps")
+T = TypeVar("T")
+
+METHODS = ("infer", "provenance", "engagement")
+MEMBERS = (*METHODS, "cameras", "needs_privileged", "replan_steps")
+MOST_MS = 1e9  # that readers of a record take (`eval.records.schema.Milliseconds`)
 
 
 class CustomSpec(PolicySpec):
@@ -48,35 +53,39 @@ class CustomSpec(PolicySpec):
 
 
 class CheckedPolicy:
-    """Another's policy whose answers are checked, under a name for the records.
+    """Another's policy under a name for the records; what it answers and says of itself is checked.
 
     Args:
         identity: what the records show beside the policy's own `provenance()`.
 
     Raises:
-        ConfigError: a member of `policies.base.Policy` is missing or has a value that no runner can use.
+        ConfigError: a member of `policies.base.Policy` is missing or has a value that no runner can use or
+            record.
     """
 
     def __init__(self, policy: Any, name: str, identity: Mapping[str, Any]) -> None:
-        missing = [member for member in MEMBERS if not hasattr(policy, member)]
+        missing = [member for member in MEMBERS if not _has(policy, member, name)]
         if missing:
             raise ConfigError(
                 f"policy={name} lacks {', '.join(missing)}, which every policy has "
                 "(policies/base.py, docs/own_policy.md)"
             )
         if type(policy.replan_steps) is not int or policy.replan_steps < 1:
-            raise ConfigError(f"replan_steps of policy={name} must be >= 1, got {policy.replan_steps!r}")
-        if isinstance(policy.cameras, str):
-            raise ConfigError(f"cameras of policy={name} must be a tuple of names, got {policy.cameras!r}")
-        if strange := set(policy.cameras) - set(CAMERAS):
-            known = ", ".join(CAMERAS)
-            raise ConfigError(f"cameras of policy={name} must be among {known}, got {sorted(strange)}")
+            raise ConfigError(f"replan_steps of policy={name} must be >= 1, got {policy.replan_steps!r:.100}")
+        if not isinstance(policy.needs_privileged, bool):
+            got = f"{policy.needs_privileged!r:.100}"
+            raise ConfigError(f"needs_privileged of policy={name} must be True or False, got {got}")
+        for member in METHODS:
+            if not callable(getattr(policy, member)):
+                raise ConfigError(f"{member} of policy={name} must be a method (policies/base.py)")
         self.policy: Policy = policy
         self.name = name
-        self.cameras = tuple(policy.cameras)
-        self.needs_privileged = bool(policy.needs_privileged)
+        self.cameras = check_cameras(name, policy.cameras)
+        self.needs_privileged: bool = policy.needs_privileged
         self.replan_steps: int = policy.replan_steps
         self._identity = identity
+        read_facts(name, policy.provenance, identity)
+        read_engagement(name, policy.engagement)
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """See `policies.base.Policy`; ValueError where the answers are not a chunk for each request."""
@@ -102,13 +111,49 @@ class CheckedPolicy:
                 raise ValueError(
                     f"policy {self.name} answered with actions of dtype {actions.dtype}, not numbers"
                 )
+            if problem := _unrecordable(chunk):
+                raise ValueError(f"policy {self.name} answered with {problem}")
         return chunks
 
     def provenance(self) -> dict[str, Any]:
-        return {**self.policy.provenance(), **self._identity}
+        """See `policies.base.Policy`; RecordingError for what no run can record."""
+        return _in_a_run(lambda: read_facts(self.name, self.policy.provenance, self._identity))
 
     def engagement(self) -> dict[str, dict[str, Any]]:
-        return self.policy.engagement()
+        """See `policies.base.Policy`; RecordingError for what no run can record."""
+        return _in_a_run(lambda: read_engagement(self.name, self.policy.engagement))
+
+
+def _has(policy: Any, member: str, name: str) -> bool:
+    try:
+        return hasattr(policy, member)
+    except Exception as error:
+        raise ConfigError(
+            f"{member} of policy={name} raised {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _in_a_run(read: Callable[[], T]) -> T:
+    """Read what was right when the policy was built; RecordingError, which ends a run, where it is wrong."""
+    try:
+        return read()
+    except ConfigError as error:
+        raise RecordingError(str(error)) from error
+
+
+def _unrecordable(chunk: ActionChunk) -> str | None:
+    """Say what of a chunk has no place in the record of its inference; None where all has."""
+    if not isinstance(chunk.stage_ms, Mapping) or not isinstance(chunk.backends, Mapping):
+        return "stage_ms or backends that are no mapping"
+    for stage, ms in chunk.stage_ms.items():
+        if not isinstance(stage, str) or not isinstance(ms, float | int) or not 0 < ms <= MOST_MS:
+            return f"stage_ms[{stage!r:.100}]={ms!r:.100}; it must be milliseconds > 0, as a float"
+    for stage, backend in chunk.backends.items():
+        if not isinstance(stage, str) or not isinstance(backend, str):
+            return f"backends[{stage!r:.100}]={backend!r:.100}; both must be text"
+    if not isinstance(chunk.setup_ms, float | int) or not 0 <= chunk.setup_ms <= MOST_MS:
+        return f"setup_ms={chunk.setup_ms!r:.100}; it must be milliseconds >= 0, as a float"
+    return None
 
 
 def origin(made_from: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from eval.config.schema import Config, ConfigError, PolicyConfig, RemotePolicyConfig
 from eval.specs.base import BuiltPolicy, Capture, PolicySpec
 from eval.specs.batching import Batching
+from eval.specs.facts import read_facts
 
 CHECKED = (
     *("url", "label", "protocol", "timeout_s", "connect_timeout_s"),
@@ -29,10 +30,11 @@ class RemoteSpec(PolicySpec):
             )
 
     def build(self, config: Config, capture: Capture, max_batch: int = 1) -> BuiltPolicy:
-        """Connect; RemoteError, an OSError, where no server answers."""
+        """Connect; RemoteError, an OSError, where no server answers; ConfigError for metadata without end."""
         from policies.remote import RemotePolicy
 
         policy = RemotePolicy(name=config.policy.name, **remote_options(config))
+        read_facts(policy.name, policy.provenance)
         return BuiltPolicy(policy, Batching((1,), one_at_a_time=ONE_AT_A_TIME if max_batch > 1 else None))
 
     def wants_gpu(self, config: Config) -> bool:

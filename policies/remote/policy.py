@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Request
 from policies.remote import fields, openpi, vla_eval
 from policies.remote.link import Link, RemoteError
-from policies.remote.speakers import Greeting, make_speaker
+from policies.remote.speakers import WEIGHTS, Greeting, make_speaker
 from policies.remote.wire import MEBIBYTE
 from policies.text import shorten, visible
 
 log = logging.getLogger(__name__)
 
 SERVER, WAY = "server", "way"  # what a round trip consists of
-# what our own server says of its weights, so that a run with them compares with a local one
-WEIGHTS = ("weights_label", "weights_sha256", "norm_stats_sha256", "tokenizer_sha256")
 MAX_NUMBERS = 64  # of an array in the metadata that go into the records
 MAX_LEVELS = 8  # of maps and lists in it
 MAX_S = 86_400.0  # of a time limit: a day

@@ -9,6 +9,8 @@ from policies.remote import fields, openpi, vla_eval
 from policies.remote.link import Link
 from policies.remote.wire import pack_openpi, pack_vla_eval
 
+# what our own server says of its weights, so that a run with them compares with a local one
+WEIGHTS = ("weights_label", "weights_sha256", "norm_stats_sha256", "tokenizer_sha256")
 HELLO = {"harness_version": fields.OWN_SERVER, "protocol_version": vla_eval.PROTOCOL_VERSION}
 
 
@@ -111,10 +113,8 @@ class VlaEvalSpeaker:
         except fields.FieldError as error:
             raise self._link.fault(f"sent something else: {error}; is policy.protocol right?") from error
         if message.type == "error":
-            error = message.payload.get("error")
-            raise self._link.told(
-                "reports an error", error if isinstance(error, str) else fields.spell(error)
-            )
+            said = message.payload.get("error")
+            raise self._link.told("reports an error", said if isinstance(said, str) else fields.spell(said))
         if (message.type, message.seq) != (kind, self._seq):
             raise self._link.fault(
                 f"answers message {self._seq} with {message.type} {message.seq} instead of {kind}"
@@ -145,6 +145,10 @@ def _own(link: Link, metadata: Mapping[Any, Any]) -> _Own | None:
     """What our own server wants and says; None for others', whose keys may mean anything."""
     if not fields.is_own(metadata):
         return None
+    about = metadata.get("policy")
+    said = about if isinstance(about, Mapping) else {}
+    if wrong := [key for key in WEIGHTS if not isinstance(said.get(key), str | None)]:
+        raise link.fault(f"says policy.{wrong[0]}={fields.spell(said[wrong[0]])}: not of our making")
     if metadata.get("answer") == fields.ACTION:
         raise link.fault(
             "answers with one action an observation (server.answer=action), which is for clients that do not "

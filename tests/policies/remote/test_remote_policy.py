@@ -327,6 +327,18 @@ def test_observation_params_that_are_no_map_are_one_line(params: Any) -> None:
         remote(url, protocol="vla_eval")
 
 
+@pytest.mark.parametrize("key", ["weights_sha256", "weights_label", "tokenizer_sha256"])
+def test_weights_of_our_own_server_are_named_in_text(key: str) -> None:
+    """Records hold them, and no reader takes anything else."""
+    own = {"server": "libero-vla-eval", "cameras": [], "image_size": None, "replan_steps": 5}
+    metadata = {**own, "policy": {key: [3]}}
+    with (
+        serving(answering({"actions": ACTIONS}, metadata)) as url,
+        pytest.raises(RemoteError, match=rf"says policy.{key}=\[3\]: not of our making"),
+    ):
+        remote(url)
+
+
 def test_a_server_that_comes_back_as_another_is_refused() -> None:
     greetings = iter(
         [{"weights": "a", "client": 1}, {"weights": "a", "client": 2}, {"weights": "b", "client": 3}]
