@@ -3,7 +3,7 @@
 J 7 robot action dims. The interface is that of lerobot 0.4.4, 0.5.1 and 0.6.1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 
 from policies.base import ACTION_DIM
+from policies.files import read_json_object
 from policies.pi05.weight_files import WEIGHTS
-from policies.text import shorten
+from policies.text import brief, shorten
 
 CAMERAS = {  # lerobot.envs.libero, camera_name_mapping
     "observation.images.image": "agentview_image",
@@ -28,6 +29,12 @@ PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 RESIZES = ("image_resolution", "resize_imgs_with_padding", "resize_shape", "image_resize_shape")
 # options that fetch weights from elsewhere, for a network whose own are loaded right after
 OTHER_WEIGHTS = {"pretrained_backbone_weights": None, "load_vlm_weights": False}
+IMPORTS = ("class", "_target_", "auto_map")  # keys whose value is imported
+# fields whose repository is loaded by transformers with `trust_remote_code`, which runs its Python files
+RUNS_CODE = (
+    *("action_tokenizer_name", "action_tokenizer_path", "text_tokenizer_name"),
+    *("base_model_path", "model_name", "vision_encoder_name", "tokenizer_assets_repo"),
+)
 REMEMBERS = {  # types of policy, and what they keep from one call to the next
     "tdmpc": "the plan of its last call",
     "lingbot_va": "a cache over the episode",
@@ -66,6 +73,62 @@ def find_folder(path: str, revision: str | None) -> Path:
             )
         raise FileNotFoundError(f"policy.args.path={path} lacks {', '.join(missing)}; {way_out}")
     return folder
+
+
+def check_no_code(folder: Path) -> None:
+    """Raise ValueError where config.json or a processor names code to import: a policy's folder is data.
+
+    lerobot imports the `class` of a step that has no `registry_name` (lerobot.processor.pipeline).
+    """
+    for name in ("config.json", *PROCESSORS):
+        content = read_json_object(folder / name)
+        if named := next(_names_of_code(content, ""), None):
+            raise ValueError(
+                f"{folder / name}: {named} names code to import, and a policy's folder is data; take one "
+                "whose steps lerobot knows by their registry_name, or write a policy of your own"
+            )
+        steps = content.get("steps") if name in PROCESSORS else []
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError(f"{folder / name} must have a list of steps; save the policy with lerobot again")
+        for i, step in enumerate(steps):
+            if not isinstance(step.get("registry_name"), str):
+                raise ValueError(
+                    f"{folder / name}: steps[{i}] must have a registry_name, which lerobot knows; got "
+                    f"{brief(step.get('registry_name'))}"
+                )
+
+
+def _names_of_code(value: Any, where: str) -> Iterator[str]:
+    """Yield the keys, at any depth, by which lerobot, transformers and Hydra import a class."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in IMPORTS:
+                yield f"{where}{key}={brief(item)}"
+            yield from _names_of_code(item, f"{where}{key}.")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _names_of_code(item, f"{where.removesuffix('.')}[{i}].")
+
+
+def check_repositories(config: Any, folder: Path, changes: Mapping[str, Any]) -> None:
+    """Raise ValueError for a repository whose code lerobot would run, unless lerobot or the user names it."""
+    own = {item.name: item.default for item in fields(config)}
+    named = {name: getattr(config, name) for name in RUNS_CODE if name in own}
+    for name, value in named.items():
+        if value not in (None, own[name]) and name not in changes:
+            raise ValueError(
+                f"{folder / 'config.json'}: {name}={brief(value)} names a repository whose code lerobot "
+                f"would run; if you trust it, name it yourself: +policy.args.config.{name}={value}"
+            )
+    for file in PROCESSORS:
+        for i, step in enumerate(read_json_object(folder / file)["steps"]):
+            for name in RUNS_CODE:
+                value = (step.get("config") or {}).get(name)
+                if value is not None and value not in named.values():
+                    raise ValueError(
+                        f"{folder / file}: steps[{i}] {name}={brief(value)} names a repository whose code "
+                        "lerobot would run, and config.json does not; correct it, if you trust it"
+                    )
 
 
 def adapt(config: Any, device: str, changes: Mapping[str, Any]) -> Any:

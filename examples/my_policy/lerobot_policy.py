@@ -38,6 +38,8 @@ from .lerobot_checks import (
     STATE,
     STATE_DIM,
     adapt,
+    check_no_code,
+    check_repositories,
     check_statistics,
     check_weights,
     find_folder,
@@ -96,7 +98,9 @@ class LeRobotPolicy:
             raise ValueError(f"policy.args.live_episodes must be >= 1, got {live_episodes}")
         self.device = find_device(device, "policy.args.device")
         folder = find_folder(path, revision)
+        check_no_code(folder)
         self._config = adapt(PreTrainedConfig.from_pretrained(folder), str(self.device), config or {})
+        check_repositories(self._config, folder, config or {})
         self._chunk_steps = find_replan_steps(self._config, replan_steps)
         self._preprocess, self._postprocess = make_pre_post_processors(
             self._config,

@@ -1,5 +1,6 @@
 """The LeRobot adapter gives the policy what lerobot would give it, and refuses what it cannot evaluate."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,6 +253,72 @@ def test_weights_may_be_tied_renamed_or_of_another_precision(tmp_path: Path) -> 
     check_weights({"head": drawn, "tied": drawn, "model.layer": drawn[0].bfloat16()}, file)
     with pytest.raises(ValueError, match=r"1 of the network's 2 tensors .*model\.layer"):
         check_weights({"head": drawn, "model.layer": drawn[1]}, file)
+
+
+STEP = {"class": "a_module_of_somebody.Step", "config": {}}
+
+
+@pytest.mark.parametrize("file", ["policy_preprocessor.json", "policy_postprocessor.json", "config.json"])
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (STEP, "class=a_module_of_somebody.Step names code to import"),
+        (
+            {"registry_name": "device_processor", **STEP},
+            "class=a_module_of_somebody.Step names code to import",
+        ),
+        ({"registry_name": "x", "config": {"deep": [{"_target_": "os.system"}]}}, "_target_=os.system names"),
+        (
+            {"registry_name": "x", "config": {"auto_map": {"AutoModel": "a.B"}}},
+            'auto_map={"AutoModel": "a.B"}',
+        ),
+    ],
+)
+def test_a_folder_that_names_code_is_refused_before_lerobot_reads_it(
+    save: Save, step: dict[str, Any], error: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_module_of_somebody.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = save()
+    content = json.loads((folder / file).read_text())
+    content.setdefault("steps", []).append(step)
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(f"{folder / file}: steps[")) as refused:
+        LeRobotPolicy(str(folder), device="cpu")
+    assert error in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [None, 3, ["a"]])
+def test_a_step_without_a_name_that_lerobot_knows_is_refused(save: Save, name: Any) -> None:
+    folder = save()
+    file = folder / "policy_preprocessor.json"
+    file.write_text(json.dumps({"steps": [{"registry_name": name, "config": {}}]}))
+    with pytest.raises(ValueError, match=r"steps\[0\] must have a registry_name"):
+        LeRobotPolicy(str(folder), device="cpu")
+    file.write_text(json.dumps({"steps": "all"}))
+    with pytest.raises(ValueError, match=r"must have a list of steps"):
+        LeRobotPolicy(str(folder), device="cpu")
+
+
+def test_a_repository_whose_code_would_run_is_named_by_lerobot_or_by_the_user(save: Save) -> None:
+    own, other = "lerobot/fast-action-tokenizer", "somebody/tokenizer"
+    LeRobotPolicy(str(save(action_tokenizer_name=own)), device="cpu")
+    folder = save(action_tokenizer_name=other)
+    with pytest.raises(
+        ValueError, match=r"name it yourself: \+policy.args.config.action_tokenizer_name=some"
+    ):
+        LeRobotPolicy(str(folder), device="cpu")
+    trusting = {"device": "cpu", "config": {"action_tokenizer_name": other}}
+    LeRobotPolicy(str(folder), **trusting)
+    file = folder / "policy_preprocessor.json"
+    content = json.loads(file.read_text())
+    content["steps"][0]["config"]["action_tokenizer_name"] = other
+    file.write_text(json.dumps(content))
+    LeRobotPolicy(str(folder), **trusting)
+    with pytest.raises(
+        ValueError, match=r"steps\[0\] action_tokenizer_name=somebody/tokenizer names a repos"
+    ):
+        LeRobotPolicy(str(folder), device="cpu", config={"action_tokenizer_name": own})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class PreTrainedConfig:
     empty_cameras: int = 0
     image_resolution: tuple[int, int] | None = None
     pretrained_backbone_weights: str | None = "from the internet"
+    action_tokenizer_name: str = "lerobot/fast-action-tokenizer"
     temporal_ensemble_coeff: float | None = None
     rtc_config: Any = None
     use_relative_actions: bool = False

@@ -1,5 +1,6 @@
 """As `lerobot.policies.factory`, with processors that a test can read at a glance."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ class Pipeline:
 
     def __init__(self, path: Path, overrides: dict[str, dict[str, Any]], run: Callable[..., Any]) -> None:
         steps = json.loads(path.read_text())["steps"]
+        for step in steps:
+            if "registry_name" not in step:  # as `DataProcessorPipeline._resolve_step_class`
+                importlib.import_module(step["class"].rpartition(".")[0])
         if missing := set(overrides) - {step["registry_name"] for step in steps}:
             raise KeyError(f"Override keys {missing} do not match any step")
         self.steps = [
