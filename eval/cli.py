@@ -112,7 +112,7 @@ def run(cfg: DictConfig) -> None:
                 return
             config = check(start.cfg)
             if start.before is not None:
-                refuse_elsewhere(config)
+                refuse_elsewhere(config, start.before.get("policy") or {})
             spec = checked_spec(config, start.overrides)
             if start.before is None:
                 refuse_full(start.folder)

@@ -1,12 +1,13 @@
 """Turn a composed configuration into checked dataclasses, tasks and episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eval.config.groups import load_yaml
 from eval.config.origins import trained_suites
-from eval.config.schema import RAY_ONLY, Config, ConfigError
+from eval.config.schema import RAY_ONLY, Config, ConfigError, TimedClockConfig
 from eval.records.episodes import Episodes, Shard
 from eval.sim.tasks import Task, load_tasks
 from policies.files import expand_home, read_json_object
@@ -55,13 +56,21 @@ def refuse_ignored(config: Config, overrides: Sequence[str], *, has_stages: bool
         raise ConfigError(f"tracking=none does not read {mode[0]}; drop one of them")
 
 
-def refuse_elsewhere(config: Config) -> None:
-    """Raise ConfigError for a relative path of a resumed run that leads nowhere from this folder."""
+def refuse_elsewhere(config: Config, policy: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a relative path of a resumed run that leads nowhere from this folder.
+
+    Where it leads somewhere, hashes tell whether that is the same (`eval.records.resume.refuse_changed`).
+
+    Args:
+        policy: as run.json has it. Its label is the folder of the weights, in the hub's cache for an id.
+    """
     checkpoint = config.checkpoint
     paths = {f"checkpoint.{key}": getattr(checkpoint, key) for key in ("path", "tokenizer", "norm_stats")}
     paths["optim.scales"] = config.optim.scales
-    if checkpoint.layout == "lerobot":
-        del paths["checkpoint.path"]  # may be the id of a hub
+    if isinstance(config.clock, TimedClockConfig):
+        paths["clock.latency_from"] = config.clock.latency_from
+    if checkpoint.layout == "lerobot" and policy.get("weights_label") != checkpoint.path:
+        del paths["checkpoint.path"]  # was the id of a hub
     for key, path in paths.items():
         if path is None or Path(path).is_absolute() or expand_home(path).exists():
             continue

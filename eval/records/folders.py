@@ -1,6 +1,9 @@
 """The folder of a run: its files, and the search for such folders at any depth."""
 
 import contextlib
+import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ INFERENCES_FILE = "inferences.jsonl"
 PACKED_INFERENCES = INFERENCES_FILE + PACKED  # of a run that is kept; nothing is added to it
 WANDB = "wandb"  # W&B's folder; it makes links in it, also out of it, and writes into new folders alone
 BEFORE_RECORDS = (LOG_FILE, WANDB)  # what may be in a run's folder before the run is
+CUT_SHORT = re.compile(rf"\.{re.escape(RUN_FILE)}\.[0-9a-f]{{8}}\.tmp")  # of a process killed as it wrote
 
 
 class NoRecords(FileNotFoundError):
@@ -32,22 +36,43 @@ def is_run(folder: Path) -> bool:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise FileExistsError for a folder that already holds records."""
-    held = [
-        name
-        for name in (EPISODES_FILE, INFERENCES_FILE, PACKED_INFERENCES, RUN_FILE)
-        if (folder / name).exists()
-    ]
-    if held:
+    """Raise FileExistsError for a folder that already holds records.
+
+    What a process leaves that is killed before it has written run.json, empty files, are none.
+    """
+    names = (EPISODES_FILE, INFERENCES_FILE, PACKED_INFERENCES, RUN_FILE)
+    held = [name for name in names if (folder / name).exists()]
+    if held and not all(_is_unwritten(folder / name) for name in held):
         raise FileExistsError(f"{folder} already holds records ({', '.join(held)}); choose a new folder")
 
 
 def refuse_full(folder: Path) -> None:
-    """Raise FileExistsError for a folder that holds anything, but for what a job or W&B may leave there."""
+    """Raise FileExistsError for a folder that holds anything, but for what a job or W&B may leave there.
+
+    Nor does it count what a process left that was killed before its first episode.
+    """
     refuse_used(folder)
-    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if others := [name for name in others if name not in BEFORE_RECORDS]:
-        raise FileExistsError(f"{folder} is no new folder: it holds {shorten(others)}; choose a new one")
+    others = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [path for path in others if path.name not in BEFORE_RECORDS and not _is_unwritten(path)]
+    if others:
+        names = shorten(path.name for path in others)
+        raise FileExistsError(f"{folder} is no new folder: it holds {names}; choose a new one")
+
+
+def remove_cut_short(folder: Path) -> None:
+    """Remove the parts of run.json that killed processes left; for the folder's only writer."""
+    for path in folder.iterdir():
+        if CUT_SHORT.fullmatch(path.name):
+            path.unlink()
+
+
+def _is_unwritten(path: Path) -> bool:
+    """Whether a file is what a process leaves that is killed before run.json is written."""
+    if CUT_SHORT.fullmatch(path.name):
+        return True
+    status = os.lstat(path)
+    is_empty = stat.S_ISREG(status.st_mode) and status.st_size == 0
+    return path.name in (EPISODES_FILE, INFERENCES_FILE) and is_empty
 
 
 def require_records(folder: Path) -> None:

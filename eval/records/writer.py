@@ -20,6 +20,7 @@ from eval.records.folders import (
     WANDB,
     refuse_kept,
     refuse_used,
+    remove_cut_short,
     require_records,
 )
 from eval.records.foreign import MOST_LINE
@@ -46,7 +47,8 @@ class RunWriter:
         reports.
 
     Raises:
-        FileExistsError: the folder already holds records; FileNotFoundError: with `resume`, it holds none.
+        FileExistsError: the folder already holds records, as `refuse_used` says; FileNotFoundError: with
+            `resume`, it holds none.
         NotPlain: the folder holds a link, or something else that is neither a file nor a folder.
         RecordingError: another process writes to the folder; and from every method that writes, when the
             disk refuses; files end with a complete line.
@@ -60,11 +62,13 @@ class RunWriter:
             refuse_used(folder)
             folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder, None if resume else FOLDERS, skip=[WANDB])
-        mode = "ab" if resume else "xb"
         self.folder = folder
-        self._inferences = _open(folder / INFERENCES_FILE, mode)
-        self._episodes = _open(folder / EPISODES_FILE, mode)
+        self._inferences = _open(folder / INFERENCES_FILE)
+        self._episodes = _open(folder / EPISODES_FILE)
         self._lock()
+        if not resume:
+            self._refuse_used_meanwhile()
+        remove_cut_short(folder)
         self._counts: Counter[EpisodeKey] = Counter()  # inferences of unfinished episodes
         self._finished: set[EpisodeKey] = set()
         sync(folder)
@@ -137,14 +141,22 @@ class RunWriter:
                 f"{self.folder} is being written by another process; wait until it has ended"
             ) from error
 
+    def _refuse_used_meanwhile(self) -> None:
+        """Raise FileExistsError where another process recorded a run here before this one had the lock."""
+        try:
+            refuse_used(self.folder)
+        except FileExistsError:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Close the files; calling it again does nothing."""
         self._inferences.close()
         self._episodes.close()
 
 
-def _open(path: Path, mode: str) -> FileIO:
-    return cast(FileIO, open(path, mode, buffering=0, opener=plain_opener))
+def _open(path: Path) -> FileIO:
+    return cast(FileIO, open(path, "ab", buffering=0, opener=plain_opener))
 
 
 def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:

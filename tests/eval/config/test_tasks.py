@@ -53,10 +53,30 @@ def test_a_relative_path_of_a_resumed_run_leads_somewhere_or_is_an_error(
     monkeypatch.chdir(tmp_path)
     way_out = f" of the run is relative, and leads nowhere from {tmp_path}; change to the folder that "
     with pytest.raises(ConfigError, match=re.escape(f"checkpoint.path=weights{way_out}")):
-        refuse_elsewhere(config)
+        refuse_elsewhere(config, {})
     (tmp_path / "weights").mkdir()
     with pytest.raises(ConfigError, match=re.escape(f"optim.scales=s.json{way_out}")):
-        refuse_elsewhere(config)
+        refuse_elsewhere(config, {})
     (tmp_path / "s.json").touch()
-    refuse_elsewhere(config)
-    refuse_elsewhere(configure(["checkpoint=reference"]))
+    refuse_elsewhere(config, {})
+    refuse_elsewhere(configure(["checkpoint=reference"]), {})
+    clock = configure(["clock=wait", "clock.latency_from=bench.json"])
+    with pytest.raises(ConfigError, match=re.escape(f"clock.latency_from=bench.json{way_out}")):
+        refuse_elsewhere(clock, {})
+
+
+def test_a_folder_of_lerobots_is_not_looked_for_on_a_hub_when_it_is_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lerobot = [
+        "checkpoint=lerobot_pi05_libero",
+        "checkpoint.path=outputs/last",
+        f"checkpoint.tokenizer={__file__}",
+    ]
+    config = configure(lerobot)
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.path=outputs/last of the run is relative, and leads "
+    ):
+        refuse_elsewhere(config, {"weights_label": "outputs/last"})
+    refuse_elsewhere(config, {"weights_label": "/home/them/.cache/huggingface/hub/models--outputs--last/x"})

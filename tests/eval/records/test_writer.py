@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.records.folders import refuse_full
 from eval.records.reader import read_run
 from eval.records.run_json import FORMAT
 from eval.records.schema import EpisodeRecord, InferenceRecord
@@ -81,9 +82,45 @@ def test_a_killed_process_loses_no_recorded_episode(tmp_path: Path, make_episode
 
 @pytest.mark.parametrize("name", ["episodes.jsonl", "inferences.jsonl", "run.json"])
 def test_a_folder_with_records_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(FileExistsError, match=f"already holds records .*{name}.* choose a new folder"):
+    (tmp_path / name).write_text("{}\n")
+    for refuse in (RunWriter, refuse_full):
+        with pytest.raises(FileExistsError, match=f"already holds records .*{name}.* choose a new folder"):
+            refuse(tmp_path)
+    assert (tmp_path / name).read_text() == "{}\n"
+
+
+def test_what_is_left_by_a_kill_before_the_first_episode_is_begun_again(
+    tmp_path: Path, make_episode: Episode
+) -> None:
+    RunWriter(tmp_path).close()  # as a process that is killed before it writes run.json
+    left = tmp_path / ".run.json.0123abcd.tmp"
+    left.write_text('{"format"')
+    refuse_full(tmp_path)
+    with RunWriter(tmp_path) as writer:
+        assert not left.exists()
+        with pytest.raises(RecordingError, match="is being written by another process"):
+            RunWriter(tmp_path)
+        writer.write_run({})
+        writer.add_episode(make_episode())
+    assert len(read_run(tmp_path).episodes) == 1
+    with pytest.raises(FileExistsError, match="already holds records"):
+        refuse_full(tmp_path)
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_episode: Episode
+) -> None:
+    RunWriter(tmp_path).close()
+
+    def record_first(file: object, operation: int) -> None:
+        monkeypatch.undo()
+        with RunWriter(tmp_path) as other:
+            other.add_episode(make_episode())
+
+    monkeypatch.setattr("fcntl.flock", record_first)
+    with pytest.raises(FileExistsError, match=r"already holds records \(episodes\.jsonl"):
         RunWriter(tmp_path)
+    assert len(read_run(tmp_path).episodes) == 1
 
 
 def test_a_folder_without_records_is_not_a_run(tmp_path: Path) -> None:

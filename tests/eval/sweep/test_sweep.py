@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
 
 from eval.records.sweep import SWEEP_FILE
+from eval.records.writer import RunWriter
 from eval.report.cli import main as report
 from eval.sweep.cli import TABLE_FILES, run_process
 from tests.eval.sweep.sweeps import COMMAND, Jobs, parse, sweep, sweep_file
@@ -96,6 +98,24 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     again = Jobs()
     assert sweep(["--resume", str(folder)], again) == 0
     assert again.seen == []
+
+
+def test_a_job_that_was_killed_before_its_first_episode_is_begun_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "s"
+
+    def killed(arguments: list[str], log: Path) -> int:
+        RunWriter(log.parent).close()
+        return -signal.SIGKILL
+
+    one = ["policy=baseline", "denoise.steps=10"]
+    assert sweep([*one, "--out", str(folder)], killed) == 1
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    jobs = Jobs()
+    assert sweep(["--resume", str(folder)], jobs) == 0
+    assert f"hydra.run.dir='{folder / '0_baseline_steps10'}'" in jobs.seen[0]
+    assert [job["status"] for job in sweep_file(folder)] == [0]
 
 
 def test_a_folder_with_a_sweep_is_not_begun_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
