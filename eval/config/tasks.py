@@ -69,7 +69,7 @@ def refuse_elsewhere(config: Config, policy: Mapping[str, Any]) -> None:
     paths["optim.scales"] = config.optim.scales
     if isinstance(config.clock, TimedClockConfig):
         paths["clock.latency_from"] = config.clock.latency_from
-    if checkpoint.layout == "lerobot" and policy.get("weights_label") != checkpoint.path:
+    if checkpoint.layout == "lerobot" and policy.get("weights_label") != str(Path(str(checkpoint.path))):
         del paths["checkpoint.path"]  # was the id of a hub
     for key, path in paths.items():
         if path is None or Path(path).is_absolute() or expand_home(path).exists():
