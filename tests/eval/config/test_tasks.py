@@ -75,8 +75,6 @@ def test_a_folder_of_lerobots_is_not_looked_for_on_a_hub_when_it_is_elsewhere(
         f"checkpoint.tokenizer={__file__}",
     ]
     config = configure(lerobot)
-    with pytest.raises(
-        ConfigError, match=r"checkpoint\.path=\./last of the run is relative, and leads "
-    ):
+    with pytest.raises(ConfigError, match=r"checkpoint\.path=\./last of the run is relative, and leads "):
         refuse_elsewhere(config, {"weights_label": "last"})
     refuse_elsewhere(config, {"weights_label": "/home/them/.cache/huggingface/hub/models--their--last/x"})
