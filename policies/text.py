@@ -1,12 +1,13 @@
 """Words for messages: counts, the first few names of many, values of files, words of a command."""
 
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOWN = 10
@@ -50,6 +51,31 @@ def brief(value: Any) -> str:
     plain = isinstance(value, str) and value.isprintable()
     text = value if plain else json.dumps(value)
     return text if len(text) <= BRIEF else f"{text[:BRIEF]}..."
+
+
+def crop(text: str, width: int) -> str:
+    """Leave out the middle of a text that is longer than `width` characters: `put the bow..n the plate`."""
+    if len(text) <= width:
+        return text
+    tail = (width - 2) // 2
+    return f"{text[: width - 2 - tail]}..{text[len(text) - tail :]}"
+
+
+def distinct(texts: Sequence[str]) -> list[str]:
+    """Leave out the words that all of several texts begin and end with; a text keeps at least one word."""
+    words = [text.split() for text in texts]
+    if len(words) < 2:
+        return list(texts)
+    spare = min(map(len, words)) - 1
+    begin = _shared(words, spare)
+    end = _shared([list(reversed(one)) for one in words], spare - begin)
+    return [" ".join(one[begin : len(one) - end]) for one in words]
+
+
+def _shared(words: Sequence[Sequence[str]], most: int) -> int:
+    """How many words all begin with, at most `most`."""
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    return min(sum(1 for _ in same), max(most, 0))
 
 
 def listing(title: str, names: Iterable[str]) -> str:

@@ -114,7 +114,7 @@ class Session:
             self.run_info,
             self.runner.engagement,
             earlier.run if earlier else None,
-            console,
+            console or report_console(stderr=True),
         )
         try:
             self.runner.run(self.plan, recorder)

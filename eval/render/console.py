@@ -11,18 +11,24 @@ from eval.config.errors import one_line
 from policies.streams import surviving
 from policies.text import visible
 
-MIN_WIDTH = 100  # columns, where no terminal says how many it has
+MIN_WIDTH = 100  # columns, where neither a terminal nor COLUMNS says how many there are
+NO_ESCAPES = ("NO_COLOR", "CI")  # https://no-color.org; a service's log keeps escapes as text
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def report_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console as wide as its terminal, or at least `MIN_WIDTH` where there is none.
+    """A console as wide as its terminal or COLUMNS, or at least `MIN_WIDTH` where there is neither.
 
     It writes to `file` where one is given, else to stdout or stderr, and goes quiet when nobody reads it any
-    more.
+    more. It writes no escapes into a pipe, to a dumb terminal, or where a variable of `NO_ESCAPES` is set.
     """
-    console = Console(file=surviving(file or (sys.stderr if stderr else sys.stdout)))
-    if not console.is_terminal:
+    plain = any(os.environ.get(name) for name in NO_ESCAPES) or os.environ.get("TERM") == "dumb"
+    console = Console(
+        file=surviving(file or (sys.stderr if stderr else sys.stdout)),
+        color_system=None if plain else "auto",
+        force_interactive=False if plain else None,
+    )
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = max(console.width, MIN_WIDTH)
     return console
 

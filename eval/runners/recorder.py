@@ -4,6 +4,7 @@ All runners record through it, so records, limits and verdicts are the same for 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from eval.episodes.clock import FREE
 from eval.episodes.plan import Plan
 from eval.episodes.signals import held_back
 from eval.records.engagement import Engagement, at_least, faults, join
@@ -68,7 +70,9 @@ class RunRecorder:
         if earlier:
             self._served = dict.fromkeys(stage for record in earlier.inferences for stage in record.backends)
             self._engaged_before = at_least(earlier.run.get("engagement") or {}, earlier.inferences)
-        self._progress = Progress(plan.num_episodes, console, plan.weights_label, done)
+        self._progress = Progress(
+            plan.num_episodes, console, plan.weights_label, done, _tasks(plan), _steps(plan, run_info)
+        )
 
     def __enter__(self) -> Self:
         self.write_run()
@@ -172,3 +176,15 @@ class RunRecorder:
             log.warning("no video: %s", self.video_error)
             return None
         return path
+
+
+def _tasks(plan: Plan) -> dict[int, tuple[str, int]]:
+    """Number each task's episodes, for the display."""
+    counts = Counter(key.task_id for key in plan.episodes.keys())  # noqa: SIM118  no mapping
+    return {task.task_id: (task.language, counts[task.task_id]) for task in plan.tasks}
+
+
+def _steps(plan: Plan, run_info: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Control steps between two inferences and at most in an episode, where time stands still meanwhile."""
+    replan_steps = (run_info.get("policy") or {}).get("replan_steps")
+    return (replan_steps, plan.max_steps) if replan_steps and plan.clock is FREE else None

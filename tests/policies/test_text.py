@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from policies.pi05.checkpoint_files import find_weights
-from policies.text import SHOWN, brief, quoted, shell_command, shell_override, shorten
+from policies.text import SHOWN, brief, crop, distinct, quoted, shell_command, shell_override, shorten
 
 
 def test_up_to_ten_names_are_all_shown_and_of_more_the_first_ten() -> None:
@@ -101,3 +101,22 @@ def test_a_printed_override_reaches_the_configuration_as_it_is(text: str) -> Non
 
 def test_an_ordinary_path_is_printed_as_it_is() -> None:
     assert shell_override("checkpoint.path", "/data/a-b_1/last.d") == "checkpoint.path=/data/a-b_1/last.d"
+
+
+def test_words_that_all_texts_share_at_their_ends_are_left_out() -> None:
+    texts = [
+        "pick up the bowl on the plate",
+        "pick up the bowl next to it on the plate",
+        "pick up the cup on the plate",
+    ]
+    assert distinct(texts) == ["bowl", "bowl next to it", "cup"]
+    assert distinct(["the same", "the same"]) == ["same", "same"]  # a word is left
+    assert distinct(["a b", "a b c", "a b d"]) == ["b", "b c", "b d"]
+    assert distinct(["only one"]) == ["only one"]
+    assert distinct([]) == []
+
+
+def test_a_long_text_loses_its_middle() -> None:
+    assert crop("abcdefghij", 10) == "abcdefghij"
+    assert crop("abcdefghijk", 10) == "abcd..hijk"
+    assert len(crop("x" * 100, 33)) == 33
