@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,8 @@ class Backend(ABC):
 
     A subclass overrides a property by another, or by a ClassVar where no option decides.
     """
+
+    jacobians: ClassVar[tuple[str, ...]] = ()  # of guidance towards an old chunk, which denoise engines take
 
     @property
     def needs_examples(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ class Compile(Backend):
     cuda_graph: bool = True
     attention: str = "sdpa"
     warmup: int = 3
+    jacobians: ClassVar[tuple[str, ...]] = ("identity",)
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:

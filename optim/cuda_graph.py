@@ -7,7 +7,7 @@ bound by its kernels. Denoise is captured as the whole K-step loop; what depends
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -116,6 +116,7 @@ class CudaGraph(Backend):
     """
 
     warmup: int = 3
+    jacobians: ClassVar[tuple[str, ...]] = ("identity",)
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from optim.base import Backend, CountedStage, StageContext
+from optim.options import JACOBIANS
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Eager(Backend):
     """Call the module."""
 
     needs_examples: ClassVar[bool] = False
+    jacobians: ClassVar[tuple[str, ...]] = JACOBIANS
 
     def __call__(self, source: StageContext) -> CountedStage:
         return CountedStage("eager", source.stage)

@@ -11,7 +11,7 @@ steps, N norms.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from optim.cuda_graph import Captured, capture_each
 from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
+    OldChunk,
     PrefixCache,
     Sizes,
     Weights,
@@ -33,6 +34,7 @@ from optim.kernels.denoise.contract import (
 from optim.kernels.denoise.phases import denoise
 from optim.kernels.denoise.ring import denoise_ring, obstacle_on, pack_for_ring
 from optim.kernels.split_attention import HEAD_DIMS
+from optim.rewrite.prepared import require_identity
 from optim.rewrite.rope import ConsecutivePositions, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
 
@@ -47,10 +49,11 @@ class FusedDenoise:
         kernel: of KERNELS; see `choose_kernel`.
 
     Raises:
-        ValueError: sizes that the kernel does not take.
+        ValueError: sizes that the kernel does not take, or guidance with the exact Jacobian.
     """
 
     def __init__(self, stage: Denoise, kernel: str) -> None:
+        require_identity(stage)
         self._stage = stage
         self._denoise = KERNELS[kernel]
         self._sizes = sizes_of(stage)
@@ -62,13 +65,20 @@ class FusedDenoise:
         with torch.no_grad():
             modulations_NEM = stage.modulations(times_E)
             self._modulations = fold(modulations_NEM.transpose(0, 1), self._weights, stage)
+        self._steps_2E = stage.guided_steps(out.weight.device)
         if kernel == "ring":
             self._weights = pack_for_ring(self._weights, self._sizes)
 
     def __call__(
-        self, noise_BHA: Tensor, keys_LB1PD: Tensor, values_LB1PD: Tensor, prefix_mask_BP: Tensor | None
+        self,
+        noise_BHA: Tensor,
+        keys_LB1PD: Tensor,
+        values_LB1PD: Tensor,
+        prefix_mask_BP: Tensor | None,
+        old_2BHA: Tensor | None = None,
     ) -> Tensor:
-        """Compute actions_BHA as `Denoise.forward` does; keys and values must be contiguous."""
+        """Compute actions_BHA as `Denoise.forward` does; keys, values and old chunk must be contiguous."""
+        self._stage.check_old(old_2BHA)
         (batch, horizon, _), tokens, bias = noise_BHA.shape, keys_LB1PD.shape[3], None
         if prefix_mask_BP is None:
             cos, sin = self._positions(tokens, horizon, batch, noise_BHA.device)
@@ -77,7 +87,8 @@ class FusedDenoise:
             cos, sin = half_tables(rope, batch)
         actions_BHA = noise_BHA.clone(memory_format=torch.contiguous_format)
         prefix = PrefixCache(keys_LB1PD, values_LB1PD, cos, sin, bias)
-        self._denoise(actions_BHA, self._heads, self._modulations, self._weights, prefix, self._sizes)
+        old = None if old_2BHA is None else OldChunk(old_2BHA, self._steps_2E)
+        self._denoise(actions_BHA, self._heads, self._modulations, self._weights, prefix, self._sizes, old)
         return actions_BHA
 
 
@@ -164,6 +175,7 @@ class Fused(Backend):
     """
 
     warmup: int = 3
+    jacobians: ClassVar[tuple[str, ...]] = ("identity",)
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)

@@ -50,12 +50,46 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class GuideOptions:
+    """How strongly new chunks are guided towards old ones: real-time chunking (arXiv 2506.07339).
+
+    Attributes:
+        beta: the largest strength; 0 guides nothing.
+        jacobian: identity, or exact: of the denoised actions by the noisy ones, which needs a backward pass.
+    """
+
+    beta: float
+    jacobian: str = "identity"
+
+    def __str__(self) -> str:
+        return f"beta={self.beta:g}, jacobian={self.jacobian}"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the robot would do with the old chunk in the steps of the new one; H horizon, A padded dims.
+
+    Attributes:
+        old_HA: float32, normalised; row i belongs to the new chunk's action i; zeros where the old one ended.
+        weights_H: float32, of each action: 1 follows the old one, 0 is free.
+    """
+
+    old_HA: NDArray[np.float32]
+    weights_H: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Request:
-    """One inference to run; `call` counts the inferences of the episode from 0."""
+    """One inference to run; `call` counts the inferences of the episode from 0.
+
+    Attributes:
+        guidance: None where there is no old chunk, or nothing is to be guided.
+    """
 
     observation: Observation
     episode: EpisodeKey
     call: int
+    guidance: Guidance | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +102,7 @@ class ActionChunk:
     actions_HJ: NDArray[np.float64]  # (horizon, 7), in the simulator's units, ready for `env.step`
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # milliseconds
     backends: Mapping[str, str] = field(default_factory=dict)  # stage to what served it
+    normalised_HA: NDArray[np.float32] | None = None  # the same for the next `Guidance`, of a guided policy
     setup_ms: float = 0.0  # of the call that made it: no inference, as connecting to a server again
 
 

@@ -17,16 +17,17 @@ from eval.records.episodes import Shard
 from eval.records.video import VideoMode
 from eval.sim.tasks import SUITES
 from eval.tracking.base import MODES
-from optim.options import ON_MISMATCH
+from optim.options import JACOBIANS, ON_MISMATCH
+from policies.base import GuideOptions
 from policies.files import ROOT
 from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.dims import FORMS, MAX_DENOISE_STEPS
 from policies.seeding import SEEDINGS
 
 RUNNERS = ("local", "ray")
-CLOCKS = ("free", "wait", "async")
+CLOCKS = ("free", "wait", "async", "rtc")
 MEASURED = "measured"
-MOST_LATENCY_MS, MOST_SPEED = 60_000, 100
+MOST_LATENCY_MS, MOST_SPEED, MOST_BETA = 60_000, 100, 1000
 PRECISIONS = ("auto", "float32", "bfloat16")
 IMAGES = ("eager", "cuda_graph")
 
@@ -163,6 +164,11 @@ class ClockConfig:
     def __post_init__(self) -> None:
         _one_of("clock.name", self.name, CLOCKS)
 
+    @property
+    def guide(self) -> GuideOptions | None:
+        """How new chunks are guided; None where they are not."""
+        return None
+
 
 @dataclass
 class TimedClockConfig(ClockConfig):
@@ -194,6 +200,29 @@ class TimedClockConfig(ClockConfig):
             raise ConfigError(f"clock.speed must be above 0 and at most {MOST_SPEED}, got {self.speed}")
         if self.latency_policy is not None and self.latency_from is None:
             raise ConfigError("clock.latency_policy names a row of clock.latency_from, which is not given")
+
+
+@dataclass
+class RtcClockConfig(TimedClockConfig):
+    """conf/clock/rtc.yaml: how new chunks are guided, as in `policies.base.GuideOptions`."""
+
+    beta: float = MISSING
+    jacobian: str = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latency_ms == MEASURED:
+            raise ConfigError(
+                f"clock={self.name} must know a delay before the inference, got clock.latency_ms={MEASURED}; "
+                "give clock.latency_ms=NUMBER or clock.latency_from=bench.json"
+            )
+        if not 0 <= self.beta <= MOST_BETA:
+            raise ConfigError(f"clock.beta must be 0 to {MOST_BETA}, got {self.beta}")
+        _one_of("clock.jacobian", self.jacobian, JACOBIANS)
+
+    @property
+    def guide(self) -> GuideOptions | None:
+        return GuideOptions(self.beta, self.jacobian)
 
 
 @dataclass
@@ -315,6 +344,7 @@ def register() -> None:
     register_schema("eval", Config)
     ConfigStore.instance().store("pi05_policy", node=Pi05PolicyConfig, group="schema")
     ConfigStore.instance().store("timed_clock", node=TimedClockConfig, group="schema")
+    ConfigStore.instance().store("rtc_clock", node=RtcClockConfig, group="schema")
     ConfigStore.instance().store("remote_policy", node=RemotePolicyConfig, group="schema")
 
 

@@ -8,19 +8,20 @@ next:
     free    NEW[0:s]; time stands still, as in LIBERO
     wait    hold while the latency lasts, then NEW[0:s]; what is left of a period is kept for the next cycle
     async   d more actions of the old chunk, then NEW[d:s]; in the first cycle hold d steps, then NEW[0:s - d]
+    rtc     as async, and NEW is guided towards what is left of the old chunk (real-time chunking)
 
 Non-obvious behaviors:
     * To hold is to send no motion and the gripper as it was; before the first action it is open, as in the
       settle steps. Held steps count towards the suite's limit.
-    * A cycle of async has s steps, the first one too, so that observations are s steps apart.
+    * A cycle of async or rtc has s steps, the first one too, so that observations are s steps apart.
     * The robot stood still in the first cycle, so its chunk is executed from 0 on, and the second cycle goes
-      on with it where the first ended: s - d, not s.
+      on with it where the first ended: s - d, not s. What is left of it for guidance begins there too.
 """
 
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -28,11 +29,12 @@ from numpy.typing import NDArray
 
 from eval.records.schema import ClockRecord
 from eval.sim.env import CONTROL_HZ, SETTLE_ACTION
-from policies.base import EpisodeKey
+from policies.base import EpisodeKey, Guidance, GuideOptions
 from policies.seeding import stable_seed
 
-Mode = Literal["free", "wait", "async"]
+Mode = Literal["free", "wait", "async", "rtc"]
 MODES = get_args(Mode)
+OVERLAPPING: tuple[Mode, ...] = ("async", "rtc")  # the robot goes on with the old chunk
 PERIOD_MS = 1e3 / CONTROL_HZ
 MOTION = 6  # channels of an action that move the hand; the last one is the gripper
 ROUNDING = 1e-9  # of periods: a latency of three periods is three, whatever the division says
@@ -100,11 +102,13 @@ class Clock:
 
     Attributes:
         speed: of a robot that executes the same actions so many times as fast; physics is unchanged.
+        guide: how new chunks are guided; of rtc alone.
     """
 
     mode: Mode = "free"
     latency: Latency = field(default_factory=lambda: Fixed(0.0))
     speed: float = 1.0
+    guide: GuideOptions | None = None
 
     @property
     def charges(self) -> bool:
@@ -120,8 +124,8 @@ class Clock:
         return math.ceil(latency_ms / self.period_ms - ROUNDING)
 
     def check(self, latency_ms: float, replan_steps: int, horizon: int | None) -> None:
-        """Raise CannotServe where async has no action to execute; `horizon` None is not known yet."""
-        if self.mode != "async":
+        """Raise CannotServe where async or rtc have no action to execute; `horizon` None is not known yet."""
+        if self.mode not in OVERLAPPING:
             return
         delay = self.delay(latency_ms)
         if delay > replan_steps:
@@ -142,9 +146,28 @@ class Clock:
         worst_ms, replan_steps = self.latency.worst_ms, about.get("replan_steps")
         if worst_ms is not None and replan_steps is not None:
             self.check(worst_ms, replan_steps, about.get("horizon"))
+        guide, guided = None if self.guide is None else asdict(self.guide), about.get("guidance")
+        if guide != guided:
+            raise CannotServe(
+                f"clock={self.mode} needs a policy that was loaded with "
+                f"{'no guidance' if guide is None else f'clock=rtc, {self.guide}'}, got one with "
+                f"{'no guidance' if guided is None else guided}; load it with the clock that it runs under"
+            )
 
 
 FREE = Clock()
+
+
+def guidance_weights(delay: int, left: int, horizon: int) -> NDArray[np.float32]:
+    """Weigh the old chunk's actions for a new one: 1 while it is sent, then less and less, 0 where it ended.
+
+    Equation 5 of arXiv 2506.07339: c (e^c - 1) / (e - 1) with c = (left - i) / (left - d + 1) from d on.
+
+    Args:
+        left: actions of the old chunk, from the one that is sent at the new observation on.
+    """
+    c_H = np.clip((left - np.arange(horizon)) / (left - delay + 1), 0.0, 1.0)
+    return (c_H * np.expm1(c_H) / np.expm1(1.0)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -199,6 +222,7 @@ class Playback:
         self.replan_steps = replan_steps
         self.statistics = Statistics()
         self._chunk: NDArray[np.float64] | None = None  # the newest
+        self._normalised_HA: NDArray[np.float32] | None = None  # the same, where the clock guides
         self._next = 0  # its first action that is not planned yet
         self._offset = 0  # steps from its observation to its action 0
         self._debt_ms = 0.0
@@ -210,9 +234,35 @@ class Playback:
         """Count the steps until the next observation."""
         return len(self._steps)
 
-    def refill(self, actions_HJ: NDArray[np.float64], latency_ms: float) -> None:
-        """Plan the next steps; see `plan`."""
+    def guidance(self, latency_ms: float) -> Guidance | None:
+        """Say towards what the next chunk is guided, whose inference takes so long; None at the first one."""
+        old_HA = self._normalised_HA
+        if self.clock.guide is None or old_HA is None:
+            return None
+        left = len(old_HA) - self._next
+        shifted_HA = np.zeros_like(old_HA)
+        shifted_HA[:left] = old_HA[self._next :]
+        return Guidance(shifted_HA, guidance_weights(self.clock.delay(latency_ms), left, len(old_HA)))
+
+    def refill(
+        self,
+        actions_HJ: NDArray[np.float64],
+        latency_ms: float,
+        normalised_HA: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Plan the next steps; see `plan`.
+
+        Args:
+            normalised_HA: the chunk as the policy's network gave it, for a clock that guides; without it,
+                CannotServe.
+        """
+        if self.clock.guide is not None and normalised_HA is None:
+            raise CannotServe(
+                f"clock={self.clock.mode} needs chunks with normalised_HA, and the policy gave one without; "
+                "use clock=async"
+            )
         self._steps.extend(self.plan(actions_HJ, latency_ms))
+        self._normalised_HA = normalised_HA
 
     def pop(self) -> NDArray[np.float64]:
         """Take the action (7,) of the next step; IndexError when none is planned."""

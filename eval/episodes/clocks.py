@@ -14,7 +14,8 @@ def make_clock(config: Config) -> Clock:
     chosen = config.clock
     if not isinstance(chosen, TimedClockConfig):
         return FREE
-    return Clock(chosen.name, _latency(config, chosen), chosen.speed)  # type: ignore[arg-type]  # schema checks it
+    latency = _latency(config, chosen)
+    return Clock(chosen.name, latency, chosen.speed, chosen.guide)  # type: ignore[arg-type]  # checked name
 
 
 def _latency(config: Config, chosen: TimedClockConfig) -> Latency:

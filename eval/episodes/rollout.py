@@ -1,6 +1,7 @@
 """One episode: observe, infer, act, until the goal holds or the steps are spent."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,7 +105,11 @@ def run_episode(
             if rollout.first_frame_sha256 is None and policy.cameras:
                 rollout.first_frame_sha256 = sha256(*(observation.images[name] for name in policy.cameras))
             warmup = rollout.inferences < warmup_inferences
-            chunk, service = _ask(policy, Request(observation, key, rollout.inferences), warmup)
+            guidance = None
+            if clock.guide is not None:  # its latency is known before the inference
+                guidance = playback.guidance(clock.latency(key, rollout.inferences, math.nan))
+            request = Request(observation, key, rollout.inferences, guidance)
+            chunk, service = _ask(policy, request, warmup)
             own_ms = 0.0 if service.warmup else service.infer_ms  # what a first call takes, later ones do not
             charged_ms = clock.latency(key, rollout.inferences, own_ms) if clock.charges else None
             record = InferenceRecord(
@@ -120,7 +125,8 @@ def run_episode(
             )
             on_inference(record)
             rollout.inferences += 1
-            playback.refill(checked(chunk, policy.replan_steps), charged_ms or 0.0)
+            actions_HJ = checked(chunk, policy.replan_steps)
+            playback.refill(actions_HJ, charged_ms or 0.0, chunk.normalised_HA)
         action = playback.pop()
         rollout.actions.append(action)
         rollout.success = env.step(action)

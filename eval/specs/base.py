@@ -29,10 +29,12 @@ class PolicySpec:
 
     Attributes:
         has_stages: whether it reads checkpoint, denoise and optim.
+        takes_guidance: whether its chunks can be guided towards old ones, as clock=rtc does.
         sees_images: whether it may ask for camera images; of one that does not, nothing is rendered.
     """
 
     has_stages = False
+    takes_guidance = False
     sees_images = True
 
     def check(self, config: Config) -> None:

@@ -53,6 +53,11 @@ def check(spec: PolicySpec, config: Config, overrides: Sequence[str]) -> None:
                 f"optim.{stage} must be null with policy={config.policy.name}, which has no stages, "
                 f"got {backend!r}; choose a policy with weights, for example policy=baseline"
             )
+    if config.clock.guide is not None and not spec.takes_guidance:
+        raise ConfigError(
+            f"clock={config.clock.name} needs a policy whose denoise stage takes guidance, got "
+            f"policy={config.policy.name}; use clock=async, or a policy such as policy=baseline"
+        )
     refuse_ignored(config, overrides, has_stages=spec.has_stages)
     spec.check(config)
 

@@ -16,6 +16,7 @@ class Pi05Spec(PolicySpec):
     """Reads `Pi05PolicyConfig`, checkpoint, denoise and optim."""
 
     has_stages = True
+    takes_guidance = True
 
     def check(self, config: Config) -> None:
         """See `PolicySpec.check`; ValueError or OSError for what a lerobot folder says."""

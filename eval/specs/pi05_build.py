@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from eval.config.backends import make_backend
@@ -23,11 +24,12 @@ from optim.core.requirements import no_gpu
 from optim.core.scales import load_scales
 from optim.eager import eager_stages
 from optim.images import GraphedImages
-from policies.base import Request
+from policies.base import Guidance, Request
 from policies.pi05.checkpoint import Checkpoint, load_checkpoint
 from policies.pi05.devices import find_device
 from policies.pi05.dims import STAGES
 from policies.pi05.policy import Pi05Policy
+from policies.seeding import action_noise
 
 
 def choose_backends(config: Config) -> dict[str, Backend]:
@@ -35,11 +37,12 @@ def choose_backends(config: Config) -> dict[str, Backend]:
 
     Raises:
         ConfigError: a device that this machine lacks, a stage without a backend, or a backend that refuses
-            its options.
+            its options, or does not take the clock's guidance.
         CannotRun: backends, or `policy.images`, cannot run on this machine.
     """
     options = config.pi05_options()
     backends = {stage: make_backend(stage, getattr(config.optim, stage)) for stage in STAGES}
+    _refuse_guidance(config, backends["denoise"])
     device = choose_device(options.device)
     reasons: dict[str, Reason] = {}
     try:
@@ -64,7 +67,22 @@ def load(config: Config) -> Checkpoint:
         torch.cuda.set_device(device)
     dtype = choose_dtype(options.precision, device)
     checkpoint = replace(config.checkpoint, denoise_steps=config.denoise.steps)
-    return load_checkpoint(checkpoint, device, dtype, checkpoint_origins(config))
+    loaded = load_checkpoint(checkpoint, device, dtype, checkpoint_origins(config))
+    guide = config.clock.guide
+    return loaded if guide is None else loaded.with_guidance(guide)
+
+
+def _refuse_guidance(config: Config, denoise: Backend) -> None:
+    """Raise ConfigError where the denoise stage's engines take no old chunk, or with another Jacobian."""
+    guide = config.clock.guide
+    if guide is not None and guide.jacobian not in denoise.jacobians:
+        known = " or ".join(denoise.jacobians)
+        raise ConfigError(
+            f"clock={config.clock.name} with clock.jacobian={guide.jacobian} is not served by "
+            f"optim.denoise={denoise!r}, which takes {known or 'no guidance'}; "
+            + (f"set clock.jacobian={known}, or choose " if known else "choose ")
+            + "optim/denoise=eager"
+        )
 
 
 def eager_policy(config: Config, checkpoint: Checkpoint) -> Pi05Policy:
@@ -108,7 +126,7 @@ def optimise(
     graphed = config.pi05_options().images == "cuda_graph"
     requests: Sequence[Request] = ()
     if graphed or any(chosen.needs_examples for chosen in backends.values()):
-        requests = capture(eager)
+        requests = [_with_guidance(request, eager) for request in capture(eager)]
     batches = [[request] * size for size in batch_sizes for request in requests]
     examples = eager.example_inputs(batches)
     sources = {
@@ -125,6 +143,18 @@ def optimise(
         images = GraphedImages(frames, policy.dims.image_size, policy.device, prepare)
         policy.preprocess = replace(policy.preprocess, load_images=images)
     return policy
+
+
+def _with_guidance(request: Request, policy: Pi05Policy) -> Request:
+    """Give an example some old chunk, where the policy is guided, so that its engines' guidance is compared.
+
+    The old chunk is noise, followed less and less.
+    """
+    if policy.guidance is None:
+        return request
+    size = (policy.dims.action_horizon, policy.dims.action_dim)
+    old_HA = action_noise(request.episode, request.call + 1, *size)
+    return replace(request, guidance=Guidance(old_HA, np.linspace(1.0, 0.0, size[0], dtype=np.float32)))
 
 
 def choose_device(name: str) -> torch.device:

@@ -41,7 +41,11 @@ def infer_once(policy: Pi05Policy, request: Request) -> tuple[Actions, StageArgs
     """
     inputs = policy.preprocess([request.observation], policy.form)
     actions_BHA, args = run_stages(
-        policy.stages, inputs, lambda: policy.noise([request]), StageTimer(policy.device)
+        policy.stages,
+        inputs,
+        lambda: policy.noise([request]),
+        StageTimer(policy.device),
+        lambda: policy.old([request]),
     )
     normalised_BHA = actions_BHA.float().cpu()
     return Actions(normalised_BHA[0], policy.postprocess(normalised_BHA.numpy())[0]), args

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from policies.base import ACTION_DIM
+from policies.base import ACTION_DIM, GuideOptions
 from policies.files import read_json_object
 from policies.pi05.checkpoint_config import LAYOUT_PREFIX, CheckpointConfig
 from policies.pi05.checkpoint_files import (
@@ -82,6 +82,19 @@ class Checkpoint:
         actions = _normalizer(self.norm_stats, self.settings, "actions")
         assert actions is not None
         return Postprocess(actions)
+
+    @property
+    def guidance(self) -> GuideOptions | None:
+        """How the denoise stage guides; None where it takes no old chunk."""
+        denoise = self.stages["denoise"]
+        assert isinstance(denoise, Denoise)
+        return denoise.options
+
+    def with_guidance(self, options: GuideOptions) -> "Checkpoint":
+        """Let the denoise stage guide its actions towards an old chunk; the weights are shared."""
+        denoise = self.stages["denoise"]
+        assert isinstance(denoise, Denoise)
+        return replace(self, stages={**self.stages, "denoise": denoise.with_guidance(options)})
 
     def provenance(self) -> dict[str, Any]:
         """Describe the weights for the records, in plain JSON values."""

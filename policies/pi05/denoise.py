@@ -6,12 +6,15 @@ dimension, W width, K Euler steps, M = 3 W one norm's modulation, N = 2 L + 1 no
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.base import GuideOptions
 from policies.pi05.dims import MAX_PERIOD, MIN_PERIOD, GemmaDims, Pi05Dims
 from policies.pi05.layers import Attention, GatedMlp, attend, mask_bias, rms_normalise, rope_tables
 
@@ -25,6 +28,23 @@ def euler_timesteps(steps: int) -> tuple[float, ...]:
     for _ in range(steps - 1):
         times.append(np.float32(times[-1] + dt))
     return tuple(float(t) for t in times)
+
+
+def guidance_gain(t: float, beta: float) -> float:
+    """Compute how strongly a step at time t is guided: equation 2 of arXiv 2506.07339 with tau = 1 - t.
+
+    min(beta, (1 - tau) / tau / r^2), where r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2).
+    """
+    tau = 1.0 - t
+    return beta if tau <= 0.0 else min(beta, (tau**2 + t**2) / (tau * t))
+
+
+def guide(
+    velocity_BHA: Tensor, x_BHA: Tensor, old_2BHA: Tensor, t: Tensor | float, gain: Tensor | float
+) -> Tensor:
+    """Guide a velocity towards the old chunk, with the Jacobian as identity: v - g W (OLD - (x - t v))."""
+    old_BHA, weights_BHA = old_2BHA.unbind()
+    return velocity_BHA - gain * weights_BHA * (old_BHA - (x_BHA - t * velocity_BHA))
 
 
 def time_embedding(times_K: Tensor, width: int, periods: tuple[float, float]) -> Tensor:
@@ -104,6 +124,9 @@ class Denoise(nn.Module):
     Non-obvious behaviors:
         x, t, dt, the four heads and the modulations are float32 in every precision; only the layers follow
         the cache's dtype.
+
+    Attributes:
+        options: of guidance; None computes without an old chunk.
     """
 
     def __init__(self, dims: Pi05Dims, steps: int) -> None:
@@ -111,6 +134,7 @@ class Denoise(nn.Module):
         width = dims.expert.width
         self.head_dim = dims.expert.head_dim
         self.timesteps = euler_timesteps(steps)
+        self.options: GuideOptions | None = None
         self.periods = (MIN_PERIOD, MAX_PERIOD)
         self.action_in_proj = nn.Linear(dims.action_dim, width)
         self.action_out_proj = nn.Linear(width, dims.action_dim)
@@ -131,8 +155,32 @@ class Denoise(nn.Module):
         other.periods = (shortest, longest)
         return other
 
+    def with_guidance(self, options: GuideOptions) -> "Denoise":
+        """Copy the stage as one that guides its actions towards an old chunk; the weights are shared."""
+        other = copy.copy(self)
+        other.options = options
+        return other
+
+    def guided_steps(self, device: torch.device) -> Tensor:
+        """Make float32 steps_2E: each timestep and the strength of its guidance; none without guidance."""
+        times = () if self.options is None else self.timesteps
+        gains = [guidance_gain(t, self.options.beta) for t in times if self.options is not None]
+        return torch.tensor((times, gains), dtype=torch.float32, device=device)
+
+    def check_old(self, old_2BHA: Tensor | None) -> None:
+        """Raise ValueError for an old chunk without guidance, or guidance without one."""
+        if (old_2BHA is None) != (self.options is None):
+            if self.options is None:
+                raise ValueError("the denoise stage has no guidance and got an old chunk; load clock=rtc")
+            raise ValueError(f"the denoise stage has guidance ({self.options}) and got no old chunk")
+
     def forward(
-        self, noise_BHA: Tensor, keys_LBGPD: Tensor, values_LBGPD: Tensor, prefix_mask_BP: Tensor | None
+        self,
+        noise_BHA: Tensor,
+        keys_LBGPD: Tensor,
+        values_LBGPD: Tensor,
+        prefix_mask_BP: Tensor | None,
+        old_2BHA: Tensor | None = None,
     ) -> Tensor:
         """Denoise to actions_BHA, float32, still normalised.
 
@@ -140,11 +188,13 @@ class Denoise(nn.Module):
             noise_BHA: float32 N(0, 1).
             keys_LBGPD: prefix keys after RoPE.
             prefix_mask_BP: False where the prefix is masked; None if nowhere.
+            old_2BHA: float32, the old chunk and the weight of each of its numbers, where the stage has
+                `options`; zero weights guide nothing.
         """
         device = noise_BHA.device
         times = [torch.full((1,), t, dtype=torch.float64, device=device) for t in self.timesteps]
         modulations_NKM = self.modulations(torch.cat(times))
-        return self.integrate(noise_BHA, modulations_NKM, keys_LBGPD, values_LBGPD, prefix_mask_BP)
+        return self.integrate(noise_BHA, modulations_NKM, keys_LBGPD, values_LBGPD, prefix_mask_BP, old_2BHA)
 
     def modulations(self, times_K: Tensor) -> Tensor:
         """Compute all that depends on t, for K values at once: float32 modulations_NKM.
@@ -165,15 +215,42 @@ class Denoise(nn.Module):
         keys_LBGPD: Tensor,
         values_LBGPD: Tensor,
         prefix_mask_BP: Tensor | None,
+        old_2BHA: Tensor | None = None,
     ) -> Tensor:
         """Run the Euler loop to actions_BHA with the modulations of its K timesteps given."""
+        self.check_old(old_2BHA)
         rope, bias = self.suffix_geometry(noise_BHA, keys_LBGPD, prefix_mask_BP)
         dt = -1.0 / len(self.timesteps)
         x = noise_BHA
         for step in range(len(self.timesteps)):
-            modulations_NBM = modulations_NKM[:, step, None]
-            x = x + dt * self.velocity(x, modulations_NBM, keys_LBGPD, values_LBGPD, rope, bias)
+            predict = partial(
+                self.velocity,
+                modulations_NBM=modulations_NKM[:, step, None],
+                keys_LBGPD=keys_LBGPD,
+                values_LBGPD=values_LBGPD,
+                rope=rope,
+                bias=bias,
+            )
+            x = x + dt * (predict(x) if old_2BHA is None else self._guided(predict, x, old_2BHA, step))
         return x
+
+    def _guided(
+        self, predict: Callable[[Tensor], Tensor], x_BHA: Tensor, old_2BHA: Tensor, step: int
+    ) -> Tensor:
+        """Compute v - g J^T W (OLD - A); A = x - t v are the actions as this step sees them, J = dA / dx."""
+        assert self.options is not None
+        t = self.timesteps[step]
+        gain = guidance_gain(t, self.options.beta)
+        if self.options.jacobian == "identity":
+            return guide(predict(x_BHA), x_BHA, old_2BHA, t, gain)
+        with torch.enable_grad():
+            x = x_BHA.detach().requires_grad_()
+            velocity = predict(x)
+            actions = x - t * velocity
+            old_BHA, weights_BHA = old_2BHA.unbind()
+            error = weights_BHA * (old_BHA - actions.detach())
+            [correction] = torch.autograd.grad(actions, x, error)
+        return velocity.detach() - gain * correction
 
     def suffix_geometry(
         self, noise_BHA: Tensor, keys_LBGPD: Tensor, prefix_mask_BP: Tensor | None

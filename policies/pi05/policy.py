@@ -4,14 +4,15 @@ B batch, H horizon, A padded action dims.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from policies.base import ActionChunk, Request
+from policies.base import ACTION_DIM, ActionChunk, GuideOptions, Request
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import FORMS, STAGES, Pi05Dims
 from policies.pi05.postprocess import Postprocess
@@ -50,6 +51,7 @@ class Pi05Policy:
     replan_steps: int
     denoise_steps: int
     checkpoint_facts: Mapping[str, Any]  # `Checkpoint.provenance()`
+    guidance: GuideOptions | None = None  # of the denoise stage
     needs_privileged: bool = False
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class Pi05Policy:
             replan_steps=checkpoint.settings.replan_steps,
             denoise_steps=checkpoint.settings.denoise_steps,
             checkpoint_facts=checkpoint.provenance(),
+            guidance=checkpoint.guidance,
         )
 
     def with_stages(self, stages: Mapping[str, ServedStage]) -> "Pi05Policy":
@@ -90,14 +93,20 @@ class Pi05Policy:
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """See `policies.base.Policy`.
 
-        Raises KeyError where an observation lacks a camera, FloatingPointError where an action is not finite.
+        Raises KeyError where an observation lacks a camera, FloatingPointError where an action is not finite,
+        ValueError for guidance that the denoise stage does not take or that has another size.
         """
         timer = StageTimer(self.device)
         actions_BHA, _ = self._run(requests, timer)
-        actions_BHJ = self.postprocess(actions_BHA.cpu().numpy())  # the copy waits for the device
+        normalised_BHA = actions_BHA.cpu().numpy()  # the copy waits for the device
+        actions_BHJ = self.postprocess(normalised_BHA)
         stage_ms = timer.read_ms()
         backends = {name: self.stages[name].served_by for name in STAGES}
-        return [ActionChunk(actions_HJ, stage_ms, backends) for actions_HJ in actions_BHJ]
+        kept = [None] * len(requests) if self.guidance is None else list(normalised_BHA.copy())
+        return [
+            ActionChunk(actions_HJ, stage_ms, backends, normalised_HA)
+            for actions_HJ, normalised_HA in zip(actions_BHJ, kept, strict=True)
+        ]
 
     def example_inputs(
         self, batches: Sequence[Sequence[Request]]
@@ -115,10 +124,37 @@ class Pi05Policy:
         """Draw noise_BHA, float32, on the policy's device, without waiting for a GPU."""
         size = (self.dims.action_horizon, self.dims.action_dim)
         drawn = np.stack([action_noise(request.episode, request.call, *size) for request in requests])
-        noise_BHA = torch.from_numpy(drawn)
+        return self._send(drawn)
+
+    def old(self, requests: Sequence[Request]) -> Tensor | None:
+        """Make the denoise stage's old_2BHA of the requests' guidance; None where the stage takes none.
+
+        Real action dims alone are guided. A request without guidance has zero weights.
+        """
+        if self.guidance is None:
+            if any(request.guidance is not None for request in requests):
+                raise ValueError(f"policy {self.name} takes no guidance; load it with clock=rtc")
+            return None
+        size = (self.dims.action_horizon, self.dims.action_dim)
+        old_2BHA = np.zeros((2, len(requests), *size), np.float32)
+        for i, request in enumerate(requests):
+            if (guidance := request.guidance) is None:
+                continue
+            if guidance.old_HA.shape != size or guidance.weights_H.shape != size[:1]:
+                raise ValueError(
+                    f"guidance must have shapes {size} and {size[:1]}, got {guidance.old_HA.shape} and "
+                    f"{guidance.weights_H.shape}"
+                )
+            old_2BHA[0, i, :, :ACTION_DIM] = guidance.old_HA[:, :ACTION_DIM]
+            old_2BHA[1, i, :, :ACTION_DIM] = guidance.weights_H[:, None]
+        return self._send(old_2BHA)
+
+    def _send(self, array: NDArray[np.float32]) -> Tensor:
+        """Copy to the policy's device without waiting for a GPU."""
+        tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
-            noise_BHA = noise_BHA.pin_memory()  # from other memory the copy would wait
-        return noise_BHA.to(self.device, non_blocking=True)
+            tensor = tensor.pin_memory()  # from other memory the copy would wait
+        return tensor.to(self.device, non_blocking=True)
 
     def provenance(self) -> dict[str, Any]:
         is_cuda = self.device.type == "cuda"
@@ -130,6 +166,7 @@ class Pi05Policy:
             "form": self.form,
             "denoise_steps": self.denoise_steps,
             "replan_steps": self.replan_steps,
+            **({} if self.guidance is None else {"guidance": asdict(self.guidance)}),
         }
 
     def engagement(self) -> dict[str, dict[str, Any]]:
@@ -149,15 +186,22 @@ class Pi05Policy:
         if not requests:
             raise ValueError("infer needs at least one request, got none")
         inputs = self.preprocess([request.observation for request in requests], self.form)
-        return run_stages(self.stages, inputs, lambda: self.noise(requests), timer)
+        return run_stages(
+            self.stages, inputs, lambda: self.noise(requests), timer, lambda: self.old(requests)
+        )
 
 
 def run_stages(
-    stages: Mapping[str, Any], inputs: ModelInputs, noise: Callable[[], Tensor], timer: StageTimer
+    stages: Mapping[str, Any],
+    inputs: ModelInputs,
+    noise: Callable[[], Tensor],
+    timer: StageTimer,
+    old: Callable[[], Tensor | None] = lambda: None,
 ) -> tuple[Tensor, StageArgs]:
     """Run the three; return actions_BHA, normalised and on the device, and the arguments of each stage.
 
-    `noise` draws noise_BHA after vision and prefix have been launched, while a GPU is busy.
+    `noise` draws noise_BHA, and `old` makes old_2BHA for a stage with guidance, after vision and prefix have
+    been launched, while a GPU is busy.
     """
     args: StageArgs = {"vision": (inputs.images_BNCHW,)}
     with timer("vision"):
@@ -166,6 +210,8 @@ def run_stages(
     with timer("prefix"):
         keys_LBGPD, values_LBGPD, prefix_mask_BP = stages["prefix"](*args["prefix"])
     args["denoise"] = (noise(), keys_LBGPD, values_LBGPD, prefix_mask_BP)
+    if (old_2BHA := old()) is not None:
+        args["denoise"] += (old_2BHA,)
     with timer("denoise"):
         actions_BHA = stages["denoise"](*args["denoise"])
     return actions_BHA, args

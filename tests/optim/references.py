@@ -11,6 +11,7 @@ from optim.core.fp8_format import quantise
 from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
+    OldChunk,
     PrefixCache,
     Scratch,
     Sizes,
@@ -102,6 +103,7 @@ def denoise(
     weights: Weights,
     prefix: PrefixCache,
     sizes: Sizes,
+    old: OldChunk | None = None,
 ) -> Scratch:
     """Turn noise into actions, in place, float32; attention is not split.
 
@@ -128,6 +130,9 @@ def denoise(
             hidden_MF = F.gelu(out[:, 0::2], approximate="tanh") * out[:, 1::2]
             x_MW = x_MW + gates[2 * i + 1] * (hidden_MF @ weights.down_LCK[i].float().T)
         velocity = (rms_normalise(x_MW) * scales[-1]) @ heads.out_weight_AW.T + modulations.out_shift_EA[step]
+        if old is not None:
+            old_2MA, (t, gain) = old.old_2BHA.view(2, -1, action_dim), old.steps_2E[:, step]
+            velocity = velocity - gain * old_2MA[1] * (old_2MA[0] - (actions_MA - t * velocity))
         actions_MA -= velocity / modulations.out_shift_EA.shape[0]
     for name, value in {
         "x_MW": x_MW,

@@ -75,6 +75,19 @@ class PrefixCache:
 
 
 @dataclass(frozen=True)
+class OldChunk:
+    """What each Euler step is guided towards (`policies.pi05.denoise.guide`); float32, contiguous.
+
+    Attributes:
+        old_2BHA: the old chunk, and the weights of its numbers.
+        steps_2E: t of each step, and the strength of its guidance.
+    """
+
+    old_2BHA: Tensor
+    steps_2E: Tensor
+
+
+@dataclass(frozen=True)
 class Scratch:
     """What one phase leaves for the next; after the run, what the last layer of the last step left.
 

@@ -10,6 +10,7 @@ from optim.kernels.denoise.contract import (
     BLOCK_KEYS,
     Heads,
     Modulations,
+    OldChunk,
     PrefixCache,
     Scratch,
     Sizes,
@@ -28,6 +29,7 @@ def launch(
     prefix: PrefixCache,
     sizes: Sizes,
     scratch: Scratch,
+    old: OldChunk | None,
     **options: int,
 ) -> None:
     """Launch a persistent kernel, one program for each processor.
@@ -50,6 +52,7 @@ def launch(
         prefix.keys_LB1PD,
         prefix.values_LB1PD,
         prefix.keys_LB1PD if prefix.bias is None else prefix.bias,
+        *((actions_BHA, actions_BHA) if old is None else (old.old_2BHA, old.steps_2E)),
         *vars(scratch).values(),
         steps,
         layers,
@@ -68,6 +71,7 @@ def launch(
         F=sizes.mlp_dim,
         BLOCK_KEYS=BLOCK_KEYS,
         HAS_BIAS=prefix.bias is not None,
+        HAS_OLD=old is not None,
         launch_cooperative_grid=actions_BHA.is_cuda,  # all programs are resident, or the launch fails
         **options,
     )

@@ -5,6 +5,7 @@ from torch import Tensor
 from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
+    OldChunk,
     PrefixCache,
     Scratch,
     Sizes,
@@ -21,6 +22,7 @@ def denoise(
     weights: Weights,
     prefix: PrefixCache,
     sizes: Sizes,
+    old: OldChunk | None = None,
 ) -> Scratch:
     """Turn noise into actions, in place; float32.
 
@@ -43,6 +45,7 @@ def denoise(
         prefix,
         sizes,
         scratch,
+        old,
         **blocks,
         SPLITS=triton.next_power_of_2(scratch.lse_BSR.shape[1]),
         num_stages=1,

@@ -205,8 +205,14 @@ def _gate_up(
 
 
 @triton.jit
-def _euler(x, one_plus_scale, weight, shifted, actions, rows, dt, eps, A: tl.constexpr, W: tl.constexpr):
-    """actions += dt * velocity: final adaRMS, output projection, one Euler step, float32."""
+def _euler(
+    x, one_plus_scale, weight, shifted, actions, old, step, steps, rows, dt, eps,
+    A: tl.constexpr, W: tl.constexpr, HAS_OLD: tl.constexpr,
+):  # fmt: skip
+    """actions += dt * velocity: final adaRMS, output projection, guidance, one Euler step, float32.
+
+    `step` points to t of this step; the strength of its guidance comes `steps` numbers later.
+    """
     BLOCKS: tl.constexpr = A // ACTION_BLOCK
     column = tl.arange(0, W)
     for tile in tl.range(tl.program_id(0), rows * BLOCKS, tl.num_programs(0), num_stages=1):
@@ -218,6 +224,9 @@ def _euler(x, one_plus_scale, weight, shifted, actions, rows, dt, eps, A: tl.con
         inverse_rms = tl.rsqrt(tl.sum(value * value, axis=0) / W + eps)
         value *= tl.load(one_plus_scale + column)
         velocity = tl.sum(block * value[None, :], axis=1) * inverse_rms + tl.load(shifted + a)
+        if HAS_OLD:
+            error = tl.load(old + row * A + a) - (before - tl.load(step) * velocity)
+            velocity -= tl.load(step + steps) * tl.load(old + (rows + row) * A + a) * error
         tl.store(actions + row * A + a, before + dt * velocity)
 
 
@@ -226,13 +235,13 @@ def denoise_kernel(
     actions, in_weight, in_bias, out_weight,
     one_plus_scale, gate, qkv_shift, gate_up_shift, out_shift,
     qkv_weight, output_weight, gate_up_weight, down_weight,
-    cos, sin, prefix_keys, prefix_values, bias,
+    cos, sin, prefix_keys, prefix_values, bias, old, guided_steps,
     x, scaled, squares, queries, keys, values, partial, lse, attended, hidden, counter,
     steps, layers, batch, horizon, prefix, splits, prefix_splits, dt, eps, score_scale,
     A: tl.constexpr, W: tl.constexpr, X: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
     M: tl.constexpr, N_QKV: tl.constexpr, N_X: tl.constexpr, N_GATE_UP: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OLD: tl.constexpr,
 ):  # fmt: skip
     """actions: noise before, actions after; see the module."""
     QKV: tl.constexpr = (X + 2) * D
@@ -307,7 +316,10 @@ def denoise_kernel(
             arrivals += 6 * programs
             norm += 2 * W
         await_all(counter, arrivals)
-        _euler(x, one_plus_scale + norm, out_weight, out_shift + step * A, actions, rows, dt, eps, A, W)
+        _euler(
+            x, one_plus_scale + norm, out_weight, out_shift + step * A, actions,
+            old, guided_steps + step, steps, rows, dt, eps, A, W, HAS_OLD,
+        )  # fmt: skip
         arrive(counter)
         await_all(counter, arrivals + programs)
         arrivals += 2 * programs

@@ -13,6 +13,7 @@ from optim.kernels.denoise.contract import (
     BLOCK_KEYS,
     Heads,
     Modulations,
+    OldChunk,
     PrefixCache,
     Scratch,
     Sizes,
@@ -144,6 +145,7 @@ def denoise_ring(
     weights: Weights,
     prefix: PrefixCache,
     sizes: Sizes,
+    old: OldChunk | None = None,
 ) -> Scratch:
     """Turn noise into actions, in place; float32.
 
@@ -172,6 +174,7 @@ def denoise_ring(
         prefix,
         sizes,
         scratch,
+        old,
         K_W=tiles.width,
         K_O=tiles.attention,
         K_F=tiles.mlp,

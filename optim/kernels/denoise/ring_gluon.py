@@ -46,13 +46,13 @@ def denoise_kernel(
     actions, in_weight, in_bias, out_weight,
     one_plus_scale, gate, qkv_shift, gate_up_shift, out_shift,
     qkv_weight, output_weight, gate_up_weight, down_weight,
-    cos, sin, prefix_keys, prefix_values, bias,
+    cos, sin, prefix_keys, prefix_values, bias, old, guided_steps,
     x, scaled, squares, queries, keys, values, partial, lse, attended, hidden, counter,
     steps, layers, batch: gl.constexpr, horizon: gl.constexpr, prefix, splits: gl.constexpr,
     prefix_splits: gl.constexpr, dt, eps, score_scale,
     A: gl.constexpr, W: gl.constexpr, X: gl.constexpr, D: gl.constexpr, F: gl.constexpr,
     K_W: gl.constexpr, K_O: gl.constexpr, K_F: gl.constexpr, BLOCK_KEYS: gl.constexpr,
-    HAS_BIAS: gl.constexpr, SLOT: gl.constexpr, RING: gl.constexpr,
+    HAS_BIAS: gl.constexpr, HAS_OLD: gl.constexpr, SLOT: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
     """actions: noise before, actions after; see the module."""
     QKV: gl.constexpr = (X + 2) * D
@@ -174,8 +174,8 @@ def denoise_kernel(
             norm += 2 * W
         await_all(counter, arrivals)
         euler(
-            x, one_plus_scale + norm, out_weight, out_shift + step * A, actions, rows, dt, eps,
-            program, programs, A, W,
+            x, one_plus_scale + norm, out_weight, out_shift + step * A, actions,
+            old, guided_steps + step, steps, rows, dt, eps, program, programs, A, W, HAS_OLD,
         )  # fmt: skip
         arrive(counter)
         await_all(counter, arrivals + programs)

@@ -218,10 +218,13 @@ def merge(
 
 @gluon.jit
 def euler(
-    x, one_plus_scale, weight, shifted, actions, rows, dt, eps, program, programs,
-    A: gl.constexpr, W: gl.constexpr,
+    x, one_plus_scale, weight, shifted, actions, old, step, steps, rows, dt, eps, program, programs,
+    A: gl.constexpr, W: gl.constexpr, HAS_OLD: gl.constexpr,
 ):  # fmt: skip
-    """actions += dt * velocity: final adaRMS, output projection, one Euler step, float32."""
+    """actions += dt * velocity: final adaRMS, output projection, guidance, one Euler step, float32.
+
+    `step` points to t of this step; the strength of its guidance comes `steps` numbers later.
+    """
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [8, 1], [1, 0])
     column = gl.arange(0, W, gl.SliceLayout(0, layout))
     for tile in range(program, rows * (A // 8), programs):
@@ -234,4 +237,7 @@ def euler(
         shift = gl.load(shifted + a)
         inverse_rms = gl.rsqrt(gl.sum(value * value, 0) / W + eps)
         velocity = gl.sum(block * (value * scale)[None, :], 1) * inverse_rms + shift
+        if HAS_OLD:
+            error = gl.load(old + row * A + a) - (before - gl.load(step) * velocity)
+            velocity -= gl.load(step + steps) * gl.load(old + (rows + row) * A + a) * error
         gl.store(actions + row * A + a, before + dt * velocity)

@@ -35,7 +35,7 @@ def played(
     return [executed(playback.plan(chunk(i + 1, horizon), d * period_ms)) for i, d in enumerate(delays)]
 
 
-@pytest.mark.parametrize("mode", ["wait", "async"])
+@pytest.mark.parametrize("mode", ["wait", "async", "rtc"])
 def test_no_delay_is_free(mode: str) -> None:
     assert played(mode, [0, 0, 0], 3, 10) == played("free", [5, 5, 5], 3, 10)
     assert played("free", [0], 3, 10) == [[100, 101, 102]]
@@ -65,7 +65,7 @@ def test_no_delay_is_free(mode: str) -> None:
         (1, 1, 2, [["hold"], [100], [201], [301]]),
     ],
 )
-@pytest.mark.parametrize("mode", ["async"])
+@pytest.mark.parametrize("mode", ["async", "rtc"])
 def test_async_goes_on_with_the_old_chunk_while_the_new_one_is_computed(
     mode: str, d: int, s: int, horizon: int, cycles: list[list[int | str]]
 ) -> None:
@@ -153,7 +153,7 @@ def test_free_and_wait_execute_actions_as_old_as_they_are() -> None:
     assert [step.age for step in wait.plan(chunk(1, 4), 100.0)] == [None, None, 2, 3]
 
 
-@pytest.mark.parametrize("mode", ["async"])
+@pytest.mark.parametrize("mode", ["async", "rtc"])
 @pytest.mark.parametrize(
     ("d", "s", "horizon", "message"),
     [
