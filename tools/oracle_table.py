@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from eval.analysis.statistics import Interval, wilson
 from eval.sim.env import LiberoEnv
 from eval.sim.stack import prepare
-from eval.sim.tasks import SUITES, Task, load_tasks
+from eval.sim.suites import SUITES
+from eval.sim.tasks import Task, load_tasks
 from policies.base import EpisodeKey, Request
 from policies.files import ROOT, replacing
 from policies.oracle import OraclePolicy

@@ -12,7 +12,7 @@ from rich.text import Text
 from eval.analysis.summary import Summary, is_random, setting, summarise
 from eval.config.groups import policy_label
 from eval.config.schema import Config
-from eval.config.tasks import choose_episodes, choose_tasks, warnings_of
+from eval.config.tasks import choose_episodes, choose_tasks, instruction_source, warnings_of
 from eval.episodes.clock import Clock
 from eval.episodes.clocks import make_clock
 from eval.episodes.plan import Plan
@@ -151,7 +151,7 @@ def prepare(
     plan = make_plan(config, clock, tasks, episodes, runner, earlier)
     warnings = warnings_of(config, has_stages=spec.has_stages)
     gpu = spec.gpu_index(config) if config.runner.name == "local" else 0
-    run_info = describe(origin, plan, runner, earlier, provenance.collect(gpu), warnings)
+    run_info = describe(origin, config, plan, runner, earlier, provenance.collect(gpu), warnings)
     tracker.start(tracked_run(origin, config, plan, run_info))
     return Session(origin, plan, runner, tracker, run_info, earlier, warnings)
 
@@ -192,6 +192,7 @@ def make_plan(
 
 def describe(
     origin: Origin,
+    config: Config,
     plan: Plan,
     runner: Runner,
     earlier: ResumedRun | None,
@@ -214,6 +215,7 @@ def describe(
         "gl_backend": runner.simulator["gl"],
         "simulator": dict(runner.simulator),
         "first_frame_sha256": None,
+        "instructions": instruction_source(config),
         "provenance": made_by,
         "notes": list(warnings),
         "resumed": [],

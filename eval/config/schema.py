@@ -14,8 +14,9 @@ from omegaconf import MISSING, OmegaConf
 
 from eval.config.groups import options
 from eval.records.episodes import Shard
+from eval.records.schema import SUITE
 from eval.records.video import VideoMode
-from eval.sim.tasks import SUITES
+from eval.sim.suites import INITS, LEVELS, SuiteName
 from eval.tracking.base import MODES
 from optim.options import JACOBIANS, ON_MISMATCH
 from policies.base import GuideOptions
@@ -28,6 +29,12 @@ RUNNERS = ("local", "ray")
 CLOCKS = ("free", "wait", "async", "rtc")
 MEASURED = "measured"
 MOST_LATENCY_MS, MOST_SPEED, MOST_BETA = 60_000, 100, 1000
+WHOSE = {  # the suites that have an option
+    "level": "LIBERO-Plus's suites, as in suite=libero_spatial_plus_camera",
+    "round_camera": "LIBERO-Plus's suites, as in suite=libero_spatial_plus_camera",
+    "init": "LIBERO-Plus's robot, as in suite=libero_spatial_plus_robot",
+    "control": "suites that perturb one of LIBERO's, as in suite=libero_spatial_swap",
+}
 PRECISIONS = ("auto", "float32", "bfloat16")
 IMAGES = ("eager", "cuda_graph")
 
@@ -48,14 +55,52 @@ def _at_least(key: str, value: float | None, least: int) -> None:
 
 @dataclass
 class SuiteConfig:
-    """conf/suite: which tasks, and for how many control steps at most."""
+    """conf/suite: which tasks, and for how many control steps at most; docs/robustness.md has the rest.
+
+    Non-obvious behaviors:
+        What is checked is named as records name it: `init=pose` and `control=true` change `name`.
+
+    Attributes:
+        name: one that the installed package registers, or LIBERO-Plus's.
+        tasks: ids; None takes as many as the protocol says.
+        instruction: of `SOURCES`; None takes the suite's own.
+        level: LIBERO-Plus's label of difficulty; None takes all.
+        init: of LIBERO-Plus's robot, `controller` as published or `pose`.
+        round_camera: as LIBERO-Plus does in every dimension; None does.
+        control: the unperturbed arm, with the tasks, states and noise keys of the perturbed one.
+    """
 
     name: str = MISSING
     max_steps: int = MISSING
-    tasks: list[int] | None = None  # ids; None takes as many as the protocol says
+    tasks: list[int] | None = None
+    instruction: str | None = None
+    level: int | None = None
+    init: str | None = None
+    round_camera: bool | None = None
+    control: bool | None = None
 
     def __post_init__(self) -> None:
-        _one_of("suite.name", self.name, SUITES)
+        if not SUITE.fullmatch(self.name):
+            raise ConfigError(f"suite.name must be letters, digits and _.- alone, got {self.name!r:.100}")
+        suite = SuiteName.parse(self.name)
+        for key, does_apply in {
+            "level": suite.is_plus,
+            "round_camera": suite.is_plus,
+            "init": suite.table == "robot",
+            "control": suite.dimension is not None,
+        }.items():
+            if getattr(self, key) is not None and not does_apply:
+                raise ConfigError(
+                    f"suite.{key} must be null for {self.name}, got {getattr(self, key)}; it is an option of "
+                    f"{WHOSE[key]}"
+                )
+        if self.level is not None and self.level not in LEVELS:
+            raise ConfigError(f"suite.level must be 1 to 5, or null for all, got {self.level}")
+        if self.init is not None:
+            _one_of("suite.init", self.init, INITS)
+        self.name = suite.chosen(at_pose=self.init == "pose", control=self.control is True)
+        if self.instruction is not None:
+            _one_of("suite.instruction", self.instruction, SuiteName.parse(self.name).sources)
         _at_least("suite.max_steps", self.max_steps, 1)
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) != len(self.tasks)):
             raise ConfigError(

@@ -5,38 +5,51 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.config.groups import load_yaml
+from eval.config.groups import load_yaml, options
 from eval.config.origins import trained_suites
 from eval.config.schema import RAY_ONLY, Config, ConfigError, TimedClockConfig
 from eval.records.episodes import Episodes, Shard
+from eval.sim.plus import BAD
+from eval.sim.suites import SuiteName
 from eval.sim.tasks import Task, load_tasks
 from policies.files import expand_home, read_json_object
 from policies.pi05.settings import resolve
+from policies.text import shorten
 
 
 def choose_tasks(config: Config) -> list[Task]:
     """Load what suite and protocol choose; ConfigError for a task or episode that the suite lacks."""
-    tasks = load_tasks(config.suite.name)
+    suite = config.suite
+    every = load_tasks(
+        suite.name, instruction=suite.instruction, round_camera=suite.round_camera is not False
+    )
+    tasks = {task.task_id: task for task in every if suite.level in (None, task.level)}
     number = config.protocol.num_tasks
     if number is not None and number > len(tasks):
         raise ConfigError(
-            f"protocol.num_tasks must be <= {len(tasks)} for {config.suite.name}, or null for all, "
-            f"got {number}"
+            f"protocol.num_tasks must be <= {len(tasks)} for {suite.name}, or null for all, got {number}"
         )
-    ids = config.suite.tasks if config.suite.tasks is not None else range(len(tasks))[:number]
-    missing = [i for i in ids if not 0 <= i < len(tasks)]
+    ids = suite.tasks if suite.tasks is not None else list(tasks)[:number]
+    missing = [i for i in ids if i not in tasks]
     if missing:
-        raise ConfigError(f"suite.tasks must be 0 to {len(tasks) - 1} for {config.suite.name}, got {missing}")
+        raise ConfigError(f"suite.tasks must be {_spell_ids(list(tasks))} for {suite.name}, got {missing}")
     last = config.protocol.first_episode + config.protocol.episodes - 1
     for i in ids:
         states = len(tasks[i].init_states)
         if last >= states:
             raise ConfigError(
                 f"protocol.first_episode + protocol.episodes must be <= {states}, the official initial "
-                f"states of {config.suite.name} task {i}, "
+                f"states of {suite.name} task {i}, "
                 f"got {config.protocol.first_episode} + {config.protocol.episodes}"
             )
     return [tasks[i] for i in ids]
+
+
+def _spell_ids(ids: Sequence[int]) -> str:
+    """Name the ids of a suite's tasks, which in LIBERO-Plus's have gaps."""
+    if list(ids) == list(range(len(ids))):
+        return f"0 to {len(ids) - 1}"
+    return f"of {shorten(ids)}, the ids of LIBERO-Plus"
 
 
 def refuse_ignored(config: Config, overrides: Sequence[str], *, has_stages: bool) -> None:
@@ -93,18 +106,49 @@ def check_folder(config: Config) -> None:
 
 def warnings_of(config: Config, *, has_stages: bool) -> list[str]:
     """Say what makes the success of a run another than that of the suite and the policy as they are."""
-    warnings = (_warn_of_suite(config) if has_stages else None, _warn_of_steps(config))
+    warnings = (
+        _warn_of_suite(config) if has_stages else None,
+        _warn_of_steps(config),
+        _warn_of_instruction(config),
+        _warn_of_bad(config),
+    )
     return [warning for warning in warnings if warning is not None]
 
 
 def _warn_of_steps(config: Config) -> str | None:
-    own = load_yaml("suite", config.suite.name)["max_steps"]
+    base = SuiteName.parse(config.suite.name).base
+    if base not in options("suite"):  # of the installed package's, for which nobody published a limit
+        return None
+    own = load_yaml("suite", base)["max_steps"]
     if config.suite.max_steps == own:
         return None
     return (
         f"suite.max_steps={config.suite.max_steps}, not the {own} of {config.suite.name}: "
         "success is not comparable with that of others"
     )
+
+
+def instruction_source(config: Config) -> str:
+    """Name where a run's instructions come from, of `eval.sim.suites.SOURCES`."""
+    return config.suite.instruction or SuiteName.parse(config.suite.name).source
+
+
+def _warn_of_instruction(config: Config) -> str | None:
+    own, source = SuiteName.parse(config.suite.name).source, instruction_source(config)
+    if source == own:
+        return None
+    return (
+        f"suite.instruction={source}, not the {own} that {config.suite.name} is for: "
+        "success compares with runs that did likewise"
+    )
+
+
+def _warn_of_bad(config: Config) -> str | None:
+    suite = SuiteName.parse(config.suite.name)
+    bad = {i: why for (base, i), why in BAD.items() if suite.is_plus and base == suite.base}
+    if suite.table != "language" or not bad:
+        return None
+    return "left out of " + config.suite.name + ": " + "; ".join(f"task {i}, {why}" for i, why in bad.items())
 
 
 def _warn_of_suite(config: Config) -> str | None:

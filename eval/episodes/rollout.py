@@ -96,6 +96,7 @@ def run_episode(
     rollout.initial_state_sha256 = sha256(env.state_vector(), env.fixture_poses())
     playback = Playback(clock, policy.replan_steps)
     rollout.statistics = playback.statistics
+    pair = env.task.noise_key(key)
     while rollout.steps < max_steps and not rollout.success:
         raise_pending()
         if snapshot_every and rollout.steps % snapshot_every == 0:
@@ -108,7 +109,7 @@ def run_episode(
             guidance = None
             if clock.guide is not None:  # its latency is known before the inference
                 guidance = playback.guidance(clock.latency(key, rollout.inferences, math.nan))
-            request = Request(observation, key, rollout.inferences, guidance)
+            request = Request(observation, pair, rollout.inferences, guidance)
             chunk, service = _ask(policy, request, warmup)
             own_ms = 0.0 if service.warmup else service.infer_ms  # what a first call takes, later ones do not
             charged_ms = clock.latency(key, rollout.inferences, own_ms) if clock.charges else None

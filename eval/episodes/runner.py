@@ -35,7 +35,7 @@ class EpisodeResult:
 
 
 class EpisodeRunner:
-    """Runs episodes of a plan with one policy; keeps the environment while the task stays the same.
+    """Runs episodes of a plan with one policy; keeps the environment while the scene stays the same.
 
     Non-obvious behaviors:
         An environment that raised is closed before the next episode and not used again. Until then it can
@@ -106,10 +106,10 @@ class EpisodeRunner:
 
     def _environment(self, task: Task) -> LiberoEnv:
         env = self._env
-        if env is not None and (
-            self._damaged or (env.task.suite, env.task.task_id) != (task.suite, task.task_id)
-        ):
+        if env is not None and (self._damaged or env.task.scene != task.scene):
             self.close()
+        elif env is not None and (env.task.suite, env.task.task_id) != (task.suite, task.task_id):
+            env.serve(task)
         if self._env is None:
             render = bool(self.policy.cameras) or self.plan.video is not VideoMode.NONE
             self._env = self.plan.make_env(task, seeding=self.plan.seeding, render=render)

@@ -195,6 +195,7 @@ class RunJson(TypedDict, total=False):
     gl_backend: str | None
     simulator: Object
     first_frame_sha256: str | None
+    instructions: str | None  # where they come from: `eval.sim.suites.SOURCES`
     provenance: Origin | None
     notes: list[str]
     resumed: list[Resumed] | None

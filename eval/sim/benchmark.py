@@ -13,7 +13,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from eval.sim.registry import registered, words_files
 from eval.sim.stack import SimulatorError, prepare, quiet
+from eval.sim.suites import SuiteName
 from policies.files import read_json_object, write_atomic
 
 PARTS = {"bddl_files": "task definitions", "init_states": "initial states", "assets": "assets"}
@@ -56,13 +58,12 @@ def libero_paths() -> Mapping[str, Path]:
 
 def identity(suite: str) -> dict[str, str]:
     """Hash what a suite is made of, under the names of `HASHES`: all of its tasks, and LIBERO's assets."""
-    paths = libero_paths()
-    with quiet():
-        from libero.libero import benchmark
-
-        tasks = benchmark.get_benchmark_dict()[suite]().tasks
-    bddl = [paths["bddl_files"] / task.problem_folder / task.bddl_file for task in tasks]
-    states = [paths["init_states"] / task.problem_folder / f"{task.init_states_file}.npz" for task in tasks]
+    paths, name = libero_paths(), SuiteName.parse(suite)
+    tasks = registered(name.files, paths)
+    bddl = [task.bddl for task in tasks]
+    if name.is_plus and name.has_own_words:
+        bddl += words_files(suite, paths)
+    states = [task.states for task in tasks]
     hashes = _hash(bddl), _hash(states), assets_hash(paths["assets"], cache_folder())
     return dict(zip(HASHES, hashes, strict=True))
 

@@ -1,4 +1,4 @@
-"""LIBERO as pure episodes: one environment per task, cheap exact resets, cameras rendered only on demand.
+"""LIBERO as pure episodes: one environment per scene, cheap exact resets, cameras rendered only on demand.
 
 Conventions are openpi's (examples/libero/main.py), the protocol that published numbers follow.
 
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.sim.perturbed import Perturber, disturbed
 from eval.sim.stack import quiet
 from eval.sim.tasks import Task
 from policies.base import ACTION_DIM, EpisodeKey, Observation
@@ -52,10 +53,11 @@ class Snapshot:
 
     poses: Mapping[str, NDArray[np.float64]]
     colours: Mapping[str, NDArray[np.float32]]
+    step: int  # control steps since settling: its sensor noise is drawn for it
 
 
 class LiberoEnv:
-    """One task's simulator; call `eval.sim.stack.prepare()` first. The module explains `seeding`.
+    """One scene's simulator; call `eval.sim.stack.prepare()` first. The module explains `seeding`.
 
     Construction takes about 1 s, and 1 s more with `render` (a GL context), without which there are no
     images; a reset with its ten settle steps takes 0.15 s, a control step 0.015 s, rendering both cameras
@@ -85,10 +87,14 @@ class LiberoEnv:
         self._substeps = Substeps(self._sim)
         self._compiled = {name: compiled[name] for name in MODEL_MEMORY}
         self._initializers = list(self._env.object_property_initializers)
+        self._perturber = Perturber(self._env)
+        self._perturber.put(task.perturbation)
         self._draws: dict[int, Any] = {}  # openpi seeding: reset count -> generator state after it
         self._drifting_seed: int | None = None
         self._obs: Mapping[str, Any] = {}
         self._privileged_view: Any = None  # of this reset
+        self._step = 0
+        self._episode: tuple[str | int, ...] = ()  # names what sensor noise is drawn for
 
         # Snapshots are rendered from it; it is never simulated.
         self._canvas = mujoco.MjData(self._sim.model._model)
@@ -101,6 +107,16 @@ class LiberoEnv:
 
         self._env.add_observable(Observable("snapshot", snapshot, sampling_rate=CONTROL_HZ))
         self._context = self._open_context() if render else None
+
+    def serve(self, task: Task) -> None:
+        """Go on with another task of the same scene; ValueError for one of another scene."""
+        if task.scene != self.task.scene:
+            raise ValueError(
+                f"{task.suite} task {task.task_id} is of another scene than {self.task.suite} task "
+                f"{self.task.task_id}; build an environment for it"
+            )
+        self.task = task
+        self._perturber.put(task.perturbation)
 
     def reset(self, key: EpisodeKey) -> None:
         """Restore the episode's initial state and let it settle.
@@ -117,9 +133,10 @@ class LiberoEnv:
                 f"got {key.episode}"
             )
         if self.seeding == "paired":
-            self._seeded_reset(stable_seed("reset", key.suite, key.task_id, key.episode, key.seed))
+            self._seeded_reset(stable_seed("reset", *self.task.start, key.episode, key.seed))
         else:
             self._drifting_reset(key)
+        self._episode = (key.suite, key.task_id, key.episode, key.seed)
         self._start(self.task.init_states[key.episode])
 
     def reset_randomly(self, seed: int, joint_sd: float = 0.02) -> None:
@@ -129,6 +146,7 @@ class LiberoEnv:
         joints; `joint_sd` is in radians too.
         """
         self._seeded_reset(seed)
+        self._episode = ("random", seed)
         joints = self._env.robots[0]._ref_joint_pos_indexes
         self._sim.data.qpos[joints] += np.random.normal(0.0, joint_sd, len(joints))
         self._start(self.state_vector())
@@ -140,6 +158,7 @@ class LiberoEnv:
         """
         if np.shape(action) != (ACTION_DIM,) or not np.all(np.isfinite(action)):
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {np.asarray(action)!r}")
+        self._step += 1
         with self._substeps:
             self._obs, _, success, _ = self._env.step(np.asarray(action, dtype=np.float64))
         return bool(success)
@@ -167,7 +186,7 @@ class LiberoEnv:
         )
 
     def render(self, snapshot: Snapshot, camera: str = "agentview_image") -> NDArray[np.uint8]:
-        """Render a moment of this environment, uint8 (256, 256, 3), without disturbing the episode."""
+        """Render a moment of this episode, uint8 (256, 256, 3), with the task's noise and no other trace."""
         if self._context is None:
             raise RuntimeError("this environment was built with render=False and has no cameras")
         model = self._sim.model
@@ -180,6 +199,8 @@ class LiberoEnv:
         image = self._sim.render(camera_name=CAMERAS[camera], width=CAMERA_SIZE, height=CAMERA_SIZE)
         for name, value in now.items():
             getattr(model, name)[:] = value
+        moment = (*self._episode, snapshot.step)
+        image = disturbed(image, CAMERAS[camera], self.task.perturbation, *moment)
         return np.ascontiguousarray(image[::-1, ::-1])
 
     @property
@@ -201,6 +222,10 @@ class LiberoEnv:
 
     def _start(self, state: NDArray[np.float64]) -> None:
         self._privileged_view = None
+        if self.task.perturbation.at_pose:
+            state = state.copy()
+            state[1 + self._perturber.joints] = self._env.robots[0].init_qpos
+        self._step = -SETTLE_STEPS
         self.start_state = state
         self._obs = self._control.set_init_state(state)
         for _ in range(SETTLE_STEPS):
@@ -248,6 +273,7 @@ class LiberoEnv:
         return Snapshot(
             poses={name: getattr(data, name).copy() for name in SCENE_POSES},
             colours={name: getattr(model, name).copy() for name in SCENE_COLOURS},
+            step=self._step,
         )
 
     def _open_context(self) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from eval.sim.tasks import SUITES
+from eval.sim.suites import SUITES
 from policies.pi05.prompt import clean_instruction
 
 VOCAB_SIZE = 512  # 4 specials, 256 bytes, the rest learned

@@ -99,7 +99,8 @@ class RayRunner:
     def run(self, plan: Plan, recorder: RunRecorder) -> None:
         self._plan = plan
         self._plan_ref = ray.put(plan)
-        self._schedule = Schedule((keys for _, keys in plan.todo()), self._task_of)
+        scenes = {task.task_id: task.scene for task in plan.tasks}
+        self._schedule = Schedule((keys for _, keys in plan.todo()), self._task_of, scenes)
         quiet, head = self.options.quiet_episodes, Head()
         with recorder:
             while self._schedule or self._running:

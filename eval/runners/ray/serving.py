@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from eval.config.schema import Config
+from eval.config.tasks import choose_tasks
 from eval.episodes.capture import requests_of_every_length
-from eval.sim.tasks import load_tasks
 from eval.specs.base import BuiltPolicy
 from eval.specs.choose import make_spec
 from policies.base import Observation, Request
@@ -24,7 +24,7 @@ def build_served_policy(
     """
 
     def capture(policy: Pi05Policy) -> Sequence[Request]:
-        tasks = load_tasks(config.suite.name)
-        return requests_of_every_length(observe_first(), [tasks[i] for i in task_ids], policy, config.seed)
+        tasks = [task for task in choose_tasks(config) if task.task_id in task_ids]
+        return requests_of_every_length(observe_first(), tasks, policy, config.seed)
 
     return make_spec(config.policy).build(config, capture, config.runner.max_batch)

@@ -47,10 +47,11 @@ def start_ray(
     """Start the runner for the episodes `left` of a configuration; errors are those of `launch`."""
     ids = {key.task_id for key in left}
     tasks = [task for task in tasks if task.task_id in ids] or tasks[:1]
-    envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in tasks}
+    firsts = reversed({task.scene: task for task in reversed(tasks)}.values())  # one of each scene
+    envs = {task.task_id: partial(LiberoEnv, task, seeding=config.protocol.seeding) for task in firsts}
     return launch(
         config.runner,
-        partial(build_served_policy, config, list(envs)),
+        partial(build_served_policy, config, [task.task_id for task in tasks]),
         partial(prepare_suite, config.suite.name),
         prebuild=Prebuild(envs, first_episode(tasks, config.seed)) if spec.sees_images else None,
         most_episodes=max(1, len(left)),

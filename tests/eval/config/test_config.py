@@ -1,5 +1,6 @@
 """Configuration: every YAML under conf/ composes into the schema, also one that nobody has listed here."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from eval.app.command import CONF
 from eval.config.compose import check
 from eval.config.schema import Config, ConfigError, register
-from eval.sim.tasks import SUITES
+from eval.sim.suites import PERTURBED, PLUS, PRO, SUITES, SuiteName
 from policies.pi05.dims import STAGES
 from policies.pi05.weight_files import file_sha256
 
@@ -124,7 +125,59 @@ def test_suites_are_liberos_with_openpis_step_limits() -> None:
         "libero_10": 520,
         "libero_90": 400,
     }
-    assert {option for group, option in options(Path(CONF)) if group == "suite"} == set(SUITES)
+
+
+def test_every_perturbed_suite_is_a_choice_with_its_bases_step_limit() -> None:
+    dimensions = [*PRO, *(f"plus_{part}" for part in PLUS if part != "pose")]
+    perturbed = {f"{base}_{part}": base for base in PERTURBED for part in dimensions}
+    assert {option for group, option in options(Path(CONF)) if group == "suite"} == {*SUITES, *perturbed}
+    for option, base in perturbed.items():
+        suite = composed("policy=baseline", f"suite={option}").suite
+        assert suite.name == option
+        assert suite.max_steps == OmegaConf.load(Path(CONF) / "suite" / f"{base}.yaml").max_steps
+
+
+def test_another_start_and_the_control_arm_have_names_of_their_own() -> None:
+    robot = ("policy=baseline", "suite=libero_goal_plus_robot")
+    assert composed(*robot).suite.init == "controller", "as published"
+    assert composed(*robot, "suite.init=pose").suite.name == "libero_goal_plus_pose"
+    assert composed(*robot, "suite.control=true").suite.name == "libero_goal_plus_robot_control"
+    lan = composed("policy=baseline", "suite=libero_goal_lan", "suite.control=true").suite
+    assert (lan.name, SuiteName.parse(lan.name).source) == ("libero_goal_lan_control", "filename")
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (
+            ["suite.level=3"],
+            "suite.level must be null for libero_spatial, got 3; it is an",
+        ),
+        (["suite.control=true"], "suite.control must be null for libero_spatial, got True; it is an option"),
+        (
+            ["suite=libero_10_lan", "suite.round_camera=true"],
+            "suite.round_camera must be null for libero_10_",
+        ),
+        (
+            ["suite=libero_10_plus_noise", "suite.init=pose"],
+            "suite.init must be null for libero_10_plus_noise",
+        ),
+        (["suite=libero_10_plus_robot", "suite.init=arm"], "suite.init must be one of controller, pose, got"),
+        (
+            ["suite=libero_10_plus_noise", "suite.level=6"],
+            "suite.level must be 1 to 5, or null for all",
+        ),
+        (["suite.instruction=name"], "suite.instruction must be one of filename, bddl, got 'name'"),
+        (
+            ["suite=libero_10_plus_language", "suite.instruction=filename"],
+            "suite.instruction must be one of b",
+        ),
+        (["suite.name=../goal"], "suite.name must be letters, digits and _.- alone, got '../goal'"),
+    ],
+)
+def test_an_option_that_a_suite_has_not_is_refused(bad: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(words)}"):
+        composed("policy=baseline", *bad)
 
 
 def test_the_official_protocol_is_fifty_episodes_of_every_task() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from eval.config.compose import configure
 from eval.config.schema import ConfigError
-from eval.config.tasks import refuse_elsewhere, warnings_of
+from eval.config.tasks import choose_tasks, refuse_elsewhere, warnings_of
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,37 @@ def test_the_oracle_has_no_checkpoint_to_warn_of() -> None:
 def test_other_control_steps_than_the_suites_are_named() -> None:
     [warning] = warnings_of(configure(["suite.max_steps=12"]), has_stages=True)
     assert warning.startswith("suite.max_steps=12, not the 220 of libero_spatial")
+
+
+def test_a_perturbed_suite_has_its_bases_limit_and_another_of_the_packages_has_none() -> None:
+    short = configure(["policy=oracle", "suite=libero_goal_lan", "suite.max_steps=12"])
+    [warning] = warnings_of(short, has_stages=False)
+    assert warning.startswith("suite.max_steps=12, not the 300 of libero_goal_lan")
+    other = configure(["policy=oracle", "suite.name=libero_goal_with_mug"])
+    assert warnings_of(other, has_stages=False) == []
+
+
+def test_other_words_than_the_suites_and_a_task_that_is_left_out_are_named() -> None:
+    [warning] = warnings_of(
+        configure(["policy=oracle", "suite=libero_goal_lan", "suite.instruction=filename"]), has_stages=False
+    )
+    assert warning.startswith("suite.instruction=filename, not the bddl that libero_goal_lan is for")
+    [warning] = warnings_of(configure(["policy=oracle", "suite=libero_10_plus_language"]), has_stages=False)
+    assert warning.startswith("left out of libero_10_plus_language: task 1400, its instruction is a note")
+
+
+def test_tasks_of_plus_are_chosen_by_level_and_by_its_ids() -> None:
+    chosen = ["policy=oracle", "suite=libero_spatial_plus_camera", "protocol=plus"]
+    levels = {level: choose_tasks(configure([*chosen, f"suite.level={level}"])) for level in range(1, 6)}
+    assert {task.level for task in levels[4]} == {4}
+    assert sum(map(len, levels.values())) == len(choose_tasks(configure(chosen))) == 376
+    ids = [task.task_id for task in levels[4]][:2]
+    two = choose_tasks(configure([*chosen, f"suite.tasks={ids}"]))
+    assert [task.task_id for task in two] == ids
+    with pytest.raises(
+        ConfigError, match=r"^suite.tasks must be of \d+, .* 366 more, the ids of LIBERO-Plus"
+    ):
+        choose_tasks(configure([*chosen, "suite.tasks=[5000]"]))
 
 
 def test_a_relative_path_of_a_resumed_run_leads_somewhere_or_is_an_error(

@@ -82,3 +82,12 @@ def test_batches_hold_every_request_once_in_allowed_sizes(shapes: list[int], mos
 
 def test_sizes_are_few() -> None:
     assert [powers_of_two(most) for most in (1, 2, 7, 8)] == [(1,), (1, 2), (1, 2, 4), (1, 2, 4, 8)]
+
+
+def test_a_worker_stays_with_a_scene_of_many_tasks() -> None:
+    schedule = Schedule([keys(task, 1) for task in range(4)], {}, {0: "a", 1: "b", 2: "a", 3: "b"})
+    taken = [schedule.next("only") for _ in range(4)]
+    assert [key.task_id for key in taken if key] == [0, 2, 1, 3]
+    schedule.put_back(keys(2, 1)[0])
+    schedule.learn(keys(2, 1)[0], 5.0)
+    assert schedule.next("another") == keys(2, 1)[0]
