@@ -128,7 +128,12 @@ def work(
 
 
 def merge_suites(out: Path) -> str:
-    """Merge the finished parts of each suite; return a table of all, and write it beside them."""
+    """Merge the finished parts of each suite; return a table of all, and write it beside them.
+
+    Raises FileNotFoundError where no cell has begun.
+    """
+    if not (out / "parts").is_dir():
+        raise FileNotFoundError(f"no cell was begun below {out}; give --minutes more than loading takes")
     lines = [
         "| task | success / n | 95 % Wilson | steps, median (most) | failed states | errors |",
         "|---|---:|---:|---:|---|---:|",
@@ -143,7 +148,8 @@ def merge_suites(out: Path) -> str:
         merge(parts, whole)
         episodes = read_run(whole).episodes
         for task in sorted({episode.task_id for episode in episodes}):
-            lines.append(_row(f"{suite} {task}", (e for e in episodes if e.task_id == task)))
+            rows = [episode for episode in episodes if episode.task_id == task]
+            lines.append(_row(f"{suite} {task} {rows[0].instruction}", rows))
         lines.append(_row(f"**{suite}**", episodes))
     text = "\n".join(lines) + "\n"
     write_atomic(out / "table.md", text)
@@ -159,9 +165,8 @@ def _row(name: str, episodes: Iterable[EpisodeRecord]) -> str:
     steps = f"{np.median(won):.0f} ({max(won)})" if won else "-"
     lost = [str(e.episode) for e in finished if not e.success]
     few = ", ".join(lost[:12]) + (", ..." if len(lost) > 12 else "")
-    instruction = f" {rows[0].instruction}" if len({e.task_id for e in rows}) == 1 else ""
     return (
-        f"| {name}{instruction} | {len(won)} / {len(finished)} | {bounds} | {steps} | {few or '-'} | "
+        f"| {name} | {len(won)} / {len(finished)} | {bounds} | {steps} | {few or '-'} | "
         f"{len(rows) - len(finished)} |"
     )
 
@@ -207,7 +212,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         process.start()
     for process in processes:
         process.join()
-    _say(merge_suites(options.out))
+    try:
+        _say(merge_suites(options.out))
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
     if failed := [process.exitcode for process in processes if process.exitcode]:
         sys.exit(f"error: {len(failed)} of {len(processes)} processes failed with {failed}")
 
