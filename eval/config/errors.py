@@ -23,7 +23,7 @@ from omegaconf.errors import (
 
 from eval.config.groups import backend_name, backends
 from policies.pi05.dims import STAGES
-from policies.text import shell_override
+from policies.text import shell_override, visible
 
 KEY = re.compile(r"\+{0,2}[A-Za-z_][\w.-]*")  # of a value: `+` and `++` may stand before it
 # Hydra's message for several values where there is no sweep.
@@ -76,7 +76,7 @@ def _readable(override: str) -> str:
     """Say how to write an override that Hydra cannot read."""
     key, equals, value = override.partition("=")
     if equals and value and KEY.fullmatch(key) and value[0] not in "[{'\"":
-        return f"if the value is text, write {shell_override(key, value)}"
+        return f"if the value is text, write {visible(shell_override(key, value))}"
     return "write key=value"
 
 

@@ -18,6 +18,7 @@ EPISODES_FILE = "episodes.jsonl"
 INFERENCES_FILE = "inferences.jsonl"
 PACKED_INFERENCES = INFERENCES_FILE + PACKED  # of a run that is kept; nothing is added to it
 WANDB = "wandb"  # W&B's folder; it makes links in it, also out of it, and writes into new folders alone
+MOST_DEEP = 50  # folders in one another, where runs are looked for; a sweep by date has five
 BEFORE_RECORDS = (LOG_FILE, WANDB)  # what may be in a run's folder before the run is
 CUT_SHORT = re.compile(rf"\.{re.escape(RUN_FILE)}\.[0-9a-f]{{8}}\.tmp")  # of a process killed as it wrote
 
@@ -53,7 +54,7 @@ def refuse_full(folder: Path) -> None:
     """
     refuse_used(folder)
     others = sorted(folder.iterdir()) if folder.is_dir() else []
-    others = [path for path in others if path.name not in BEFORE_RECORDS and not _is_unwritten(path)]
+    others = [path for path in others if path.is_symlink() or not _may_be_before(path)]
     if others:
         names = shorten(path.name for path in others)
         raise FileExistsError(f"{folder} is no new folder: it holds {names}; choose a new one")
@@ -64,6 +65,10 @@ def remove_cut_short(folder: Path) -> None:
     for path in folder.iterdir():
         if CUT_SHORT.fullmatch(path.name):
             path.unlink()
+
+
+def _may_be_before(path: Path) -> bool:
+    return path.name in BEFORE_RECORDS or _is_unwritten(path)
 
 
 def _is_unwritten(path: Path) -> bool:
@@ -117,18 +122,21 @@ def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder, or nothing wanted in it.
+        OSError: folders lie more than `MOST_DEEP` deep in one another.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder; name the folder of a run, or one that holds runs")
-    wanted_folders = _find(folder, wanted, set())
+    wanted_folders = _find(folder, wanted, set(), 0)
     if not wanted_folders:
         raise FileNotFoundError(f"{folder} holds no run, nor does any folder below it")
     return wanted_folders
 
 
-def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list[Path]:
+def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path], depth: int) -> list[Path]:
+    if depth > MOST_DEEP:
+        raise OSError(f"{folder} lies more than {MOST_DEEP} folders deep; name one nearer to the runs")
     place = folder.resolve()
     if place in seen:
         return []
@@ -136,7 +144,7 @@ def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path]) -> list
     if wanted(folder):
         return [folder]
     below = sorted((path for path in folder.iterdir() if path.is_dir()), key=_number)
-    return [run for path in below for run in _find(path, wanted, seen)]
+    return [run for path in below for run in _find(path, wanted, seen, depth + 1)]
 
 
 def _number(folder: Path) -> tuple[float, str]:

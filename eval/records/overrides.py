@@ -32,6 +32,8 @@ def _why_not(text: str) -> str | None:
         return f"has more than {MOST_CHARACTERS} characters"
     if not KEY.fullmatch(key):
         return "is no key=value"
+    if not text.isprintable():
+        return "has characters that a terminal does not show"
     if re.split("[./]", name)[0] == "hydra":
         return "sets Hydra itself"
     if "$" in text and "{" in text:  # Hydra takes `$\\{` for `${` too

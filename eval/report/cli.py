@@ -17,6 +17,7 @@ from eval.render.console import print_error, report_console
 from eval.report.page import page, report_command
 from eval.report.sources import find_sources
 from policies.files import write_atomic
+from policies.text import visible
 
 REPORT_FILE = "report.html"
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print_error(error)
         return 1
-    report_console().print(Text(f"report: {out}"), soft_wrap=True)
+    report_console().print(Text(visible(f"report: {out}")), soft_wrap=True)
     return 0
 
 

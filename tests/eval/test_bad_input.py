@@ -101,6 +101,10 @@ BAD_INPUT = {
         ["seed=~3"],
         "cannot read the override 'seed=~3' (^); if the value is text, write ",
     ),
+    "value of two lines": (
+        ["seed=7\nerror: all is well"],
+        "cannot read the override 'seed=7\\nerror: all is well' (",
+    ),
     "override with an open bracket": (
         ["suite.tasks=[3"],
         "cannot read the override 'suite.tasks=[3'",

@@ -22,8 +22,9 @@ from eval.records.run_json import RUN_FILE, read_run_json
 from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info
 from policies.files import IS_CHECKOUT, ROOT, plain_opener, refuse_links
-from policies.text import shorten
+from policies.text import shorten, visible
 
+MOST_LOG = 2**20  # bytes of a log's end in which its last error is looked for
 PATIENCE_S = 60  # for a job that was interrupted to write its summary
 
 RunJob = Callable[[list[str], Path], int]
@@ -42,7 +43,7 @@ def run_jobs(
     `refused` holds the reasons for jobs to leave out, by folder.
     """
     for i, record in enumerate(records):
-        place = f"[{i + 1}/{len(records)}] {record.label}"
+        place = f"[{i + 1}/{len(records)}] {visible(record.label)}"
         if has_finished(folder, record):
             records[i] = replace(record, status=0, error=None)
             print_info(f"{place}: finished before")
@@ -192,7 +193,9 @@ def _override(key: str, value: Any) -> str:
 
 def _why(log: Path, printed_before: int, status: int) -> str:
     """Word why a job ended, by the last error in its log after the bytes of earlier attempts."""
-    text = log.read_bytes()[printed_before:].decode(errors="replace")
+    with open(log, "rb", opener=plain_opener) as file:
+        file.seek(max(printed_before, file.seek(0, os.SEEK_END) - MOST_LOG))
+        text = file.read().decode(errors="replace")
     said = [line for line in text.splitlines() if line.startswith("error: ")]
     return f"exit status {status}" + (
         f": {said[-1].removeprefix('error: ')}" if said else f", see {log.name}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.records.folders import find_folders
+from eval.records.folders import MOST_DEEP, WANDB, find_folders, refuse_full
 
 
 def is_run(folder: Path) -> bool:
@@ -40,6 +40,25 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (outputs / "here_too").symlink_to(elsewhere)
     (outputs / "up").symlink_to(outputs)
     assert find_folders(outputs, is_run) == [outputs / "here"]
+
+
+def test_folders_too_deep_in_one_another_are_one_line(tmp_path: Path) -> None:
+    at = make_run(tmp_path.joinpath(*["a"] * MOST_DEEP))
+    assert find_folders(tmp_path, is_run) == [at]
+    (at / "run").rename(at / "other")
+    make_run(at / "b")
+    with pytest.raises(OSError, match=rf"{at / 'b'} lies more than {MOST_DEEP} folders deep; name one "):
+        find_folders(tmp_path, is_run)
+    assert find_folders(tmp_path / "a", is_run) == [at / "b"]
+
+
+def test_a_link_in_place_of_a_new_runs_wandb_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / WANDB).mkdir()
+    refuse_full(tmp_path)
+    (tmp_path / WANDB).rmdir()
+    (tmp_path / WANDB).symlink_to(tmp_path)
+    with pytest.raises(FileExistsError, match="is no new folder: it holds wandb; choose a new one"):
+        refuse_full(tmp_path)
 
 
 def test_what_is_no_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
