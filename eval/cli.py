@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eval.analysis.summary import summarise
 from eval.app.command import CommandError, command
+from eval.app.ending import print_summary
 from eval.app.heir import heir_command
-from eval.app.session import Origin, prepare, print_summary
+from eval.app.session import Origin, prepare
 from eval.config.compose import check, plain
 from eval.config.errors import one_line
 from eval.config.multiply import key_of

@@ -11,9 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from eval.analysis.summary import summarise
+from eval.app.ending import print_summary
 from eval.records.engagement import join
 from eval.records.episodes import Episodes
 from eval.records.folders import refuse_kept
@@ -21,8 +20,7 @@ from eval.records.reader import Run, read_run
 from eval.records.resume import FREE, WHICH_EPISODES, origin_changes, recorded, refuse_changed
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.writer import RecordingError, RunWriter
-from eval.render.console import print_error, report_console
-from eval.render.summary import render
+from eval.render.console import print_error
 from policies.base import EpisodeKey
 from policies.text import pluralize
 
@@ -154,8 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RecordingError) as error:
         print_error(error)
         return 1
-    report_console().print(render(summary))
-    report_console().print(Text(f"records: {out}"), soft_wrap=True)
+    print_summary(summary, out)
     return 0
 
 

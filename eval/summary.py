@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.analysis.summary import summarise
+from eval.app.ending import print_summary
 from eval.config.errors import one_line
 from eval.records.folders import find_folders, is_run
 from eval.records.reader import read_run
 from eval.records.schema import to_plain
-from eval.render.console import print_error, report_console
-from eval.render.summary import render
+from eval.render.console import print_error
 from policies.text import pluralize, shell_command, shorten
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         sys.stdout.write(json.dumps(to_plain(summary.to_dict(), "summary"), indent=2, allow_nan=False) + "\n")
     else:
-        report_console().print(render(summary))
+        print_summary(summary, options.run)
     return 0
 
 

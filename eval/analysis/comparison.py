@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from eval.analysis.comparable import BASE_AND_NEW, Names, NotComparable, Pair, differing, refuse
+from eval.analysis.latency import ENOUGH_EPISODES
 from eval.analysis.statistics import (
     Interval,
     PairedCounts,
@@ -37,9 +38,6 @@ from policies.base import EpisodeKey
 from policies.text import pluralize
 
 MARGIN = 2.0  # percentage points; 189 episodes can show it
-
-# The range of n episodes holds the median with 1 - 2 / 2^n: 94 % for 5, 88 % for 4.
-ENOUGH_EPISODES = 5
 
 Milliseconds = dict[str, dict[EpisodeKey, list[float]]]
 """Stage, or `HOST_TO_HOST`, to the latencies of each episode."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# The range of n episodes holds the median with 1 - 2 / 2^n: 94 % for 5, 88 % for 4.
+ENOUGH_EPISODES = 5
+ENOUGH_FOR = {"p95": 20, "p99": 100}  # latencies; a percentile of fewer is near the maximum
+
 
 @dataclass(frozen=True)
 class LatencyStats:

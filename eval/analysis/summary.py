@@ -105,6 +105,11 @@ class StageEngagement:
     misses: int
     refused: int
 
+    @property
+    def engaged(self) -> bool:
+        """Whether it served every call."""
+        return self.calls > 0 and self.misses == 0 and self.refused == 0
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -117,6 +122,7 @@ class Summary:
         commit: of the harness; `commit_dirty` when its tree had changes; sources: the id of its folders.
         episodes: recorded ones, finished or not; planned_episodes: how many the run set out to do.
         suites: suite to success; total: all suites pooled.
+        quiet_episodes: how many the latencies of `infer` are of.
         infer: host to host; stages: stage to its own statistics, each with its n; both of one request at a
             time on an otherwise idle machine, without warm-up. infer is None when there are none.
         infer_under_load, stages_under_load: the same of inferences that others ran beside: a throughput's
@@ -143,6 +149,7 @@ class Summary:
     suites: Mapping[str, SuccessRate]
     total: SuccessRate
     errors: tuple[EpisodeError, ...]
+    quiet_episodes: int
     infer: LatencyStats | None
     stages: Mapping[str, LatencyStats]
     infer_under_load: LatencyStats | None
@@ -241,6 +248,7 @@ def summarise(run: Run) -> Summary:
         },
         total=success_rate(run.episodes),
         errors=_errors(run),
+        quiet_episodes=len({record.key for record in alone}),
         infer=infer,
         stages=stages,
         infer_under_load=infer_under_load,

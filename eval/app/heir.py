@@ -8,7 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from eval.app.session import print_summary, summary_of
+from eval.app.ending import print_summary
+from eval.app.session import summary_of
 from eval.episodes.resume import ResumedRun, reopen
 from eval.records.foreign import parse_line
 from eval.records.schema import EpisodeRecord

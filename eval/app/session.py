@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rich.console import Console
-from rich.text import Text
 
 from eval.analysis.summary import Summary, is_random, setting, summarise
+from eval.app.ending import print_summary
 from eval.config.groups import policy_label
 from eval.config.schema import Config
 from eval.config.tasks import choose_episodes, choose_tasks, instruction_source, warnings_of
@@ -25,7 +25,6 @@ from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
 from eval.render.console import print_error, print_info, report_console
 from eval.render.settings import spell_settings
-from eval.render.summary import render
 from eval.runners.base import Runner
 from eval.runners.recorder import RunRecorder
 from eval.sim.tasks import Task
@@ -43,13 +42,6 @@ OpenRunner = Callable[[Sequence[Task], Sequence[EpisodeKey]], Runner]
 
 Show = Callable[[Summary | None, Path], None]
 """Shows the summary of what a folder records."""
-
-
-def print_summary(summary: Summary | None, folder: Path) -> None:
-    """Print a summary, and where the records are."""
-    if summary:
-        report_console().print(render(summary))
-    report_console().print(Text(f"records: {folder}"), soft_wrap=True)
 
 
 @dataclass(frozen=True)

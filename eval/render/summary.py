@@ -1,11 +1,11 @@
-"""A run's summary for a console."""
+"""A run's summary for a console: what it is and how fast, then success by task, and the verdict last."""
 
 from collections.abc import Iterator, Mapping
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from eval.analysis.latency import LatencyStats
+from eval.analysis.latency import ENOUGH_EPISODES, ENOUGH_FOR, LatencyStats
 from eval.analysis.summary import ClockSummary, SuccessRate, Summary
 from eval.records.schema import HOST_TO_HOST
 from eval.records.trees import spell_code
@@ -14,6 +14,7 @@ from eval.render.tables import (
     NONE,
     Block,
     Items,
+    Long,
     Row,
     Sentence,
     Table,
@@ -21,9 +22,9 @@ from eval.render.tables import (
     percent_interval,
     to_console,
 )
-from policies.text import pluralize
+from policies.text import distinct, pluralize, shorten
 
-SUCCESS = ("task", "success / n", "rate", "95 % Wilson", "errors")
+SUCCESS = ("task", "success", "rate", "95 % Wilson", "errors")
 ERRORS = ("episode", "type", "message")
 LATENCY = ("", "n", "p50 ms", "p95 ms", "p99 ms", "mean ms", "Hz (mean)")
 ENGAGEMENT = ("stage", "backend", "calls", "misses", "refused")
@@ -34,15 +35,38 @@ def render(summary: Summary) -> RenderableType:
     return to_console(_blocks(summary))
 
 
+def verdict(summary: Summary) -> str:
+    """Say in a sentence what the run shows, or why it is no result."""
+    total = summary.total
+    if total.rate is None:
+        return "No result: no episode finished"
+    counted = (
+        f"{total.successes} of {pluralize(total.finished, 'episode')} succeeded "
+        f"({total.rate:.1%}; 95 % interval {percent_interval(total.low, total.high)})"
+    )
+    if summary.random_weights:
+        return f"No result: {summary.weights_label}; {counted}"
+    if summary.planned_episodes is not None and summary.episodes < summary.planned_episodes:
+        left = summary.planned_episodes - summary.episodes
+        return f"Not finished, {pluralize(left, 'episode')} left: {counted}"
+    idle = [stage.stage for stage in summary.engagement if not stage.engaged]
+    if idle:
+        return f"No result of these backends, of which {shorten(idle)} did not serve every call: {counted}"
+    errors = f", {pluralize(total.errors, 'error')}" if total.errors else ""
+    latency = ""
+    if summary.infer is not None and summary.quiet_episodes >= ENOUGH_EPISODES:
+        latency = (
+            f"; {summary.infer.p50_ms:.1f} ms from observation to action (median, n = {summary.infer.n})"
+        )
+    return f"Result: {counted}{errors}{latency}"
+
+
 def _blocks(summary: Summary) -> Iterator[Block]:
     if summary.random_weights:
         yield banner(str(summary.weights_label))
     yield Sentence(_provenance(summary))
-    yield _success(summary)
     if summary.clock is not None:
         yield Sentence(_clock(summary.clock))
-    if summary.errors:
-        yield _errors(summary)
     yield _latency(summary)
     if summary.infer_under_load is not None:
         caption = (
@@ -51,7 +75,11 @@ def _blocks(summary: Summary) -> Iterator[Block]:
         yield _latency_table(caption, summary.infer_under_load, summary.stages_under_load)
     if summary.engagement:
         yield Table(ENGAGEMENT, _engagement_rows(summary), "Engagement")
+    if summary.errors:
+        yield _errors(summary)
     yield Items([f"warning: {warning}" for warning in summary.warnings], "yellow")
+    yield _success(summary)
+    yield Sentence(verdict(summary), strong=True)
 
 
 def _provenance(summary: Summary) -> str:
@@ -89,15 +117,17 @@ def _clock(clock: ClockSummary) -> str:
 def _success(summary: Summary) -> Table:
     of_planned = "" if summary.planned_episodes is None else f" of {summary.planned_episodes} planned"
     caption = f"Success (n = {pluralize(summary.episodes, 'episode')}{of_planned})"
-    return Table(SUCCESS, _success_rows(summary), caption)
+    return Table(SUCCESS, _success_rows(summary), caption, dense=True)
 
 
 def _success_rows(summary: Summary) -> Iterator[Row]:
-    for task in summary.tasks:
-        yield f"{task.suite} {task.task_id}  {task.instruction}", *_rate_cells(task.success)
-    yield LINE
     for suite, success in summary.suites.items():
+        tasks = [task for task in summary.tasks if task.suite == suite]
+        for task, name in zip(tasks, distinct([task.instruction for task in tasks]), strict=True):
+            yield Long(f"{task.task_id:>2} {name}"), *_rate_cells(task.success)
+        yield LINE
         yield Text(suite, style="bold"), *_rate_cells(success)
+        yield LINE
     if len(summary.suites) > 1:
         yield Text("all suites, pooled", style="bold"), *_rate_cells(summary.total)
 
@@ -138,12 +168,14 @@ def _latency_table(caption: str, infer: LatencyStats, stages: Mapping[str, Laten
 
 
 def _latency_cells(stats: LatencyStats) -> tuple[str, ...]:
-    milliseconds = (stats.p50_ms, stats.p95_ms, stats.p99_ms, stats.mean_ms)
-    return str(stats.n), *(f"{ms:.2f}" for ms in milliseconds), f"{stats.hz:.1f}"
+    p95, p99 = (
+        f"{ms:.2f}" if stats.n >= ENOUGH_FOR[name] else NONE
+        for name, ms in (("p95", stats.p95_ms), ("p99", stats.p99_ms))
+    )
+    return str(stats.n), f"{stats.p50_ms:.2f}", p95, p99, f"{stats.mean_ms:.2f}", f"{stats.hz:.1f}"
 
 
 def _engagement_rows(summary: Summary) -> Iterator[Row]:
     for stage in summary.engagement:
-        bad = stage.calls == 0 or stage.misses > 0 or stage.refused > 0
         cells = (stage.stage, stage.backend, *map(str, (stage.calls, stage.misses, stage.refused)))
-        yield [Text(cell, style="bold red" if bad else "") for cell in cells]
+        yield [Text(cell, style="" if stage.engaged else "bold red") for cell in cells]

@@ -5,16 +5,29 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from policies.text import visible
+from policies.text import crop, visible
 
 NONE = "-"  # a cell without a value
+LEAST_LONG = 12  # characters of a `Long`
 
 Cell = str | Text
 """What a cell holds; the style of a `Text` is seen on a console alone."""
+
+
+class Long(str):
+    """A text that loses its middle on a console where its column is too narrow for it."""
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(LEAST_LONG, len(self)), len(self))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield Text(crop(visible(self), options.max_width), no_wrap=True)
+
 
 Row = Sequence[Cell]
 
@@ -101,6 +114,7 @@ class Table:
         texts: how many columns are texts.
         last_is_text: whether the last column is one too.
         blank_repeats: whether a console leaves out a first cell that is that of the row above.
+        dense: whether a console puts the columns close together.
     """
 
     columns: Sequence[str]
@@ -109,6 +123,7 @@ class Table:
     texts: int = 1
     last_is_text: bool = False
     blank_repeats: bool = False
+    dense: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))  # so that both forms can be written of one table
@@ -118,6 +133,7 @@ class Table:
             title=Text(visible(self.caption)) if self.caption else None,
             title_justify="left",
             box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0) if self.dense else (0, 1),
             pad_edge=False,
         )
         for name, is_text in zip(self.columns, self._are_texts(), strict=True):
@@ -180,8 +196,10 @@ def _emphasised(text: str, strong: bool) -> str:
     return f"**{_escaped(text)}**" if strong else _escaped(text)
 
 
-def _seen(cell: Cell) -> Text:
+def _seen(cell: Cell) -> RenderableType:
     """A cell for a console."""
+    if isinstance(cell, Long):
+        return cell
     return Text(visible(cell.plain), cell.style) if isinstance(cell, Text) else Text(visible(cell))
 
 

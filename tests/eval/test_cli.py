@@ -210,7 +210,7 @@ def test_a_finished_run_is_shown_again_and_nothing_is_loaded(
     out, err = capfd.readouterr()
     assert err == "nothing is left to run: 1 episode finished\n"
     assert "1 / 1" in out
-    assert out.endswith(f"records: {folder}\n")
+    assert f"\nrecords: {folder}\n" in out
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

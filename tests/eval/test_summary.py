@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 from rich.console import Console
 
 from eval.analysis.summary import summarise
-from eval.records.reader import Run
+from eval.records.reader import Run, read_run
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.writer import RunWriter
-from eval.render.summary import render
+from eval.render.summary import render, verdict
 from eval.summary import main
 from policies.files import ROOT
 from policies.text import shell_command
+from tests.eval import written_runs
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -68,7 +70,7 @@ def test_rates_intervals_latencies_and_engagement_are_shown_with_n(
     lines = squeezed(text)
     assert "Success (n = 100 episodes of 100 planned)" in lines
     assert "libero_spatial 97 / 100 97.0% 91.5 to 99.0 % 0" in lines
-    assert any(line.startswith("libero_spatial 4 ") and " 8 / 10 80.0% " in line for line in lines)
+    assert any(line.startswith("4 ") and " 8 / 10 80.0% " in line for line in lines)
     assert "Latency (2 warm-up inferences left out)" in lines
     assert "n p50 ms p95 ms p99 ms mean ms Hz (mean)" in lines
     assert "host to host 198 26.25 31.77 32.25 26.25 38.1" in lines
@@ -202,8 +204,124 @@ def test_a_pipe_gets_plain_text_that_is_wide_enough(write_run: WriteRun) -> None
         check=True,
     )
     assert "\x1b" not in done.stdout
-    assert 80 < max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 100
+    lines = [line.rstrip() for line in done.stdout.splitlines() if " -m eval." not in line]
+    assert 80 < max(map(len, lines)) <= 100
     assert not any("…" in line for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_a_pipe_obeys_columns_but_for_commands(write_run: WriteRun, columns: int) -> None:
+    folder = write_run()
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.summary", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": str(columns), "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert max(len(line) for line in lines if str(folder) not in line) <= columns
+    assert sum(str(folder) in line for line in lines) >= 3
+
+
+INSTRUCTIONS = (
+    *("between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box"),
+    *("in the top drawer of the wooden cabinet", "on the ramekin", "next to the cookie box", "on the stove"),
+    *("next to the plate", "on the wooden cabinet"),
+)
+
+
+def test_ten_tasks_are_twenty_lines_of_eighty_columns_that_end_with_the_total_and_the_verdict(
+    make_episode: Episode, run_json: dict[str, Any]
+) -> None:
+    episodes = [
+        make_episode(
+            task_id=task,
+            episode=number,
+            instruction=f"pick up the black bowl {words} and place it on the plate",
+            success=task != 3,
+        )
+        for task, words in enumerate(INSTRUCTIONS)
+        for number in range(50)
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render(summarise(Run({**run_json, "planned_episodes": 500}, tuple(episodes), ()))))
+    lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
+    begin = lines.index("Success (n = 500 episodes of 500 planned)")
+    table = lines[begin:]
+    assert len(table) <= 20
+    assert max(map(len, table)) <= 80
+    assert squeezed("\n".join(table))[7] == "3 on the cookie box 0 / 50 0.0% 0.0 to 7.1 % 0"
+    assert squeezed("\n".join(table))[8].startswith("4 in the top")
+    assert squeezed(table[-3])[0] == "libero_spatial 450 / 500 90.0% 87.1 to 92.3 % 0"
+    assert table[-1] == "Result: 450 of 500 episodes succeeded (90.0%; 95 % interval 87.1 to 92.3 %)"
+
+
+def test_the_verdict_says_why_a_run_is_no_result(write_run: WriteRun) -> None:
+    run = read_run(write_run())
+
+    def said(**changes: Any) -> str:
+        return verdict(summarise(replace(run, run={**run.run, **changes})))
+
+    counted = "97 of 100 episodes succeeded (97.0%; 95 % interval 91.5 to 99.0 %)"
+    assert said() == f"Result: {counted}; 26.2 ms from observation to action (median, n = 198)"
+    assert said(planned_episodes=500) == f"Not finished, 400 episodes left: {counted}"
+    label = "RANDOM WEIGHTS (small)"
+    assert said(weights_label=label) == f"No result: {label}; {counted}"
+    idle = {"vision": {"backend": "tensorrt_fp8", "calls": 0, "misses": 0}}
+    assert said(engagement=idle) == (
+        f"No result of these backends, of which vision did not serve every call: {counted}"
+    )
+
+
+@pytest.mark.parametrize(("episodes", "shown"), [(4, False), (5, True)])
+def test_the_verdict_has_no_latency_of_fewer_than_five_quiet_episodes(
+    episodes: int, shown: bool, make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
+) -> None:
+    run = Run(
+        {**run_json, "planned_episodes": episodes},
+        tuple(make_episode(episode=i, inferences=1) for i in range(episodes)),
+        tuple(make_inference(episode=i) for i in range(episodes)),
+    )
+    assert ("20.5 ms from observation to action (median, n = 5)" in verdict(summarise(run))) is shown
+
+
+def test_percentiles_need_enough_inferences(
+    make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
+) -> None:
+    def row(n: int) -> list[str]:
+        inferences = tuple(make_inference(call=i, infer_ms=20.0 + i / 100) for i in range(n))
+        run = Run({**run_json, "planned_episodes": 1}, (make_episode(inferences=n),), inferences)
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(render(summarise(run)))
+        [line] = [line for line in squeezed(console.export_text()) if line.startswith("host to host")]
+        return line.removeprefix("host to host ").split()
+
+    assert row(5) == ["5", "20.02", "-", "-", "20.02", "50.0"]
+    assert row(20)[2:4] == ["20.18", "-"]
+    assert "-" not in row(100)
+
+
+def test_three_commands_come_last_and_a_shell_takes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(name: str, policy: str) -> Path:
+        config = {"config": {"policy": {"name": policy}}}
+        return written_runs.write_run(tmp_path / "my runs" / name, policy=policy, count=9, run=config)
+
+    base, new = written("1_base", "baseline"), written("2_new", "fast")
+    assert [shlex.split(line)[-3:] for line in show(new, capsys).splitlines()[-3:]] == [
+        ["eval.compare", str(base), str(new)],
+        ["-m", "eval.report", str(new)],
+        ["eval.summary", str(new), "--json"],
+    ]
+    first = show(base, capsys).splitlines()[-3:]
+    assert "eval.compare" not in "".join(first)
+    assert len(first) == 3
+    change = json.loads((new / "run.json").read_text()) | {"planned_episodes": 900}
+    (new / "run.json").write_text(json.dumps(change))
+    assert shlex.split(show(new, capsys).splitlines()[-3])[-2:] == ["eval", f"resume='{new}'"]
 
 
 def test_several_suites_get_a_pooled_line(make_episode: Episode, run_json: dict[str, Any]) -> None:
