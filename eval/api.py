@@ -6,9 +6,9 @@
 Records are those of the command line: a folder that `eval.summary`, `eval.compare` and `eval.report` read.
 
 Non-obvious behaviors:
-    * Hydra's configuration and the random generators of NumPy and Python are left as they were, so that a
-      training loop can evaluate every so many steps. What stays is the simulator's: its modules, and
-      `MUJOCO_GL` with `PYOPENGL_PLATFORM`, which a process reads once.
+    * Hydra's configuration, torch's current GPU and the random generators of NumPy and Python are left as
+      they were, so that a training loop can evaluate every so many steps. What stays is the simulator's: its
+      modules, and `MUJOCO_GL` with `PYOPENGL_PLATFORM`, which a process reads once.
     * A policy that is an object acts in this process, one episode after another.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from eval.analysis.comparison import MARGIN, Comparison
 from eval.analysis.comparison import compare as compare_runs
@@ -42,6 +42,7 @@ from eval.episodes.capture import example_requests
 from eval.records.folders import refuse_full
 from eval.records.reader import Run, read_run
 from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.render.comparison import render as render_comparison
 from eval.render.console import report_console
 from eval.render.summary import render
 from eval.report.cli import REPORT_FILE, default_title
@@ -55,6 +56,7 @@ from eval.specs.base import PolicySpec
 from eval.specs.choose import check as check_spec
 from eval.specs.choose import checked_spec
 from eval.specs.custom import CheckedPolicy, origin
+from eval.specs.gpu import current_gpu, own_gpu
 from eval.tracking.base import NullTracker
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
 from policies.files import write_atomic
@@ -76,14 +78,29 @@ OnEpisode = Callable[[EpisodeRecord], None]
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy of the configuration, ready to infer; `overrides` say which."""
+    """A policy of the configuration, ready to infer.
+
+    Attributes:
+        policy: acts where `gpu` is torch's current device, as in `infer` and in `evaluate`.
+        overrides: say which policy it is.
+        gpu: the number of the GPU that it was built on; None without one.
+    """
 
     policy: Policy
     overrides: tuple[str, ...]
+    gpu: int | None = None
 
     def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
         """See `policies.base.Policy`."""
-        return self.policy.infer(requests)
+        with own_gpu(self.gpu):
+            return self.policy.infer(requests)
+
+
+class PrintableComparison(Comparison):
+    """A comparison whose text is what `eval.compare` prints."""
+
+    def __str__(self) -> str:
+        return _printed(render_comparison(self))
 
 
 @dataclass(frozen=True)
@@ -102,9 +119,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         """The tables that the command line prints."""
-        text = StringIO()
-        report_console(file=text).print(render(self.summary))
-        return text.getvalue()
+        return _printed(render(self.summary))
 
     @property
     def success(self) -> SuccessRate:
@@ -125,12 +140,12 @@ class Evaluation:
 
         return pd.DataFrame([asdict(episode) for episode in self.records.episodes])
 
-    def compare(self, base: "Evaluation", margin: float = MARGIN) -> Comparison:
-        """Compare this run, as the new one, with `base`, episode by episode; see `eval.compare`.
+    def compare(self, base: "Evaluation", margin: float = MARGIN) -> "PrintableComparison":
+        """Compare this run, which is NEW in texts, with `base`, episode by episode; see `eval.compare`.
 
         `margin` is in percentage points of success. Raises NotComparable.
         """
-        return compare_runs(base.records, self.records, margin, (str(base.folder), str(self.folder)))
+        return PrintableComparison(**vars(compare_runs(base.records, self.records, margin)))
 
     def report(self, *others: "Evaluation", out: Path | str | None = None) -> Path:
         """Write this run, and others beside it, into one HTML file; return its path."""
@@ -141,6 +156,12 @@ class Evaluation:
         command = report_command([str(run.folder) for run in runs])
         write_atomic(path, page(result, default_title(result), command))
         return path
+
+
+def _printed(renderable: RenderableType) -> str:
+    text = StringIO()
+    report_console(file=text).print(renderable)
+    return text.getvalue()
 
 
 class _Callbacks(NullTracker):
@@ -180,8 +201,8 @@ def load_policy(name: str, *overrides: str, suite: str = "libero_spatial") -> Lo
         prepare_simulator()
         return example_requests(choose_tasks(config), policy, config.seed)
 
-    with _own_generators():
-        return LoadedPolicy(spec.build(config, capture).policy, chosen)
+    with _own_generators(), own_gpu():
+        return LoadedPolicy(spec.build(config, capture).policy, chosen, current_gpu())
 
 
 def evaluate(
@@ -254,7 +275,8 @@ def evaluate(
             return open_runner(config, spec, tasks, left, place)
         return open_local(config, ready, prepare_suite(config.suite.name), place)
 
-    with ExitStack() as stack, _own_generators():
+    gpu = policy.gpu if isinstance(policy, LoadedPolicy) else None
+    with ExitStack() as stack, _own_generators(), own_gpu(gpu):
         tracker = _Callbacks(on_episode)
         session = prepare(stack, config, spec, Origin(composed, chosen, place), tracker, open_it)
         for problem in session.run(stack, None if progress else Console(quiet=True), show=None):

@@ -23,6 +23,7 @@ from eval.config.multiply import key_of
 from eval.config.schema import Config, ConfigError
 from eval.config.targets import (
     choice_of_policy,
+    naming_lost_choices,
     recorded_tracking,
     refuse_recorded_targets,
     repeatable,
@@ -82,7 +83,8 @@ def find_start(cfg: DictConfig) -> Start:
         return Start(cfg, overrides, folder, before["overrides"], before, finished)
     refuse_joined(folder, before)
     recorded_overrides = current_overrides(before["overrides"])
-    cfg = compose("config", [*repeatable(recorded_overrides, overrides), *overrides])
+    with naming_lost_choices(overrides):
+        cfg = compose("config", [*repeatable(recorded_overrides, overrides), *overrides])
     refuse_recorded_targets(cfg, overrides, config_folders())
     refuse_changed(folder, before, {"config": plain(cfg)})
     if cfg.tracking.name != "none" and (left_out := recorded_tracking(recorded_overrides)):

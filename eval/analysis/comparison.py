@@ -50,12 +50,14 @@ class Side:
     Attributes:
         success: over the pairs; errors: episodes of the run that raised, in no pair.
         setting: device, precision, form, denoise and replan steps.
+        args: of a policy class of the user's.
         problems: why its backends cannot be said to have served every call; empty is good.
     """
 
     policy: str
     checkpoint: str | None
     setting: str | None
+    args: Mapping[str, Any]
     commit: str | None
     commit_dirty: bool | None
     sources: str | None
@@ -276,6 +278,7 @@ def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side
         policy=summary.policy,
         checkpoint=summary.checkpoint,
         setting=summary.setting,
+        args=_args(run),
         commit=summary.commit,
         commit_dirty=summary.commit_dirty,
         sources=summary.sources,
@@ -285,6 +288,11 @@ def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side
         engagement=summary.engagement,
         problems=engagement_problems(run, summary.engagement),
     )
+
+
+def _args(run: Run) -> Mapping[str, Any]:
+    args = (run.run.get("policy") or {}).get("args")
+    return args if isinstance(args, Mapping) else {}
 
 
 def _latency(base: Milliseconds, new: Milliseconds) -> dict[str, Ratio]:

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config.groups import CONF
@@ -95,6 +97,25 @@ def refuse_recorded_targets(cfg: DictConfig, overrides: Sequence[str], folders: 
                 f"{key}={value} stands in the record alone, and a record is not allowed to {choose}; if "
                 f"you trust it, name it on this command line: {key}={value}"
             )
+
+
+@contextmanager
+def naming_lost_choices(typed: Sequence[str]) -> Iterator[None]:
+    """Compose from a record inside; ConfigError for a choice of the record's whose YAML is in no folder.
+
+    Args:
+        typed: the overrides of this command line, whose choices are left to Hydra's own error.
+    """
+    try:
+        yield
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if error.options is None or group in {key_of(text) for text in typed}:
+            raise
+        raise ConfigError(
+            f"{group}={name} stands in the record, and there is no {group}/{name}.yaml in conf/; eval and "
+            "eval.sweep take --config-dir FOLDER, with the folder that has it, as when the run began"
+        ) from error
 
 
 def _guarded_of_folder(folder: Path) -> Iterator[tuple[str, str]]:

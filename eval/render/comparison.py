@@ -19,7 +19,7 @@ from eval.render.tables import (
     to_console,
     to_markdown,
 )
-from policies.text import pluralize, shorten
+from policies.text import brief, pluralize, shorten
 
 SUCCESS = ("", "policy", "success / pairs", "rate", "95 % Wilson", "errors")
 LIMITS = ("difference, NEW - BASE, in points", "low", "high")
@@ -144,7 +144,8 @@ def engagement_rows(result: Comparison) -> Rows:
 
 def _settings(result: Comparison) -> Iterator[str]:
     for name, side in result.sides.items():
-        items = (side.policy, side.checkpoint or "no checkpoint", side.setting, _code(side))
+        args = shorten(f"{name} {brief(value)}" for name, value in side.args.items())
+        items = (side.policy, args, side.checkpoint or "no checkpoint", side.setting, _code(side))
         yield f"{name}: " + " | ".join(item for item in items if item)
 
 

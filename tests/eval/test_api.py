@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from nbclient import NotebookClient
 from omegaconf import OmegaConf
 
+from eval import compare
 from eval.api import Evaluation, evaluate, load_policy
 from eval.config.schema import ConfigError
 from eval.records.reader import read_run
@@ -58,7 +59,9 @@ class FakeWandbRun:
         self.logged.append((data, step))
 
 
-def test_a_training_loop_evaluates_and_keeps_its_own_global_state(tmp_path: Path) -> None:
+def test_a_training_loop_evaluates_and_keeps_its_own_global_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The loop is a Hydra program with resolvers, a configuration and random generators of its own."""
     GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("repo", lambda path: f"of the loop: {path}", replace=True)
@@ -94,7 +97,13 @@ def test_a_training_loop_evaluates_and_keeps_its_own_global_state(tmp_path: Path
     assert metrics["eval/libero_spatial/finished"] == 2
     assert runs[1].success.finished == 2
     assert runs[1].latency is not None
-    assert runs[1].compare(runs[0]).counts.n == 2
+    comparison = runs[1].compare(runs[0])
+    assert comparison.counts.n == 2
+    assert (
+        compare.main([str(tmp_path / "step100"), str(tmp_path / "step200")]) == 1
+    )  # 2 episodes show nothing
+    assert str(comparison) == capsys.readouterr().out
+    assert "2 pairs could show a margin" in str(comparison)
     assert "still" in runs[1].report(runs[0], out=tmp_path / "page.html").read_text()
     assert "libero_spatial" in str(runs[1])
     assert Evaluation.read(tmp_path / "step100").records == runs[0].records
@@ -139,6 +148,45 @@ def test_a_policy_of_the_configuration_is_loaded_once_and_evaluated_as_itself(tm
         e.actions_sha256 for e in by_object.records.episodes
     ]
     assert by_name.summary.random_weights
+
+
+class OnSecondGpu(Still):
+    """Chooses GPU 1 when it is built, as `policy.device=cuda:1` does, and acts where it was built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.cuda.set_device(1)
+
+    def infer(self, requests: Sequence[Request]) -> list[ActionChunk]:
+        assert torch.cuda.current_device() == 1
+        return super().infer(requests)
+
+
+@pytest.fixture
+def current_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """torch's current GPU, of two, as the last of a list."""
+    chosen = [0]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_a_policy_on_another_gpu_acts_there_and_leaves_the_current_one(
+    tmp_path: Path, current_gpu: list[int]
+) -> None:
+    target = f"policy._target_={__name__}.OnSecondGpu"
+    policy = load_policy("custom", target)
+    assert current_gpu == [0, 1, 0]
+    policy.infer([_request(())])
+    assert current_gpu == [0, 1, 0, 1, 0]
+    assert evaluate(policy, *SHORT, folder=tmp_path / "object", progress=False).success.errors == 0
+    assert current_gpu[5:] == [1, 0]
+    assert evaluate("custom", target, *SHORT, folder=tmp_path / "name", progress=False).success.errors == 0
+    assert current_gpu[7:] == [1, 0]
+    current_gpu.append(1)
+    policy.infer([_request(())])
+    assert current_gpu[-1] == 1
 
 
 def test_backends_are_built_for_every_task_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,10 @@ def test_a_yaml_of_ones_own_is_a_choice_like_the_others(folder: Path) -> None:
         e.actions_sha256 for e in read_run(folder / "whole").episodes
     ]
     cut(folder / "yaml", folder / "cut_yaml")
+    refused = evaluate(folder, "resume=cut_yaml")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: policy=mine stands in the record")
+    assert refused.stderr.count("\n") == 1
     resumed = evaluate(folder, "--config-dir", "conf", "resume=cut_yaml")
     assert resumed.returncode == 0, resumed.stderr
     assert results(read_run(folder / "cut_yaml")) == results(run)
@@ -164,7 +168,7 @@ def test_runs_are_compared_and_reported(folder: Path, capsys: pytest.CaptureFixt
     cut(folder / "whole", folder / "again")
     assert evaluate(folder, "resume=again", "policy._target_=my_pkg.MyPolicy").returncode == 0
     assert compare.main([str(folder / "whole"), str(folder / "again")]) == 1  # 2 episodes show nothing
-    assert "my_pkg.MyPolicy" in capsys.readouterr().out
+    assert "my_pkg.MyPolicy | size 3 | no checkpoint" in capsys.readouterr().out
     page = folder / "page.html"
     assert report.main([str(folder / "whole"), str(folder / "again"), "--out", str(page)]) == 0
     assert "my_pkg.MyPolicy" in page.read_text()

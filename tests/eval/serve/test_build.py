@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from eval.config.groups import CONF
 from eval.config.schema import ConfigError
 from eval.serve.build import BoundedPolicy, build, prepare, synthetic_requests
 from eval.serve.cli import bind, check
@@ -188,6 +190,11 @@ def test_a_server_can_be_started_again_at_once_although_clients_were_connected()
         clients.enter_context(served.greeted())
     with clients, serving(EchoPolicy(), port=port) as again, again.greeted():
         assert again.url == served.url
+
+
+@pytest.mark.parametrize("command", ["config", "serve", "calibrate", "inspect"])
+def test_help_names_the_flag_for_yaml_of_ones_own(command: str) -> None:
+    assert "--config-dir FOLDER" in OmegaConf.load(CONF / f"{command}.yaml").hydra.help.template
 
 
 def test_a_policy_without_stages_is_served_as_it_is() -> None:

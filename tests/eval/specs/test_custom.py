@@ -140,6 +140,21 @@ def test_a_record_names_no_code_unless_this_command_line_names_it_too(
         refuse_recorded_targets(cfg, typed)
 
 
+def test_a_yaml_that_only_the_record_names_is_told_with_its_flag(tmp_path: Path) -> None:
+    recorded = ["policy=mine", "policy.args.size=3"]
+    with pytest.raises(ConfigError) as refused:
+        configure([*recorded, "seed=8"], typed=["seed=8"])
+    assert str(refused.value) == (
+        "policy=mine stands in the record, and there is no policy/mine.yaml in conf/; eval and eval.sweep "
+        "take --config-dir FOLDER, with the folder that has it, as when the run began"
+    )
+    with pytest.raises(ConfigCompositionException):
+        configure(recorded, typed=["policy=mine"])  # what this command line chooses has Hydra's own error
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "mine.yaml").write_text("name: mine\n_target_: a.B\nargs: {size: 1}\n")
+    assert configure(recorded, typed=[], folders=[tmp_path]).policy.args == {"size": 3}
+
+
 def test_a_record_may_name_what_stands_in_conf_or_in_a_config_dir(tmp_path: Path) -> None:
     refuse_recorded_targets(compose_run(["policy=native_fp8", "optim/vision=eager"]), [])
     cfg = compose_run(["policy=custom", "policy._target_=a_package_of_mine.MyPolicy"])
