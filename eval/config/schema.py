@@ -5,7 +5,6 @@ the result into them once; the rooms below the configuration see no DictConfig. 
 OmegaConf treats frozen dataclasses as read-only nodes, which cannot be composed into.
 """
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -35,6 +34,7 @@ WHOSE = {  # the suites that have an option
     "init": "LIBERO-Plus's robot, as in suite=libero_spatial_plus_robot",
     "control": "suites that perturb one of LIBERO's, as in suite=libero_spatial_swap",
 }
+MOST_TIMEOUT_S = 10**7  # four months; waiting for 1e300 s is an error of the operating system's
 PRECISIONS = ("auto", "float32", "bfloat16")
 IMAGES = ("eager", "cuda_graph")
 
@@ -294,8 +294,10 @@ class RunnerConfig:
         for key in ("workers", "policies", "max_batch"):
             _at_least(f"runner.{key}", getattr(self, key), 1)
         for key in ("episode_timeout_s", "start_timeout_s"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise ConfigError(f"runner.{key} must be > 0, got {getattr(self, key)}")
+            if not 0 < getattr(self, key) <= MOST_TIMEOUT_S:
+                raise ConfigError(
+                    f"runner.{key} must be > 0 and <= {MOST_TIMEOUT_S}, got {getattr(self, key)}"
+                )
         if self.policies > self.workers:
             raise ConfigError(
                 f"runner.policies must be <= runner.workers={self.workers}, got {self.policies}; "
@@ -324,8 +326,10 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         _one_of("tracking.name", self.name, ("wandb", "none"))
         _one_of("tracking.mode", self.mode, MODES)
-        if set(self.project) & set(r"/\#?%:"):
-            raise ConfigError(f"tracking.project must not hold any of / \\ # ? % :, got {self.project!r}")
+        if set(self.project) & set(r"/\#?%:") or not self.project.isprintable():
+            raise ConfigError(
+                f"tracking.project must be without / \\ # ? % : and line feeds, got {self.project!r}"
+            )
 
 
 @dataclass

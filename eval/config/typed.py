@@ -12,11 +12,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config.errors import unknown_key
-from eval.config.multiply import is_below, key_of, parse_overrides
+from eval.config.groups import CONF, options
+from eval.config.multiply import choices, is_below, key_of, parse_overrides
 from eval.config.schema import Config, ConfigError
 from policies.files import expand_home
 from policies.text import quoted
 
+SEVERAL = ("experiment",)  # groups of which several files may be chosen at once
 OPEN = ("policy.args",)  # keys that a policy of the user's own names
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # Hydra makes them, so that `~` is expanded here
 HYDRA_TEXTS = (*FOLDERS, "hydra.sweep.subdir")
@@ -57,7 +59,7 @@ def keep_text(arguments: Sequence[str]) -> list[str]:
 
 
 def refuse_unread(arguments: Sequence[str], *, several_jobs: bool, has_folder: bool) -> None:
-    """Refuse overrides that remove a key, and keys of Hydra itself that a command does not read.
+    """Refuse what `refuse_empty` does, and keys of Hydra itself that a command does not read.
 
     Args:
         several_jobs: whether they are for `-m`.
@@ -65,19 +67,38 @@ def refuse_unread(arguments: Sequence[str], *, several_jobs: bool, has_folder: b
 
     Raises ConfigError, naming the key and the way out.
     """
-    refuse_removals(arguments)
+    refuse_empty(arguments)
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         if is_below(key, ["hydra"]):
             _refuse_hydra(key, _unquoted(value), several_jobs=several_jobs, has_folder=has_folder)
 
 
-def refuse_removals(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an override that removes a key, as `~seed` does."""
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an override without a key or a choice: `=3`, `~seed`, `suite=null`, `suite=3`."""
     for argument in arguments:
         key = key_of(argument)
+        if not key:
+            raise ConfigError(f"{argument!r} has no key; write key=value")
         if argument.startswith("~") and not is_below(key, OPEN):
             raise ConfigError(f"{argument} would remove a key that is needed; give it a value: {key}=...")
+        if "." not in key and (CONF / key).is_dir():
+            _refuse_no_name(key, argument)
+
+
+def _refuse_no_name(group: str, argument: str) -> None:
+    """Raise ConfigError where a group's choice is no name: Hydra stumbles, or takes the last of a list."""
+    try:
+        overrides = parse_overrides([argument])
+        overrides = [each for override in overrides for each in parse_overrides(choices(override))]
+    except HydraException:
+        return  # Hydra says what it cannot read
+    for override in overrides:
+        value = override.value()
+        names = value if isinstance(value, list) and group in SEVERAL else [value]
+        if not all(isinstance(name, str) and name for name in names):
+            text = argument.partition("=")[2]
+            raise ConfigError(f"{group} must be one of {', '.join(options(group))}, got {text}")
 
 
 def refuse_unknown(cfg: DictConfig, where: str = "") -> None:

@@ -21,7 +21,7 @@ from eval.app.jobs.command import run_and_show, run_command
 from eval.app.jobs.folder import owned
 from eval.app.jobs.run import RunJob, has_finished, refuse_foreign_runs, run_jobs, run_process
 from eval.app.jobs.typed import Typed
-from eval.config.typed import keep_text, refuse_removals
+from eval.config.typed import keep_text, refuse_empty
 from eval.published.fetch import Listing, Refused, fetch, list_wanted, refuse_too_large
 from eval.published.runs import choose_runner, join_earlier, make_jobs, refuse_chosen
 from eval.published.sources import Source, Unavailable, local_folder, open_source
@@ -55,7 +55,7 @@ def _publish(options: argparse.Namespace, run_job: RunJob, find_reasons: FindRea
     target = TARGETS[options.target]
     folder = (options.folder or OUTPUTS / "published" / target.name).absolute()
     url = options.source or target.url
-    refuse_removals(options.overrides)
+    refuse_empty(options.overrides)
     refuse_chosen(options.overrides)
     if options.tokenizer is not None and not options.tokenizer.is_file():
         raise Refused(

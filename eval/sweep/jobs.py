@@ -20,7 +20,7 @@ from eval.config.compose import check, search_path
 from eval.config.groups import CONF, options
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import ConfigError, steps_word
-from eval.config.typed import keep_text, refuse_removals
+from eval.config.typed import keep_text, refuse_empty
 
 CHOSEN_HERE = ("resume", "shard")
 
@@ -54,7 +54,7 @@ def read_jobs(
         FileNotFoundError: one of `folders` is not there.
     """
     schema.register()
-    refuse_removals(arguments)
+    refuse_empty(arguments)
     typed = parse_overrides(keep_text(arguments))
     for override in typed:
         _refuse(override)

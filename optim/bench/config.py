@@ -18,7 +18,7 @@ from eval.config.credentials import refuse_credentials
 from eval.config.groups import CONF
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import ConfigError
-from eval.config.typed import keep_text, refuse_removals, refuse_unknown
+from eval.config.typed import keep_text, refuse_empty, refuse_unknown
 from optim.commands import StagesRun
 
 SHORT = {
@@ -105,7 +105,7 @@ def read_arguments(arguments: Sequence[str]) -> list[Setting]:
     schema.register()
     schema.register_schema("bench", BenchRun)
     typed = keep_text([_without_short_key(argument) for argument in arguments])
-    refuse_removals(typed)
+    refuse_empty(typed)
     parsed = parse_overrides(typed)
     values = {id(override): _choices(override) for override in parsed}
     row_overrides = [override for override in parsed if _belongs_to_policy(override)]

@@ -34,6 +34,12 @@ BAD_INPUT = {
         "policy.device is no option of this policy; choose one that has it, as policy=baseline",
     ),
     "key that is removed": (["~seed"], "~seed would remove a key that is needed; give it a value: seed=..."),
+    "value without a key": (["+=3"], "'+=3' has no key; write key=value"),
+    "number for a choice": (["suite=3"], "suite must be one of libero_10, "),
+    "nothing for a choice": (["optim/vision=null"], "optim/vision must be one of compile, "),
+    "empty choice": (["suite="], "suite must be one of libero_10, "),
+    "list for one choice": (["suite=[libero_goal,libero_10]"], "suite must be one of libero_10, "),
+    "list of numbers for a choice": (["+experiment=[3]"], "experiment must be one of "),
     "group that is removed": (["~tracking"], "~tracking would remove a key that is needed; "),
     "launcher of one job": (
         ["hydra.launcher=nope"],

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from eval.config.compose import configure
-from eval.config.typed import keep_text
+from eval.config.schema import ConfigError
+from eval.config.typed import keep_text, refuse_empty
 from eval.records.run_json import read_run_json
 from eval.runners.local import LocalRunner
 
@@ -65,6 +66,12 @@ def test_all_else_is_left_to_hydra(typed: str) -> None:
 
 def test_each_value_of_a_sweep_stays_text() -> None:
     assert keep_text(["tracking.group=1e5,a,2"]) == ["tracking.group='1e5',a,'2'"]
+
+
+def test_each_choice_of_a_sweep_is_a_name() -> None:
+    refuse_empty(["suite=libero_goal,libero_10", "+experiment=[ablation,oracle_full]", "policy.args.size=3"])
+    with pytest.raises(ConfigError, match=r"^suite must be one of libero_10, .*, got libero_goal,3$"):
+        refuse_empty(["suite=libero_goal,3"])
 
 
 def test_the_home_is_meant_where_hydra_makes_the_folder(
