@@ -1,12 +1,25 @@
 """Overrides: parse them, and multiply lists: `policy=a,b denoise.steps=10,3` is four runs."""
 
+import re
+import sys
 from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
 
 from eval.config.schema import ConfigError
 from policies.text import quoted as quoted
+
+MOST_WORDS = 80  # characters that a folder's name has of what was varied
+IN_NAMES = (
+    "policy",
+    "denoise.steps",
+    "hydra",
+    "tracking",
+    "video",
+    "runner",
+)  # named already, or of one machine
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -44,3 +57,19 @@ def refuse_hydra(override: Override, command: str, instead: str) -> None:
     key = key_of(override)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{key} is not read by {command}; its folder is {instead}")
+
+
+def swept_words(overrides: Iterable[str], typed: Sequence[str] | None = None) -> str:
+    """Word for a folder's name what a sweep varies besides the policy and its steps: `_seed=7_tasks=[0]`.
+
+    Args:
+        overrides: of one job.
+        typed: the command line, this process's by default; what stands in it as it is was not varied.
+    """
+    fixed = set(sys.argv[1:] if typed is None else typed)
+    varied = [text for text in overrides if text not in fixed and not is_below(key_of(text), IN_NAMES)]
+    words = (f"_{key_of(text).rpartition('.')[2]}={text.partition('=')[2]}" for text in varied)
+    return re.sub(r"[^A-Za-z0-9_.,=\[\]-]", "-", "".join(words))[:MOST_WORDS]
+
+
+OmegaConf.register_new_resolver("swept_words", swept_words, replace=True)

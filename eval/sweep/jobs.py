@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from eval.config import schema
 from eval.config.compose import check, search_path
 from eval.config.groups import CONF, options
-from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra
+from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra, swept_words
 from eval.config.schema import ConfigError, steps_word
 from eval.config.typed import keep_text, refuse_empty
 
@@ -29,7 +29,7 @@ CHOSEN_HERE = ("resume", "shard")
 class Job:
     """One run of a sweep."""
 
-    folder: str  # in the sweep's folder: number, policy, denoise steps
+    folder: str  # in the sweep's folder: number, policy, denoise steps, and what else is varied
     overrides: tuple[str, ...]
     swept: tuple[str, ...]  # the overrides that tell it from the other jobs
 
@@ -114,5 +114,6 @@ def _job(number: int, search: Sequence[str], fixed: Sequence[str], swept: Sequen
         config = check(compose("config", [*search, *overrides]))
     except ConfigError as error:
         raise ConfigError(f"job {shlex.join(swept)}: {error}") from error
-    folder = f"{number}_{config.policy.name}_steps{steps_word(config.denoise.steps)}"
+    steps = steps_word(config.denoise.steps)
+    folder = f"{number}_{config.policy.name}_steps{steps}{swept_words(swept, typed=())}"
     return Job(folder, overrides, tuple(swept))

@@ -50,7 +50,7 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
         "error: seed must be 0 to 2**32 - 1, as NumPy's, got -1"
     ]
     runs = sorted(path.parent.name for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
-    assert runs == ["0_baseline_steps10", "2_baseline_steps10"]
+    assert runs == ["0_baseline_steps10_seed=1", "2_baseline_steps10_seed=2"]
 
 
 def test_the_first_line_names_stages_on_another_backend_than_the_policys_own(
@@ -133,7 +133,9 @@ def test_a_sweep_has_a_folder_for_each_job(tmp_path: Path, home: Path) -> None:
     done = evaluate("-m", *arguments, f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.returncode == 0, done.stderr
     folders = sorted(path.parent for path in tmp_path.glob(f"sweep/*/{RUN_FILE}"))
-    assert [folder.name for folder in folders] == ["0_oracle_steps10", "1_oracle_steps10"]
+    assert [folder.name for folder in folders] == ["0_oracle_steps10_seed=1", "1_oracle_steps10_seed=2"]
+    assert "Runs side by side (verdict at a margin of 2 points of success)" in done.stdout
+    assert f" -m eval.report {tmp_path}/sweep\n" in done.stderr
     runs = [read_run(folder) for folder in folders]
     assert [episode.seed for run in runs for episode in run.episodes] == [1, 2]
     assert all(run.run["finished"] for run in runs)

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from eval.config.groups import CONF
+from eval.config.multiply import swept_words
 from eval.config.schema import ConfigError
 from eval.sweep.jobs import experiments, read_jobs
 from policies.files import ROOT
@@ -44,21 +45,39 @@ def test_the_command_line_replaces_the_lists_of_the_experiment() -> None:
 @pytest.mark.parametrize(
     ("steps", "folder"), [("3", "0_baseline_steps3"), ("null", "0_baseline_stepsas_saved")]
 )
-def test_a_sweep_and_hydras_own_name_the_folder_of_a_job_alike(steps: str, folder: str) -> None:
+def test_a_sweep_and_hydras_own_name_the_folder_of_a_job_alike(
+    steps: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = ["checkpoint=lerobot_pi05_libero", f"denoise.steps={steps}"]
+    monkeypatch.setattr("sys.argv", ["eval", *overrides, "hydra.job.num=0"])
     [job] = read_jobs(overrides)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("config", [*overrides, "hydra.job.num=0"], return_hydra_config=True)
     assert cfg.hydra.sweep.subdir == job.folder == folder
 
 
+def test_a_folder_is_named_by_what_is_varied(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["optim/vision=eager,compile", "suite.tasks=[0,3],[1]", "protocol=smoke"]
+    folders = [job.folder for job in read_jobs(typed)]
+    assert folders[1] == "1_baseline_steps10_optim-vision=eager_tasks=[1]"
+    assert len(set(folders)) == 4
+    monkeypatch.setattr("sys.argv", ["eval", "-m", *typed])
+    job = ["optim/vision=eager", "suite.tasks=[1]", "protocol=smoke"]
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        cfg = compose("config", [*job, "hydra.job.num=1"], return_hydra_config=True)
+    assert cfg.hydra.sweep.subdir == folders[1]
+    long = swept_words(["checkpoint.path=/a/../b c"] * 9, typed=())
+    assert len(long) == 80
+    assert long.startswith("_path=-a-..-b-c_path=")
+
+
 def test_a_launchers_process_names_the_folder_before_it_runs_the_job() -> None:
     code = (
         "import eval.app.command\nfrom omegaconf import OmegaConf\n"
-        "print(OmegaConf.create({'word': '${steps_word:null}'}).word)"
+        "print(OmegaConf.create({'a': ['seed=7'], 'word': '${steps_word:null}${swept_words:${a}}'}).word)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "as_saved\n"
+    assert done.stdout == "as_saved_seed=7\n"
 
 
 def test_a_comma_within_brackets_is_one_value() -> None:
