@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from eval.serve.inference import Inference, PolicyGone
 from eval.serve.session import Session
 from policies.chunking import ActionQueue
 from policies.remote.wire import MEBIBYTE
+from policies.text import visible
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +134,10 @@ class PolicyServer:
             self._lost = self._lost or str(gone)
             await self._close(connection, str(gone))
             self.stop()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the client is told, and the others go on
             session.left = f"met an error of the server's own: {word(error)}"
-            log.exception("%s met an error of the server's own", session.name)
+            trace = visible("".join(traceback.format_exception(error)), lines=True)
+            log.error("%s met an error of the server's own:\n%s", session.name, trace)
             await self._close(connection, session.left)
         finally:
             session.left = session.left or ENDED
