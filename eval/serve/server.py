@@ -27,7 +27,7 @@ from eval.serve.doors import Client, ClientFault, Door, read, word
 from eval.serve.inference import Inference, PolicyGone
 from eval.serve.session import Session
 from policies.chunking import ActionQueue
-from policies.remote.wire import MEBIBYTE
+from policies.remote.wire import MEBIBYTE, is_quick
 from policies.text import visible
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,9 @@ class PolicyServer:
             self.say(f"{session.name} {session.left}")
 
     async def _read(self, message: str | bytes) -> Any:
+        """Unpack a message, beside the answers to others where that takes longer than to hand it over."""
+        if isinstance(message, str) or is_quick(message):
+            return read(message)
         return await asyncio.get_running_loop().run_in_executor(self._readers, read, message)
 
     async def _send(self, connection: ServerConnection, message: bytes | str) -> None:

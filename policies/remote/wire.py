@@ -121,6 +121,11 @@ def _check_counts(message: bytes) -> None:
             open_items.pop()
 
 
+def is_quick(message: bytes) -> bool:
+    """Whether `unpack` takes a few milliseconds at most: no large message, and no image to decode."""
+    return len(message) <= MEBIBYTE and b"__image__" not in message
+
+
 def _pack(value: Value, form: Any) -> bytes:
     try:
         packed = msgpack.packb(value, default=form)

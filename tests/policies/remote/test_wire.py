@@ -16,7 +16,7 @@ from PIL import Image
 
 from policies.files import ROOT
 from policies.remote.fields import spell
-from policies.remote.wire import WireError, pack_openpi, pack_vla_eval, unpack
+from policies.remote.wire import WireError, is_quick, pack_openpi, pack_vla_eval, unpack
 
 ARRAYS = [
     np.arange(12, dtype=np.float64).reshape(3, 4),
@@ -143,6 +143,14 @@ def test_vla_evals_images_come_back(channels: int) -> None:
     np.testing.assert_array_equal(unpack(msgpack.packb(raw)), levels)
     png = image("png", encoded(levels.squeeze(), "png"), (5, 6, channels))
     np.testing.assert_array_equal(unpack(png), levels)
+
+
+def test_what_may_take_long_is_told_by_its_bytes() -> None:
+    frames = {name: np.zeros((256, 256, 3), np.uint8) for name in ("a", "b")}
+    assert is_quick(pack_openpi(frames))
+    assert is_quick(pack_vla_eval(frames))
+    assert not is_quick(pack_openpi({**frames, "c": np.zeros((1024, 1024, 3), np.uint8)}))
+    assert not is_quick(msgpack.packb([0, {"deep": {"__image__": True, "format": "png"}}]))
 
 
 def test_a_jpeg_is_read_as_pillow_reads_it() -> None:
