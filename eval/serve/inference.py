@@ -33,6 +33,7 @@ class Inference:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._work: set[Future[Any]] = set()
+        self._ended = False
 
     @property
     def is_idle(self) -> bool:
@@ -62,13 +63,16 @@ class Inference:
 
     def end(self) -> None:
         """Take no more work; what is being computed goes on."""
+        self._ended = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _do(self, work: Callable[[], T]) -> T:
         try:
             future = self._thread.submit(work)
-        except RuntimeError as error:
-            raise PolicyGone("the server ends") from error
+        except RuntimeError as error:  # after the end, or where the system gives no thread
+            raise PolicyGone(
+                "the server ends" if self._ended else f"the policy cannot run: {error}"
+            ) from error
         self._work.add(future)
         future.add_done_callback(self._work.discard)
         return await asyncio.wrap_future(future)

@@ -1,5 +1,6 @@
 """One client takes neither the others' time nor all of the console; the server names faults of its own."""
 
+import asyncio
 import threading
 from typing import Any
 
@@ -8,12 +9,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from eval.serve import doors
+from eval.serve.inference import Inference, PolicyGone
 from eval.serve.server import MAX_CLIENT_NOTES
 from policies.remote.fields import MAX_UNREAD
 from policies.remote.wire import pack_openpi, unpack
 from tests.eval.serve import test_vla_eval
 from tests.eval.serve.served import EchoPolicy, VlaEvalClient, serving
 from tests.eval.serve.test_openpi import ask, observation, wait_for
+from tests.policies.remote.servers import request
 
 
 def test_a_message_that_takes_long_to_read_holds_no_other_client_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +93,23 @@ def test_an_error_of_the_servers_own_is_told_as_that(caplog: pytest.LogCaptureFi
     assert (closed.value.rcvd.code, closed.value.rcvd.reason[:30]) == (1011, "met an error of the server's o")
     assert "the server ends" not in line
     assert "Traceback" in caplog.text
+
+
+def test_a_policy_that_gets_no_thread_is_not_told_as_the_servers_end() -> None:
+    async def ask(inference: Inference) -> None:
+        await inference.infer(request())
+
+    def no_thread(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    inference = Inference()
+    inference._thread.submit = no_thread  # type: ignore[method-assign]
+    with pytest.raises(PolicyGone, match=r"^the policy cannot run: can't start new thread$"):
+        asyncio.run(ask(inference))
+    ended = Inference()
+    ended.end()
+    with pytest.raises(PolicyGone, match=r"^the server ends$"):
+        asyncio.run(ask(ended))
 
 
 def test_a_goodbye_of_several_lines_is_one() -> None:
