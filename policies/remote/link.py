@@ -51,7 +51,8 @@ class _Straight(ClientConnection):
             super().handshake(*args, **keywords)
         except InvalidStatus as error:
             if 300 <= error.response.status_code < 400:
-                raise Redirected(error.response.headers.get("Location", "nowhere")) from error
+                places = error.response.headers.get_all("Location")
+                raise Redirected(" and ".join(places) or "nowhere") from error
             raise
 
 

@@ -229,8 +229,9 @@ def check_url(url: str) -> None:
     """Raise ValueError for what is no ws://HOST:PORT, and for a place in it that could hold a secret."""
     try:
         parts = urlsplit(url)
-        port, host = parts.port, parts.hostname
-    except ValueError as error:  # a port that is none
+        port, host = parts.port, parts.hostname or ""
+        host.encode("idna")
+    except ValueError as error:  # a port, or a host, that is none
         raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}: {error}") from error
     if "@" in parts.netloc or parts.query:
         raise ValueError(
@@ -242,12 +243,14 @@ def check_url(url: str) -> None:
 
 
 def read_key(variable: str | None) -> str | None:
-    """Read a key from the environment; ValueError where the variable is not set."""
+    """Read a key from the environment; ValueError where the variable is not set, or holds no key."""
     if variable is None:
         return None
     key = os.environ.get(variable)
     if not key:
         raise ValueError(f"policy.api_key_env={variable} is not set; export it, or leave the key out")
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"policy.api_key_env={variable} must hold a key of printable ASCII; set it again")
     return key
 
 

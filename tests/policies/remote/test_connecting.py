@@ -78,11 +78,19 @@ def test_a_server_that_sends_its_clients_on_is_not_followed(status: int, place: 
     assert came == ["/"]
 
 
-def test_a_server_that_sends_its_clients_nowhere_is_one_line() -> None:
-    options = {"process_request": lambda connection, _: connection.respond(302, "")}
+@pytest.mark.parametrize(("places", "says"), [([], "nowhere"), (["/a", "ws://b"], "/a and ws://b")])
+def test_a_server_that_sends_its_clients_nowhere_or_to_two_places_is_one_line(
+    places: list[str], says: str
+) -> None:
+    def process_request(connection: ServerConnection, _: Any) -> Any:
+        response = connection.respond(302, "")
+        for place in places:
+            response.headers["Location"] = place  # which adds one
+        return response
+
     with (
-        serving(answering({}), **options) as url,
-        pytest.raises(RemoteError, match="sends its clients on to 'nowhere'"),
+        serving(answering({}), process_request=process_request) as url,
+        pytest.raises(RemoteError, match=f"sends its clients on to '{says}'"),
     ):
         remote(url)
 
@@ -123,6 +131,11 @@ def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> 
     with serving(answering({}), process_request=process_request) as url:
         remote(url, api_key_env="KEY_OF_A_TEST")
     assert seen == ["Api-Key secret"]
+    for broken in ("two\nlines", "schlüssel"):
+        monkeypatch.setenv("KEY_OF_A_TEST", broken)
+        with pytest.raises(ValueError, match=r"KEY_OF_A_TEST must hold a key of printable ASCII") as refused:
+            remote("ws://127.0.0.1:1", api_key_env="KEY_OF_A_TEST")
+        assert broken not in str(refused.value)
     monkeypatch.delenv("KEY_OF_A_TEST")
     with pytest.raises(ValueError, match=r"policy.api_key_env=KEY_OF_A_TEST is not set"):
         remote("ws://127.0.0.1:1", api_key_env="KEY_OF_A_TEST")

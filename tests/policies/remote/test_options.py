@@ -18,6 +18,8 @@ from policies.remote import RemotePolicy
         ({"url": "ws://x:0"}, "policy.url must be ws://HOST:PORT, got 'ws://x:0'"),
         ({"url": "ws://:8000"}, "policy.url must be ws://HOST:PORT, got 'ws://:8000'"),
         ({"url": "ws://x:8000#y"}, "policy.url must be ws://HOST:PORT, got"),
+        ({"url": f"ws://{'x' * 100}:1"}, "policy.url must be ws://HOST:PORT, got"),
+        ({"url": "ws://a..b:1"}, "policy.url must be ws://HOST:PORT, got"),
         ({"url": "ws://[::1"}, "policy.url must be ws://HOST:PORT, got"),
         ({"url": "ws://x\n:8000"}, "policy.url must be ws://HOST:PORT, got"),
         ({"label": " "}, "policy.label must say which weights are served"),
