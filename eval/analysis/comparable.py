@@ -14,7 +14,7 @@ Pair = tuple[EpisodeRecord, EpisodeRecord]
 Names = tuple[str, str]
 """What messages call the first run of a comparison, and the second."""
 
-CLOCK = ("latency_ms", "latency_from", "latency_policy", "speed")
+CLOCK = ("latency_ms", "latency_from", "latency_policy", "speed", "beta", "jacobian")
 BENCHMARK: Mapping[str, tuple[str, ...]] = {
     "task definitions": ("simulator", "bddl_sha256"),
     "initial states": ("simulator", "init_states_sha256"),

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -82,6 +82,8 @@ class ClockSummary:
         delay: d, on average; robot_s: median of the successes, None where there are none; held_steps, age
             and seam: means of the episodes' own.
         reproducible: whether an episode is a function of its key: the latency was not the run's own.
+        latency_mean_ms: that inferences were charged; None where records do not say it.
+        guidance: of new chunks towards old ones, in words; None where there was none.
     """
 
     mode: str
@@ -94,6 +96,8 @@ class ClockSummary:
     seam: float | None
     reproducible: bool
 
+    latency_mean_ms: float | None
+    guidance: str | None
 
 @dataclass(frozen=True)
 class StageEngagement:
@@ -287,9 +291,21 @@ def _latency_source(source: str | None, policy: str | None, latency_ms: Any) -> 
     if source is not None:
         return f"of {policy or 'its policy'} in {source}"
     return f"{latency_ms:g} ms" if isinstance(latency_ms, int | float) else f"{latency_ms or 'unknown'}"
+        latency_mean_ms=_latency_mean_ms([clock for _, clock in finished], latency_ms),
+        guidance=_guidance(config.get("beta"), config.get("jacobian")),
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
+def _guidance(beta: Any, jacobian: Any) -> str | None:
+    return f"beta {beta:g}, {jacobian}" if isinstance(beta, int | float) else None
+
+
+def _latency_mean_ms(clocks: Sequence[ClockRecord], latency_ms: Any) -> float | None:
+    if isinstance(latency_ms, int | float):  # older episodes do not say it, but were all charged this
+        return float(latency_ms)
+    return _mean(clock.latency_mean_ms for clock in clocks)
+
+
     given = [value for value in values if value is not None]
     return math.fsum(given) / len(given) if given else None
 

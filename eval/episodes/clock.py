@@ -186,6 +186,7 @@ class Statistics:
     ages: list[int] = field(default_factory=list)  # of the executed actions
     seams: list[float] = field(default_factory=list)  # largest change of a motion channel where chunks meet
     delays: list[int] = field(default_factory=list)  # d of each inference
+    latencies_ms: list[float] = field(default_factory=list)  # that each was charged
 
     def count(self, step: "Step") -> None:
         """Count a step that is executed."""
@@ -207,6 +208,7 @@ class Statistics:
             age_max=max(self.ages, default=None),
             seam_mean=_mean(self.seams),
             seam_max=max(self.seams, default=None),
+            latency_mean_ms=_mean(self.latencies_ms),
         )
 
 
@@ -292,6 +294,7 @@ class Playback:
                 steps = [*self._go_on(delay), *self._begin(actions_HJ, delay, s, 0)]
         if clock.charges:
             self.statistics.delays.append(delay)
+            self.statistics.latencies_ms.append(latency_ms)
         return steps
 
     def _hold(self, count: int) -> list[Step]:

@@ -33,7 +33,7 @@ class RecordingPolicy:
         environment makes new images each time.
 
     Raises:
-        ValueError: `count` is not positive, or the policy sees no images.
+        ValueError: `count` is not positive, or the policy sees no images or is guided towards old chunks.
     """
 
     def __init__(self, policy: Policy, count: int) -> None:
@@ -41,6 +41,8 @@ class RecordingPolicy:
             raise ValueError(f"record_observations must be >= 1 to record some, got {count}")
         if not policy.cameras:
             raise ValueError(f"record_observations must be 0 with policy {policy.name}, which sees no images")
+        if policy.provenance().get("guidance"):
+            raise ValueError("record_observations must be 0 with clock=rtc: a recording keeps no old chunks")
         self.policy = policy
         self.count = count
         self.name = policy.name

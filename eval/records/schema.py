@@ -38,6 +38,7 @@ class ClockRecord:
         held_steps: steps in which the robot waited for its first, or for the next, action.
         age: of the executed actions, in steps since the observation that they answer.
         seam: largest change of a motion channel where two chunks meet, in the simulator's units.
+        latency_mean_ms: that inferences were charged; None in older records too.
     """
 
     __pydantic_config__ = STRICT
@@ -52,6 +53,7 @@ class ClockRecord:
     age_max: Count | None
     seam_mean: Quantity | None
     seam_max: Quantity | None
+    latency_mean_ms: Quantity | None = None
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def _clock(clock: ClockSummary) -> str:
     delay = "" if clock.delay is None else f", d = {clock.delay:.1f}"
     items = {
         "clock": f"{clock.mode}, latency {clock.latency}{speed}{delay}",
+        "guided": clock.guidance,
         "robot time to success": None if clock.robot_s is None else f"{clock.robot_s:.1f} s (median)",
         "held": f"{clock.held_steps:.1f} steps an episode",
         "age of actions": None if clock.age is None else f"{clock.age:.1f} steps",

@@ -140,7 +140,9 @@ class ArithmeticPolicy:
             raise FloatingPointError("actions are not finite")
         noise_HJ = action_noise(request.episode, request.call, 4, 7).astype(np.float64)
         actions_HJ = np.tanh(noise_HJ + request.observation.state[0])
-        return ActionChunk(actions_HJ, {"vision": 1.0}, {"vision": "eager"})
+        if (guidance := request.guidance) is not None:
+            actions_HJ += 0.5 * guidance.weights_H[:, None] * (guidance.old_HA - actions_HJ)
+        return ActionChunk(actions_HJ, {"vision": 1.0}, {"vision": "eager"}, actions_HJ.astype(np.float32))
 
     def provenance(self) -> dict[str, Any]:
         return {"checkpoint": "arithmetic", "weights_sha256": "0" * 64}

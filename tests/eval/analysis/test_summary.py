@@ -240,7 +240,7 @@ def test_what_the_clock_did_is_summed_up_over_finished_episodes(
     make_episode: Episode, run_json: dict[str, Any], config: dict[str, Any], says: str, reproducible: bool
 ) -> None:
     def clock(robot_s: float, held: int, age: float | None) -> ClockRecord:
-        return ClockRecord("async", 2.0, robot_s, held, 4.0, 4, age, 9, 0.25, 1.0)
+        return ClockRecord("async", 2.0, robot_s, held, 4.0, 4, age, 9, 0.25, 1.0, 198.0 + held)
 
     episodes = (
         make_episode(episode=0, clock=clock(3.0, 4, 5.0)),
@@ -253,11 +253,31 @@ def test_what_the_clock_did_is_summed_up_over_finished_episodes(
     assert summary is not None
     assert (summary.mode, summary.speed, summary.latency) == ("async", 2.0, says)
     assert (summary.robot_s, summary.held_steps, summary.age, summary.seam) == (4.0, 6.0, 6.0, 0.25)
+    assert summary.latency_mean_ms == (200.0 if config.get("latency_ms") == 200 else 204.0)
+    assert summary.guidance is None
     assert summary.reproducible is reproducible
     text = StringIO()
     Console(file=text, width=400).print(render(summarise(run)))
     assert f"clock: async, latency {says}, speed 2, d = 4.0 | robot time to success: 4.0 s" in text.getvalue()
     assert ("not reproducible" in text.getvalue()) is not reproducible
+
+
+def test_a_guided_clock_and_what_older_records_were_charged_are_named(
+    make_episode: Episode, run_json: dict[str, Any]
+) -> None:
+    clock = ClockRecord("rtc", 1.0, 3.0, 4, 4.0, 4, 6.0, 9, 0.25, 1.0)
+    config = {"clock": {"name": "rtc", "latency_ms": 184, "beta": 2.5, "jacobian": "exact"}}
+    run = Run({**run_json, "config": config}, (make_episode(clock=clock),), ())
+    summary = summarise(run).clock
+    assert summary is not None
+    assert (summary.guidance, summary.latency_mean_ms) == ("beta 2.5, exact", 184.0)
+    text = StringIO()
+    Console(file=text, width=400).print(render(summarise(run)))
+    assert "clock: rtc, latency 184 ms, d = 4.0 | guided: beta 2.5, exact" in text.getvalue()
+    config = {"clock": {"name": "rtc"}}
+    untold = summarise(Run({**run_json, "config": config}, (make_episode(clock=clock),), ()))
+    assert untold.clock is not None
+    assert (untold.clock.latency_mean_ms, untold.clock.guidance) == (None, None)
 
 
 def test_a_run_whose_time_stood_still_has_no_clock(make_episode: Episode, run_json: dict[str, Any]) -> None:

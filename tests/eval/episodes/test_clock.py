@@ -132,6 +132,7 @@ def test_what_happened_is_counted() -> None:
     assert (record.mode, record.robot_s, record.held_steps) == ("async", 15 * 0.025, 2)
     assert (record.delay_mean, record.delay_max, record.age_max) == (2.0, 2, 6)
     assert record.seam_max == 98.0
+    assert record.latency_mean_ms == PERIOD_MS
     assert json.loads(to_json(record, "record"))["age_mean"] == sum(statistics.ages) / 13
 
 

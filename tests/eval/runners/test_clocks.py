@@ -12,12 +12,13 @@ from eval.episodes.clock import Clock, Drawn, Fixed, Measured
 from eval.episodes.rollout import Rollout, run_episode
 from eval.records.reader import Run
 from eval.runners.recorder import RunFailed
-from policies.base import ActionChunk, EpisodeKey
+from policies.base import ActionChunk, EpisodeKey, GuideOptions
 from tests.eval.fake_run import plan_of, results, run
 from tests.eval.fakes import ArithmeticEnv, ArithmeticPolicy, tasks
 
 ASYNC = Clock("async", Fixed(30.0))  # d = 1: the policy's chunks have 4 actions, of which it replans after 3
 WAIT = Clock("wait", Fixed(130.0))
+RTC = Clock("rtc", Fixed(30.0), guide=GuideOptions(5.0))
 DRAWN = Clock("wait", Drawn((20.0, 70.0, 130.0, 49.9)))
 
 
@@ -28,7 +29,7 @@ def all_results(recorded: Run) -> dict[Any, Any]:
     return {"episodes": results(recorded), "clocks": clocks, "charged": charged}
 
 
-@pytest.mark.parametrize("clock", [ASYNC, WAIT, DRAWN], ids=["async", "wait", "drawn"])
+@pytest.mark.parametrize("clock", [ASYNC, WAIT, DRAWN, RTC], ids=["async", "wait", "drawn", "rtc"])
 def test_order_and_resume_change_nothing(clock: Clock, tmp_path: Path) -> None:
     whole = all_results(run(tmp_path / "whole", plan_of(clock=clock)))
     assert whole["episodes"] != results(run(tmp_path / "free"))
@@ -44,10 +45,27 @@ def test_order_and_resume_change_nothing(clock: Clock, tmp_path: Path) -> None:
     assert all_results(run(cut, plan_of(clock=clock))) == whole
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
-    whole = all_results(run(tmp_path / "local", plan_of(clock=ASYNC)))
-    assert all_results(run(tmp_path / "ray", plan_of(clock=ASYNC), "ray", workers=workers)) == whole
+@pytest.mark.parametrize(
+    ("clock", "options"),
+    [
+        (ASYNC, {"workers": 1}),
+        (ASYNC, {"workers": 4}),
+        (RTC, {"workers": 4, "max_batch": 4, "max_wait_ms": 20.0}),  # first and later calls in one batch
+    ],
+    ids=["async, 1 worker", "async, 4 workers", "rtc, 4 workers in batches"],
+)
+def test_workers_change_nothing(clock: Clock, options: dict[str, Any], tmp_path: Path) -> None:
+    whole = all_results(run(tmp_path / "local", plan_of(clock=clock)))
+    recorded = run(tmp_path / "ray", plan_of(clock=clock), "ray", **options)
+    assert all_results(recorded) == whole
+    if "max_batch" in options:
+        assert max(inference.batch for inference in recorded.inferences) > 1
+
+
+def test_guidance_changes_what_is_executed_(tmp_path: Path) -> None:
+    free, guided = (run(tmp_path / clock.mode, plan_of(clock=clock)) for clock in (ASYNC, RTC))
+    assert results(free) != results(guided)
+    assert all(episode.clock is not None and episode.clock.mode == "rtc" for episode in guided.episodes)
 
 
 @pytest.mark.parametrize("mode", ["wait", "async"])
