@@ -11,7 +11,7 @@ from eval.analysis.latency import LatencyStats, latency_stats
 from eval.analysis.statistics import wilson
 from eval.config.groups import policy_label
 from eval.records.reader import Run
-from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
 from eval.records.trees import joint_id
 from policies.text import pluralize
 
@@ -81,9 +81,9 @@ class ClockSummary:
     Attributes:
         delay: d, on average; robot_s: median of the successes, None where there are none; held_steps, age
             and seam: means of the episodes' own.
-        reproducible: whether an episode is a function of its key: the latency was not the run's own.
         latency_mean_ms: that inferences were charged; None where records do not say it.
         guidance: of new chunks towards old ones, in words; None where there was none.
+        reproducible: whether an episode is a function of its key: the latency was not the run's own.
     """
 
     mode: str
@@ -95,9 +95,9 @@ class ClockSummary:
     age: float | None
     seam: float | None
     reproducible: bool
-
     latency_mean_ms: float | None
     guidance: str | None
+
 
 @dataclass(frozen=True)
 class StageEngagement:
@@ -284,18 +284,11 @@ def clock_summary(run: Run) -> ClockSummary | None:
         age=_mean(clock.age_mean for _, clock in finished),
         seam=_mean(clock.seam_mean for _, clock in finished),
         reproducible=latency_ms != "measured",
+        latency_mean_ms=_latency_mean_ms([clock for _, clock in finished], latency_ms),
+        guidance=_guidance(config.get("beta"), config.get("jacobian")),
     )
 
 
-def _latency_source(source: str | None, policy: str | None, latency_ms: Any) -> str:
-    if source is not None:
-        return f"of {policy or 'its policy'} in {source}"
-    return f"{latency_ms:g} ms" if isinstance(latency_ms, int | float) else f"{latency_ms or 'unknown'}"
-        latency_mean_ms=_latency_mean_ms([clock for _, clock in finished], latency_ms),
-        guidance=_guidance(config.get("beta"), config.get("jacobian")),
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
 def _guidance(beta: Any, jacobian: Any) -> str | None:
     return f"beta {beta:g}, {jacobian}" if isinstance(beta, int | float) else None
 
@@ -306,6 +299,13 @@ def _latency_mean_ms(clocks: Sequence[ClockRecord], latency_ms: Any) -> float | 
     return _mean(clock.latency_mean_ms for clock in clocks)
 
 
+def _latency_source(source: str | None, policy: str | None, latency_ms: Any) -> str:
+    if source is not None:
+        return f"of {policy or 'its policy'} in {source}"
+    return f"{latency_ms:g} ms" if isinstance(latency_ms, int | float) else f"{latency_ms or 'unknown'}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
     given = [value for value in values if value is not None]
     return math.fsum(given) / len(given) if given else None
 
