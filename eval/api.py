@@ -35,7 +35,7 @@ from eval.analysis.summary import SuccessRate, Summary, summarise
 from eval.app.session import Origin, prepare
 from eval.config.compose import check, compose_run, own_hydra, plain
 from eval.config.errors import one_line
-from eval.config.multiply import is_below, key_of, quoted
+from eval.config.multiply import is_below, key_of
 from eval.config.schema import Config, ConfigError
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
@@ -60,6 +60,7 @@ from eval.specs.gpu import current_gpu, own_gpu
 from eval.tracking.base import NullTracker
 from policies.base import ActionChunk, EpisodeKey, Policy, Request
 from policies.files import write_atomic
+from policies.text import quoted
 
 INSTEAD = {  # of keys that `evaluate` does not read
     "suite": "give suite=NAME as a keyword, and suite.max_steps or suite.tasks as an override",

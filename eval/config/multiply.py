@@ -9,7 +9,6 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from eval.config.schema import ConfigError
-from policies.text import quoted as quoted
 
 MOST_WORDS = 80  # characters that a folder's name has of what was varied
 IN_NAMES = (

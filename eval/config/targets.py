@@ -35,7 +35,7 @@ def repeatable(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     keys = {key_of(text) for text in typed}
     kept = []
     for text in recorded:
-        if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING:
+        if says_tracking(text):
             continue
         try:
             refuse_lookups([text])
@@ -52,13 +52,14 @@ def is_guarded(key: str) -> bool:
     return bool(OF_INSTANTIATE.fullmatch(_name(key))) or key in OUTSIDE
 
 
+def says_tracking(override: str) -> bool:
+    """Whether an override says where a mirror goes, or how; that there is none says neither."""
+    return is_below(key_of(override), [TRACKING]) and override != NO_TRACKING
+
+
 def typed_again(overrides: Iterable[str]) -> list[str]:
     """List the overrides that must be typed again when a run or a sweep is resumed."""
-    return [
-        text
-        for text in dict.fromkeys(overrides)
-        if is_guarded(key_of(text)) or (is_below(key_of(text), [TRACKING]) and text != NO_TRACKING)
-    ]
+    return [text for text in dict.fromkeys(overrides) if is_guarded(key_of(text)) or says_tracking(text)]
 
 
 def choice_of_policy(overrides: Sequence[str], again: Iterable[str]) -> list[str]:
@@ -73,7 +74,7 @@ def choice_of_policy(overrides: Sequence[str], again: Iterable[str]) -> list[str
 
 def recorded_tracking(recorded: Sequence[str]) -> list[str]:
     """List the overrides that `repeatable` leaves out because this command line says where a mirror goes."""
-    return [text for text in recorded if is_below(key_of(text), [TRACKING]) and text != NO_TRACKING]
+    return [text for text in recorded if says_tracking(text)]
 
 
 def refuse_recorded_targets(cfg: DictConfig, overrides: Sequence[str], folders: Iterable[Path] = ()) -> None:

@@ -9,7 +9,14 @@ from typing import Any, Self
 from eval.episodes.plan import Plan
 from eval.records.reader import Run, read_run
 from eval.records.repair import repair
-from eval.records.resume import Changed, finished_episodes, origin_changes, refuse_changed
+from eval.records.resume import (
+    Changed,
+    finished_episodes,
+    origin_changes,
+    planned_episodes,
+    refuse_changed,
+)
+from eval.records.run_json import RUN_FILE
 from eval.records.writer import RunWriter
 from policies.base import EpisodeKey
 
@@ -46,6 +53,10 @@ class ResumedRun:
         foreign = plan.foreign(self.run.episodes)
         if foreign:
             raise Changed(f"{folder} holds {len(foreign)} episodes of another plan: {foreign[0]}")
+        if "episodes" in self.run.run and planned_episodes(self.run.run) != set(plan.episodes.keys()):
+            raise Changed(
+                f"episodes in {folder / RUN_FILE} are others than its config plans; start a new run"
+            )
         return replace(plan, done=self.done)
 
     def describe(self, now: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.app.jobs.run import has_finished
 from eval.app.jobs.typed import Typed
-from eval.config.multiply import is_below, key_of, parse_overrides, quoted, refuse_hydra
+from eval.config.multiply import is_below, key_of, parse_overrides, refuse_hydra
 from eval.config.schema import ConfigError
 from eval.published.fetch import Refused
 from eval.published.targets import SUITES, Target
@@ -17,7 +17,7 @@ from eval.records.resume import FREE
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_jobs_to_run
 from eval.render.console import print_info
 from eval.specs.choose import checked_spec
-from policies.text import shorten
+from policies.text import quoted, shorten
 
 CHOSEN_BY = {
     "suite": "--suites",

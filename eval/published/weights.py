@@ -3,13 +3,13 @@
 import importlib.util
 from pathlib import Path
 
-from eval.config.multiply import quoted
 from eval.published.fetch import Listing, Refused, list_wanted
 from eval.published.sources import Source, Unavailable, open_source
 from eval.published.targets import OTHER_SIZES, TOKENIZER_ABOUT, TOKENIZER_NAMES, TOKENIZER_URL, Target
 from eval.render.console import print_info
 from policies.pi05.checkpoint_files import read_config
 from policies.pi05.lerobot_settings import read_lerobot_folder
+from policies.text import quoted
 
 CONVERTED = "checkpoint"  # folder of converted weights
 TOKENIZER_RECORD = "tokenizer_source.json"

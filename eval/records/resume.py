@@ -62,9 +62,11 @@ def recorded(folder: Path) -> dict[str, Any]:
         ) from None
     if "episodes" not in run:
         raise ValueError(f"{path} does not say which episodes were planned; start a new run")
-    origin = run.get("provenance") or {}
+    origin = run.get("provenance")
     lacking = [key for key in ("config", "policy", "overrides", "provenance") if run.get(key) is None]
-    lacking += [f"provenance.{key}" for key in ("git", "packages") if origin and key not in origin]
+    lacking += [
+        f"provenance.{key}" for key in ("git", "packages") if origin is not None and key not in origin
+    ]
     if lacking:
         raise DamagedRecords(path, f" lacks {shorten(lacking)}; start a new run")
     return run
@@ -85,8 +87,14 @@ def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
         records = read_run(folder)
     except ValueError:
         return None  # damaged since: `reopen` repairs it or says what is wrong
-    planned = {key for part in run["episodes"] for key in Episodes.from_dict(part).keys()}  # noqa: SIM118  no mapping
+    planned = planned_episodes(run)
     return records if planned <= finished_episodes(records) else None
+
+
+def planned_episodes(run: Mapping[str, Any]) -> frozenset[EpisodeKey]:
+    """Episodes that run.json has as planned."""
+    parts = [Episodes.from_dict(part) for part in run["episodes"]]
+    return frozenset(key for part in parts for key in part.keys())  # noqa: SIM118  no mapping
 
 
 def finished_episodes(run: Run) -> frozenset[EpisodeKey]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.app.jobs.typed import NOTHING, Typed
 from eval.config.compose import configure
-from eval.config.multiply import is_below, key_of, quoted
+from eval.config.multiply import is_below, key_of
 from eval.config.schema import RAY_ONLY, Config, TrackingConfig
 from eval.config.targets import NO_TRACKING, TRACKING, choice_of_policy
 from eval.episodes.signals import at_once
@@ -22,7 +22,7 @@ from eval.records.run_json import RUN_FILE, read_run_json
 from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info
 from policies.files import IS_CHECKOUT, ROOT, plain_opener, refuse_links
-from policies.text import shorten, visible
+from policies.text import quoted, shorten, visible
 
 MOST_LOG = 2**20  # bytes of a log's end in which its last error is looked for
 PATIENCE_S = 60  # for a job that was interrupted to write its summary

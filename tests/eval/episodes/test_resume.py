@@ -210,6 +210,23 @@ def test_other_weights_or_another_simulator_are_refused(tmp_path: Path) -> None:
             earlier.rest_of(plan_of(shard="1/3"), same, {"gl": "none"})
 
 
+@pytest.mark.parametrize("planned", [[], [{"tasks": []}], [{"count": 2}], [{"seed": 8}]])
+def test_a_plan_that_is_not_that_of_the_configuration_is_refused(
+    planned: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / RUN_FILE
+    written = json.loads(path.read_text())
+    written["episodes"] = [{**written["episodes"][0], **changes} for changes in planned]
+    path.write_text(json.dumps(written))
+    same: dict[str, Any] = {"checkpoint": "arithmetic", "weights_sha256": "0" * 64}
+    with (
+        reopen(tmp_path / "run") as earlier,
+        pytest.raises(Changed, match="are others than its config plans"),
+    ):
+        earlier.rest_of(plan_of(), same, {"gl": "none"})
+
+
 def test_a_run_that_cannot_be_continued_says_why(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no records"):
         recorded(tmp_path)
@@ -218,6 +235,10 @@ def test_a_run_that_cannot_be_continued_says_why(tmp_path: Path) -> None:
         recorded(tmp_path / "begun")
     (tmp_path / "begun" / RUN_FILE).write_text("{}")
     with pytest.raises(ValueError, match="does not say which episodes were planned"):
+        recorded(tmp_path / "begun")
+    bare = {"episodes": [], "config": {}, "policy": {}, "overrides": [], "provenance": {}}
+    (tmp_path / "begun" / RUN_FILE).write_text(json.dumps(bare))
+    with pytest.raises(ValueError, match=r"lacks provenance\.git, provenance\.packages; start a new run"):
         recorded(tmp_path / "begun")
     with pytest.raises(ValueError, match=r"joins other runs \(a, b\); go on with those"):
         refuse_joined(tmp_path, {"parts": [{"folder": "a"}, {"folder": "b"}]})
