@@ -175,7 +175,7 @@ def test_yaml_of_ones_own_is_composed_checked_and_handed_to_each_job(
     assert sweep(["--resume", str(folder), *flags], interrupted) == 130
     assert [arguments[:2] for arguments in seen] == [flags, flags]
     assert sweep(["--resume", str(folder)], interrupted) == 1
-    assert "policy must be one of " in capsys.readouterr().err
+    assert "eval.sweep take --config-dir FOLDER, with the folder that has it" in capsys.readouterr().err
     assert sweep(["policy=mine", "--config-dir", str(tmp_path / "nowhere")], interrupted) == 1
     assert f"--config-dir: no folder '{tmp_path / 'nowhere'}'" in capsys.readouterr().err
 
