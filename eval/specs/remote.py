@@ -30,7 +30,7 @@ class RemoteSpec(PolicySpec):
             )
 
     def build(self, config: Config, capture: Capture, max_batch: int = 1) -> BuiltPolicy:
-        """Connect; RemoteError, an OSError, where no server answers; ConfigError for metadata without end."""
+        """Connect; RemoteError, an OSError, where no server answers, ConfigError for what no run records."""
         from policies.remote import RemotePolicy
 
         policy = RemotePolicy(name=config.policy.name, **remote_options(config))

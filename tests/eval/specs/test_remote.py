@@ -26,6 +26,18 @@ def test_it_connects_and_acts() -> None:
     assert chunk.actions_HJ.tolist() == ACTIONS.tolist()
 
 
+def test_what_no_run_can_record_is_an_error_of_the_start() -> None:
+    """Hashes as long as a book, from a server that says it is ours."""
+    own = {"server": "libero-vla-eval", "cameras": [], "image_size": None, "replan_steps": 5}
+    metadata = {**own, "policy": {"weights_sha256": "a" * 2000}}
+    with serving(answering({"actions": ACTIONS}, metadata)) as url:
+        remote = config(url=url)
+        with pytest.raises(
+            ConfigError, match=r"^provenance\(\) of policy=remote cannot be recorded: weights_sha"
+        ):
+            checked_spec(remote, []).build(remote, capture=lambda policy: [])
+
+
 def test_nobody_there_is_an_error_of_the_start() -> None:
     remote = config("policy.connect_timeout_s=0.1")
     with pytest.raises(RemoteError, match=r"did not open a connection"):
