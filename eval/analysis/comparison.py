@@ -8,8 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eval.analysis.comparable import BASE_AND_NEW, Names, NotComparable, Pair, differing, refuse
+from eval.analysis.comparable import (
+    BASE_AND_NEW,
+    Names,
+    NotComparable,
+    Pair,
+    cluster_of,
+    differing,
+    pair_key,
+    refuse,
+)
 from eval.analysis.latency import ENOUGH_EPISODES
+from eval.analysis.sequential import Sequential, read_runs
 from eval.analysis.statistics import (
     Interval,
     PairedCounts,
@@ -34,6 +44,7 @@ from eval.analysis.summary import (
 )
 from eval.records.reader import Run
 from eval.records.schema import HOST_TO_HOST, EpisodeRecord, InferenceRecord
+from eval.sim.plus import level_of
 from policies.base import EpisodeKey
 from policies.text import pluralize
 
@@ -93,13 +104,16 @@ class Comparison:
 
     Attributes:
         margin: the loss of success that is accepted, in percentage points.
+        tasks: by task; LIBERO-Plus's by base task, whose pairs share a scene and an initial state.
+        levels: by LIBERO-Plus's label of difficulty; empty for other suites.
         lost, won: episodes in which BASE alone, or NEW alone, succeeded.
         mcnemar_p: exact, two-sided.
         newcombe: of the difference, episodes drawn from these tasks; by_task: tasks drawn again, None with
             one task or where no episode differs.
         if_errors_count: Newcombe's, had NEW failed and BASE succeeded wherever one of them raised; None
             without such episodes.
-        verdict: at the margin, from all the limits above.
+        verdict: at the margin, from all the limits above, for a number of pairs that was fixed beforehand.
+        sequential: the test that may be read at any time; None where nobody asked and NEW ran to its end.
         smallest_difference: the smallest that McNemar's test could show with so many pairs, a fraction; None
             if none.
         smallest_margin: what so many pairs could show non-inferiority above, if all agreed, a fraction.
@@ -117,6 +131,7 @@ class Comparison:
     left_out: LeftOut
     counts: PairedCounts
     tasks: tuple[TaskPairs, ...]
+    levels: Mapping[int, PairedCounts]
     lost: tuple[str, ...]
     won: tuple[str, ...]
     difference: float
@@ -125,6 +140,7 @@ class Comparison:
     if_errors_count: Interval | None
     mcnemar_p: float
     verdict: Verdict
+    sequential: Sequential | None
     smallest_difference: float | None
     smallest_margin: float
     episodes_needed: int
@@ -145,19 +161,27 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether NEW may take BASE's place: not inferior, and engaged."""
-        return self.verdict == "non-inferior" and self.engaged
+        """Whether NEW may take BASE's place: not inferior, and engaged.
+
+        Where NEW was stopped by its outcome, the sequential test says it.
+        """
+        was_stopped = self.sequential is not None and self.sequential.stopped
+        shown = self.sequential.decision if self.sequential and was_stopped else self.verdict
+        return shown == "non-inferior" and self.engaged
 
     def to_dict(self) -> dict[str, Any]:
         """In dicts, lists and scalars, ready for JSON."""
         return asdict(self) | {"engaged": self.engaged, "passed": self.passed}
 
 
-def compare(base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW) -> Comparison:
+def compare(
+    base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW, *, sequential: bool = False
+) -> Comparison:
     """Compare two runs at a margin in percentage points.
 
     Args:
         names: of the two runs, in warnings and errors.
+        sequential: read the sequential test too; a run that it ended is always read so.
 
     Raises:
         NotComparable: records are missing or mixed, weights are random or differ, or suite, seeding or time
@@ -165,9 +189,13 @@ def compare(base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW) -> 
     """
     summaries = _summary(names[0], base), _summary(names[1], new)
     refuse(base, new, *summaries, names)
-    others = {episode.key: episode for episode in new.episodes}
+    others = {pair_key(episode.key): episode for episode in new.episodes}
     common = sorted(
-        ((episode, others[episode.key]) for episode in base.episodes if episode.key in others),
+        (
+            (episode, others[pair_key(episode.key)])
+            for episode in base.episodes
+            if pair_key(episode.key) in others
+        ),
         key=lambda pair: pair[0].key,
     )
     pairs = [pair for pair in common if all(episode.success is not None for episode in pair)]
@@ -181,7 +209,7 @@ def compare(base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW) -> 
         _side(run, summary, [pair[i] for pair in pairs])
         for i, (run, summary) in enumerate(zip((base, new), summaries, strict=True))
     ]
-    keys = {pair[0].key for pair in pairs}
+    keys = {pair_key(pair[0].key) for pair in pairs}
     more_steps = _more_steps(pairs)
     steps = [difference for differences in more_steps.values() for difference in differences]
     base_ms, new_ms = (_milliseconds(run.inferences, keys) for run in (base, new))
@@ -195,13 +223,15 @@ def compare(base: Run, new: Run, margin: float, names: Names = BASE_AND_NEW) -> 
         ),
         counts=counts,
         tasks=tasks,
-        lost=tuple(str(b.key) for b, n in pairs if b.success and not n.success),
-        won=tuple(str(b.key) for b, n in pairs if n.success and not b.success),
+        levels=_levels(pairs),
+        lost=tuple(str(n.key) for b, n in pairs if b.success and not n.success),
+        won=tuple(str(n.key) for b, n in pairs if n.success and not b.success),
         difference=counts.difference,
         newcombe=interval,
         by_task=clustered,
         if_errors_count=if_errors_count,
         mcnemar_p=mcnemar_exact(counts),
+        sequential=read_runs(base, new, margin, asked=sequential),
         verdict=verdict(interval.hull(clustered).hull(if_errors_count), margin),
         smallest_difference=smallest_difference(counts.n),
         smallest_margin=smallest_margin(counts.n, counts.both + counts.lost),
@@ -257,7 +287,7 @@ def _differences(counts: PairedCounts) -> list[int]:
 def _tasks(pairs: Iterable[Pair]) -> tuple[TaskPairs, ...]:
     by_task: defaultdict[tuple[str, int], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_task[pair[0].suite, pair[0].task_id].append(pair)
+        by_task[cluster_of(pair[0])].append(pair)
     return tuple(
         TaskPairs(suite, task_id, of_task[0][0].instruction, _count(of_task))
         for (suite, task_id), of_task in sorted(by_task.items())
@@ -269,8 +299,16 @@ def _more_steps(pairs: Iterable[Pair]) -> dict[tuple[str, int], list[int]]:
     differences: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for base, new in pairs:
         if base.success and new.success:
-            differences[base.suite, base.task_id].append(new.steps - base.steps)
+            differences[cluster_of(base)].append(new.steps - base.steps)
     return dict(differences)
+
+
+def _levels(pairs: Iterable[Pair]) -> dict[int, PairedCounts]:
+    by_level: defaultdict[int, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        if (level := level_of(pair[0].suite, pair[0].task_id)) is not None:
+            by_level[level].append(pair)
+    return {level: _count(by_level[level]) for level in sorted(by_level)}
 
 
 def _side(run: Run, summary: Summary, episodes: Iterable[EpisodeRecord]) -> Side:
@@ -324,9 +362,9 @@ def _milliseconds(inferences: Iterable[InferenceRecord], keys: set[EpisodeKey]) 
     """What a robot would feel in these episodes; their other inferences are left out."""
     times: defaultdict[str, defaultdict[EpisodeKey, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in inferences:
-        if record.condition == "alone" and record.key in keys:
+        if record.condition == "alone" and (key := pair_key(record.key)) in keys:
             for name, milliseconds in record.times_ms.items():
-                times[name][record.key].append(milliseconds)
+                times[name][key].append(milliseconds)
     return {name: dict(by_episode) for name, by_episode in times.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.analysis.arms import Arms, find_arms
 from eval.analysis.comparable import Names, NotComparable
 from eval.analysis.comparison import Comparison, compare, engagement_problems
 from eval.analysis.latency import LatencyStats
@@ -115,6 +116,7 @@ class Overview:
     Attributes:
         margin: the loss of success that is accepted, in percentage points.
         missing: folders that hold no episode, and why.
+        arms: perturbed runs beside their control arms, where both are among them.
         first_is_missing: whether the run that was named first is among those.
     """
 
@@ -122,6 +124,7 @@ class Overview:
     missing: tuple[tuple[Path, str], ...]
     margin: float
     first_is_missing: bool = False
+    arms: tuple[Arms, ...] = ()
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -134,6 +137,7 @@ class Overview:
         return {
             "margin": self.margin,
             "first_is_missing": self.first_is_missing,
+            "arms": [arms.to_dict() for arms in self.arms],
             "runs": [entry.to_dict() for entry in self.entries],
             "missing": [{"folder": str(folder), "reason": reason} for folder, reason in self.missing],
         }
@@ -181,7 +185,8 @@ def overview(sources: Sequence[Source], margin: float) -> Overview:
             )
         )
     first_is_missing = recorded[0][0] != sources[0].folder
-    return Overview(_with_front(entries), tuple(missing), margin, first_is_missing)
+    arms = find_arms([run for _, run in recorded], summaries, margin)
+    return Overview(_with_front(entries), tuple(missing), margin, first_is_missing, arms)
 
 
 def spreads(run: Run, *, under_load: bool) -> dict[str, Spread]:

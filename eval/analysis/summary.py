@@ -11,6 +11,7 @@ from eval.analysis.latency import LatencyStats, latency_stats
 from eval.analysis.statistics import wilson
 from eval.config.groups import policy_label
 from eval.records.reader import Run
+from eval.records.run_json import is_decided
 from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
 from eval.records.trees import joint_id
 from policies.text import pluralize
@@ -212,7 +213,13 @@ def summarise(run: Run) -> Summary:
     warnings = list(run.warnings)
     warnings += [f"run.json does not say {key}" for key in RUN_KEYS if run.run and key not in run.run]
     planned = run.run.get("planned_episodes")
-    if planned is not None and planned != len(run.episodes):
+    if is_decided(run.run):
+        stop = run.run["stop"]
+        warnings.append(
+            f"the run ended with the decision {stop['decision']} after {stop['pairs']} of {stop['planned']} "
+            "pairs: its rate is of those alone, and eval.compare reads it as a sequential test"
+        )
+    elif planned is not None and planned != len(run.episodes):
         warnings.append(f"{len(run.episodes)} of {planned} planned episodes are recorded")
     if run.run.get("tracking_error"):
         warnings.append(f"tracking stopped: {run.run['tracking_error']}")

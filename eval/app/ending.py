@@ -10,7 +10,7 @@ from rich.text import Text
 
 from eval.analysis.summary import Summary, is_random
 from eval.records.folders import WANDB
-from eval.records.run_json import read_run_json
+from eval.records.run_json import is_decided, read_run_json
 from eval.render.console import report_console
 from eval.render.summary import render
 from policies.text import shell_command, shell_override, visible
@@ -42,6 +42,7 @@ def next_commands(summary: Summary, folder: Path) -> list[str]:
     run = _described(folder) or {}
     planned = summary.planned_episodes
     left = planned is not None and (summary.episodes < planned or summary.total.errors > 0)
+    left = left and not is_decided(run)
     if left and not run.get("parts"):
         return [shell_command("eval", shell_override("resume", str(folder))), page, as_json]
     base = find_base(folder, run)

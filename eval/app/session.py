@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rich.console import Console
 
+from eval.analysis.sequential import EarlyStop
 from eval.analysis.summary import Summary, is_random, setting, summarise
 from eval.app.ending import print_summary
+from eval.app.stopping import open_stop
 from eval.config.groups import policy_label
 from eval.config.schema import Config
 from eval.config.tasks import choose_episodes, choose_tasks, instruction_source, warnings_of
@@ -72,6 +74,7 @@ class Session:
     run_info: Mapping[str, Any]
     earlier: ResumedRun | None
     warnings: Sequence[str]
+    stop: EarlyStop | None = None
 
     def announce(self) -> None:
         """Say what will run, on which policy, into which folder."""
@@ -79,6 +82,11 @@ class Session:
         print_info(announcement(self.plan, label, self.runner.about, self.origin.folder))
         if settings := self.runner.about.get("settings"):
             print_info(f"checkpoint settings: {spell_settings(settings)}")
+        if self.stop is not None:
+            print_info(
+                "episodes come in the order of the test, until it shows whether this run loses more than "
+                f"{self.stop.test.margin_points:g} points of success to {self.origin.config['against']}"
+            )
         for warning in self.warnings:
             print_info(f"warning: {warning}")
 
@@ -107,6 +115,7 @@ class Session:
             self.runner.engagement,
             earlier.run if earlier else None,
             console or report_console(stderr=True),
+            self.stop,
         )
         try:
             self.runner.run(self.plan, recorder)
@@ -141,11 +150,14 @@ def prepare(
     left = episodes.left(earlier.done if earlier else ())
     runner = stack.enter_context(closing(open_runner(tasks, left)))
     plan = make_plan(config, clock, tasks, episodes, runner, earlier)
+    stop = open_stop(config, plan, origin.before)
+    if stop is not None:
+        plan = replace(plan, order=stop.order)
     warnings = warnings_of(config, has_stages=spec.has_stages)
     gpu = spec.gpu_index(config) if config.runner.name == "local" else 0
     run_info = describe(origin, config, plan, runner, earlier, provenance.collect(gpu), warnings)
     tracker.start(tracked_run(origin, config, plan, run_info))
-    return Session(origin, plan, runner, tracker, run_info, earlier, warnings)
+    return Session(origin, plan, runner, tracker, run_info, earlier, warnings, stop)
 
 
 def make_plan(

@@ -12,10 +12,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from eval.config.groups import options
+from eval.config.ranges import ConfigError, at_least, one_of
+from eval.config.suite import SuiteConfig
 from eval.records.episodes import Shard
-from eval.records.schema import SUITE
 from eval.records.video import VideoMode
-from eval.sim.suites import INITS, LEVELS, SuiteName
 from eval.tracking.base import MODES
 from optim.options import JACOBIANS, ON_MISMATCH
 from policies.base import GuideOptions
@@ -28,84 +28,10 @@ RUNNERS = ("local", "ray")
 CLOCKS = ("free", "wait", "async", "rtc")
 MEASURED = "measured"
 MOST_LATENCY_MS, MOST_SPEED, MOST_BETA = 60_000, 100, 1000
-WHOSE = {  # the suites that have an option
-    "level": "LIBERO-Plus's suites, as in suite=libero_spatial_plus_camera",
-    "round_camera": "LIBERO-Plus's suites, as in suite=libero_spatial_plus_camera",
-    "init": "LIBERO-Plus's robot, as in suite=libero_spatial_plus_robot",
-    "control": "suites that perturb one of LIBERO's, as in suite=libero_spatial_swap",
-}
 MOST_TIMEOUT_S = 10**7  # four months; waiting for 1e300 s is an error of the operating system's
 PRECISIONS = ("auto", "float32", "bfloat16")
+STOPS = ("decided",)
 IMAGES = ("eager", "cuda_graph")
-
-
-class ConfigError(ValueError):
-    """A value that the configuration does not allow; the message names key, value and way out."""
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _at_least(key: str, value: float | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"{key} must be >= {least}, got {value}")
-
-
-@dataclass
-class SuiteConfig:
-    """conf/suite: which tasks, and for how many control steps at most; docs/robustness.md has the rest.
-
-    Non-obvious behaviors:
-        What is checked is named as records name it: `init=pose` and `control=true` change `name`.
-
-    Attributes:
-        name: one that the installed package registers, or LIBERO-Plus's.
-        tasks: ids; None takes as many as the protocol says.
-        instruction: of `SOURCES`; None takes the suite's own.
-        level: LIBERO-Plus's label of difficulty; None takes all.
-        init: of LIBERO-Plus's robot, `controller` as published or `pose`.
-        round_camera: as LIBERO-Plus does in every dimension; None does.
-        control: the unperturbed arm, with the tasks, states and noise keys of the perturbed one.
-    """
-
-    name: str = MISSING
-    max_steps: int = MISSING
-    tasks: list[int] | None = None
-    instruction: str | None = None
-    level: int | None = None
-    init: str | None = None
-    round_camera: bool | None = None
-    control: bool | None = None
-
-    def __post_init__(self) -> None:
-        if not SUITE.fullmatch(self.name):
-            raise ConfigError(f"suite.name must be letters, digits and _.- alone, got {self.name!r:.100}")
-        suite = SuiteName.parse(self.name)
-        for key, does_apply in {
-            "level": suite.is_plus,
-            "round_camera": suite.is_plus,
-            "init": suite.table == "robot",
-            "control": suite.dimension is not None,
-        }.items():
-            if getattr(self, key) is not None and not does_apply:
-                raise ConfigError(
-                    f"suite.{key} must be null for {self.name}, got {getattr(self, key)}; it is an option of "
-                    f"{WHOSE[key]}"
-                )
-        if self.level is not None and self.level not in LEVELS:
-            raise ConfigError(f"suite.level must be 1 to 5, or null for all, got {self.level}")
-        if self.init is not None:
-            _one_of("suite.init", self.init, INITS)
-        self.name = suite.chosen(at_pose=self.init == "pose", control=self.control is True)
-        if self.instruction is not None:
-            _one_of("suite.instruction", self.instruction, SuiteName.parse(self.name).sources)
-        _at_least("suite.max_steps", self.max_steps, 1)
-        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) != len(self.tasks)):
-            raise ConfigError(
-                f"suite.tasks must be null or a list of different task ids, got {list(self.tasks)}"
-            )
 
 
 @dataclass
@@ -119,10 +45,10 @@ class ProtocolConfig:
     seeding: str = "paired"  # or openpi: its drifting order, to compare with published numbers
 
     def __post_init__(self) -> None:
-        _at_least("protocol.num_tasks", self.num_tasks, 1)
-        _at_least("protocol.first_episode", self.first_episode, 0)
-        _at_least("protocol.episodes", self.episodes, 1)
-        _one_of("protocol.seeding", self.seeding, SEEDINGS)
+        at_least("protocol.num_tasks", self.num_tasks, 1)
+        at_least("protocol.first_episode", self.first_episode, 0)
+        at_least("protocol.episodes", self.episodes, 1)
+        one_of("protocol.seeding", self.seeding, SEEDINGS)
 
 
 @dataclass
@@ -152,10 +78,10 @@ class Pi05PolicyConfig(PolicyConfig):
     images: str = "eager"
 
     def __post_init__(self) -> None:
-        _at_least("policy.prompt_multiple", self.prompt_multiple, 1)
-        _one_of("policy.images", self.images, IMAGES)
-        _one_of("policy.form", self.form, FORMS)
-        _one_of("policy.precision", self.precision, PRECISIONS)
+        at_least("policy.prompt_multiple", self.prompt_multiple, 1)
+        one_of("policy.images", self.images, IMAGES)
+        one_of("policy.form", self.form, FORMS)
+        one_of("policy.precision", self.precision, PRECISIONS)
 
 
 @dataclass
@@ -185,7 +111,7 @@ class OptimConfig:
     scales: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("optim.on_mismatch", self.on_mismatch, ON_MISMATCH)
+        one_of("optim.on_mismatch", self.on_mismatch, ON_MISMATCH)
 
 
 @dataclass
@@ -195,7 +121,7 @@ class DenoiseConfig:
     steps: int | None = MISSING  # None takes what the checkpoint's folder says
 
     def __post_init__(self) -> None:
-        _at_least("denoise.steps", self.steps, 1)
+        at_least("denoise.steps", self.steps, 1)
         if self.steps is not None and self.steps > MAX_DENOISE_STEPS:
             raise ConfigError(f"denoise.steps must be <= {MAX_DENOISE_STEPS}, got {self.steps}")
 
@@ -207,7 +133,7 @@ class ClockConfig:
     name: str = MISSING
 
     def __post_init__(self) -> None:
-        _one_of("clock.name", self.name, CLOCKS)
+        one_of("clock.name", self.name, CLOCKS)
 
     @property
     def guide(self) -> GuideOptions | None:
@@ -263,7 +189,7 @@ class RtcClockConfig(TimedClockConfig):
             )
         if not 0 <= self.beta <= MOST_BETA:
             raise ConfigError(f"clock.beta must be 0 to {MOST_BETA}, got {self.beta}")
-        _one_of("clock.jacobian", self.jacobian, JACOBIANS)
+        one_of("clock.jacobian", self.jacobian, JACOBIANS)
 
     @property
     def guide(self) -> GuideOptions | None:
@@ -288,11 +214,11 @@ class RunnerConfig:
     quiet_episodes: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("runner.name", self.name, RUNNERS)
+        one_of("runner.name", self.name, RUNNERS)
         for key in ("max_errors", "warmup_inferences", "retries", "quiet_episodes", "max_wait_ms"):
-            _at_least(f"runner.{key}", getattr(self, key), 0)
+            at_least(f"runner.{key}", getattr(self, key), 0)
         for key in ("workers", "policies", "max_batch"):
-            _at_least(f"runner.{key}", getattr(self, key), 1)
+            at_least(f"runner.{key}", getattr(self, key), 1)
         for key in ("episode_timeout_s", "start_timeout_s"):
             if not 0 < getattr(self, key) <= MOST_TIMEOUT_S:
                 raise ConfigError(
@@ -324,8 +250,8 @@ class TrackingConfig:
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _one_of("tracking.name", self.name, ("wandb", "none"))
-        _one_of("tracking.mode", self.mode, MODES)
+        one_of("tracking.name", self.name, ("wandb", "none"))
+        one_of("tracking.mode", self.mode, MODES)
         if set(self.project) & set(r"/\#?%:") or not self.project.isprintable():
             raise ConfigError(
                 f"tracking.project must be without / \\ # ? % : and line feeds, got {self.project!r}"
@@ -350,12 +276,16 @@ class Config:
     shard: str | None = None
     resume: str | None = None
     record_observations: int = 0
+    against: str | None = None
+    stop: str | None = None
+    margin: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_stop()
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be 0 to 2**32 - 1, as NumPy's, got {self.seed}")
-        _one_of("video", self.video, tuple(VideoMode))
-        _at_least("record_observations", self.record_observations, 0)
+        one_of("video", self.video, tuple(VideoMode))
+        at_least("record_observations", self.record_observations, 0)
         if self.record_observations and self.runner.name != "local":
             raise ConfigError(
                 f"record_observations must be 0 with runner={self.runner.name}, whose policies are in other "
@@ -366,6 +296,24 @@ class Config:
                 Shard.parse(self.shard)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+
+    def _check_stop(self) -> None:
+        if self.stop is not None:
+            one_of("stop", self.stop, STOPS)
+        if (self.stop is None) != (self.against is None):
+            raise ConfigError(
+                f"stop=decided and against=RUN need each other, got stop={self.stop}, against={self.against}"
+            )
+        if self.margin is not None and (self.stop is None or not 0 < self.margin < 100):
+            raise ConfigError(
+                "margin must be points of success between 0 and 100 that stop=decided may lose, "
+                f"got {self.margin} with stop={self.stop}"
+            )
+        if self.stop is not None and self.shard is not None:
+            raise ConfigError(
+                f"shard must be null with stop={self.stop}, whose order of episodes no part can follow, got "
+                f"{self.shard}; use runner=ray for many at once"
+            )
 
     def pi05_options(self) -> Pi05PolicyConfig:
         """The options of pi0.5; ConfigError where the policy is another."""

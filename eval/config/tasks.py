@@ -79,7 +79,7 @@ def refuse_elsewhere(config: Config, policy: Mapping[str, Any]) -> None:
     """
     checkpoint = config.checkpoint
     paths = {f"checkpoint.{key}": getattr(checkpoint, key) for key in ("path", "tokenizer", "norm_stats")}
-    paths["optim.scales"] = config.optim.scales
+    paths |= {"optim.scales": config.optim.scales, "against": config.against}
     if isinstance(config.clock, TimedClockConfig):
         paths["clock.latency_from"] = config.clock.latency_from
     if checkpoint.layout == "lerobot" and policy.get("weights_label") != str(Path(str(checkpoint.path))):

@@ -27,6 +27,7 @@ class Plan:
         misses_allowed: whether eager may serve calls that a backend was not built for
             (`optim.on_mismatch=fallback`); they are counted and shown, and a backend that served none is
             still an error.
+        order: all episodes in the order in which they are run, one by one; None runs them task by task.
     """
 
     tasks: Sequence[Task]  # those that `episodes` names
@@ -44,6 +45,7 @@ class Plan:
     clock: Clock = FREE
     make_env: MakeEnv = LiberoEnv
     done: frozenset[EpisodeKey] = field(default_factory=frozenset)
+    order: Sequence[EpisodeKey] | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -54,7 +56,10 @@ class Plan:
         return next(task for task in self.tasks if task.task_id == key.task_id)
 
     def todo(self) -> list[tuple[Task, list[EpisodeKey]]]:
-        """List what is left of each task, in order; finished tasks are left out."""
+        """List what is left of each task, in order; finished tasks are left out. With `order`, a task comes
+        once for each episode."""
+        if self.order is not None:
+            return [(self.task(key), [key]) for key in self.order if key not in self.done]
         keys = self.episodes.left(self.done)
         by_task = [(task, [key for key in keys if key.task_id == task.task_id]) for task in self.tasks]
         return [(task, left) for task, left in by_task if left]

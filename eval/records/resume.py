@@ -13,7 +13,7 @@ from eval.records.episodes import Episodes
 from eval.records.folders import require_records
 from eval.records.foreign import DamagedRecords
 from eval.records.reader import Run, read_run
-from eval.records.run_json import RUN_FILE, read_run_json
+from eval.records.run_json import RUN_FILE, is_decided, read_run_json
 from eval.records.schema import to_plain
 from eval.sim.benchmark import HASHES
 from eval.sim.stack import PINS
@@ -80,7 +80,7 @@ def refuse_joined(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
-    """Read a run's records if it has finished all of its episodes; None for one to go on with."""
+    """Read the records of a run that was decided or has finished all; None for one to go on with."""
     if run.get("finished") is not True:
         return None
     try:
@@ -88,7 +88,7 @@ def nothing_left(folder: Path, run: Mapping[str, Any]) -> Run | None:
     except ValueError:
         return None  # damaged since: `reopen` repairs it or says what is wrong
     planned = planned_episodes(run)
-    return records if planned <= finished_episodes(records) else None
+    return records if is_decided(run) or planned <= finished_episodes(records) else None
 
 
 def planned_episodes(run: Mapping[str, Any]) -> frozenset[EpisodeKey]:

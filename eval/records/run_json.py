@@ -1,9 +1,10 @@
 """What run.json holds: its version, the type of each field, and how it is read."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Required
+from typing import Annotated, Any, Literal, NotRequired, Required
 
-from annotated_types import Ge, Le, MaxLen, Predicate
+from annotated_types import Ge, Gt, Le, MaxLen, Predicate
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 from eval.records.foreign import OPEN, STRICT, DamagedRecords, check, read_json
@@ -179,6 +180,18 @@ class Part(TypedDict, total=False):
     parts: list[Object]
 
 
+class Stop(TypedDict, total=False):
+    """`eval.analysis.sequential.EarlyStop.to_dict`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    decision: Required[Literal["non-inferior", "inferior", "undecided"]]
+    margin: Required[Annotated[float, Gt(0), Le(100)]]
+    pairs: Required[Count]
+    planned: Required[Count]
+    base_sha256: str
+
+
 class RunJson(TypedDict, total=False):
     """run.json; each field may be missing, which readers of a field say where they need it."""
 
@@ -200,6 +213,7 @@ class RunJson(TypedDict, total=False):
     notes: list[str]
     resumed: list[Resumed] | None
     finished: bool | None
+    stop: Stop | None
     engagement: dict[str, Served] | None
     tracking_error: str | None
     video_error: str | None
@@ -237,6 +251,11 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     if "dtype" in about and (missing := [key for key in SETTING if key not in about]):
         raise DamagedRecords(file, f" is damaged: policy has a dtype, and must have {shorten(missing)} too")
     return checked
+
+
+def is_decided(run: Mapping[str, Any]) -> bool:
+    """Whether a run ended with the decision of its sequential test."""
+    return (run.get("stop") or {}).get("decision", "undecided") != "undecided"
 
 
 def unknown_keys(run: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 
 from eval.analysis.comparison import Comparison, Side
+from eval.analysis.sequential import Sequential
 from eval.analysis.statistics import Interval
 from eval.analysis.summary import SuccessRate
 from eval.records.trees import spell_code
@@ -24,6 +25,7 @@ from policies.text import brief, pluralize, shorten
 SUCCESS = ("", "policy", "success / pairs", "rate", "95 % Wilson", "errors")
 LIMITS = ("difference, NEW - BASE, in points", "low", "high")
 TASKS = ("task", "both", "lost", "won", "neither")
+LEVELS_COLUMNS = ("level", *TASKS[1:])
 LATENCY_TITLE = "Latency, without warm-up and what ran beside other episodes; intervals over episodes"
 LATENCY = ("", "BASE n", "BASE p50 ms", "NEW n", "NEW p50 ms", "speed-up", "95 %")
 ENGAGEMENT = ("", "stage", "backend", "calls", "misses", "refused")
@@ -56,6 +58,8 @@ def _blocks(result: Comparison, *, whole: bool) -> Iterator[Block]:
     yield Items([*_tests(result), *_differing_episodes(result, whole=whole)])
     if whole or result.lost or result.won:
         yield Table(TASKS, task_rows(result), "Pairs by task")
+    if result.levels:
+        yield Table(LEVELS_COLUMNS, level_rows(result), "Pairs by LIBERO-Plus's level of difficulty")
     if result.latency:
         yield Table(LATENCY, latency_rows(result), LATENCY_TITLE)
     else:
@@ -71,7 +75,39 @@ def _blocks(result: Comparison, *, whole: bool) -> Iterator[Block]:
 
 
 def conclusion(result: Comparison) -> list[str]:
-    """The verdict in a sentence or two."""
+    """The verdicts in a sentence or two each, the one that counts first."""
+    lines = _fixed(result)
+    if (test := result.sequential) is not None:
+        own = _sequential(test)
+        lines = (
+            [own, f"not to be read, because NEW ended by its outcome: {lines[0]}"]
+            if test.stopped
+            else [*lines, own]
+        )
+    if not result.engaged:
+        lines.append("NOT ENGAGED: a backend did not serve all of its calls, so these are not its numbers")
+    return lines
+
+
+def _sequential(test: Sequential) -> str:
+    """What the sequential test says, and when it may be read."""
+    evidence = f"E = {test.non_inferior:.3g} for and {test.inferior:.3g} against, 20 decides"
+    read = f"{test.pairs} of {pluralize(test.planned, 'pair')}"
+    margin = _points(test.margin)
+    if test.decision == "undecided":
+        end = f"; {test.missing} is missing" if test.missing else ""
+        return (
+            f"SEQUENTIAL: UNDECIDED at {margin} points after {read}{end} ({evidence}); it may go on from here"
+        )
+    loss = "less" if test.decision == "non-inferior" else "more"
+    return (
+        f"SEQUENTIAL: {test.decision.upper()}: NEW loses {loss} than {margin} points of success, decided "
+        f"after {read} ({evidence}); this holds whenever it is read"
+    )
+
+
+def _fixed(result: Comparison) -> list[str]:
+    """The verdict for a number of pairs that was fixed beforehand."""
     margin = _points(result.margin)
     hull = result.newcombe.hull(result.by_task).hull(result.if_errors_count)
     span = f"95 % interval {_span(hull)}, n = {result.counts.n}"
@@ -88,8 +124,6 @@ def conclusion(result: Comparison) -> list[str]:
                 f"{result.smallest_margin * 100:.1f} points at best; "
                 f"{margin} points need at least {result.episodes_needed}, all of them successes"
             )
-    if not result.engaged:
-        lines.append("NOT ENGAGED: a backend did not serve all of its calls, so these are not its numbers")
     return lines
 
 
@@ -117,6 +151,12 @@ def task_rows(result: Comparison) -> Rows:
         counts = task.counts
         numbers = (counts.both, counts.lost, counts.won, counts.neither)
         yield f"{task.suite} {task.task_id}  {task.instruction}", *map(str, numbers)
+
+
+def level_rows(result: Comparison) -> Rows:
+    """The cells under `LEVELS_COLUMNS`."""
+    for level, counts in result.levels.items():
+        yield str(level), *map(str, (counts.both, counts.lost, counts.won, counts.neither))
 
 
 def latency_rows(result: Comparison) -> Rows:

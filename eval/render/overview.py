@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 
 from eval.analysis.overview import Entry, Overview
+from eval.render import arms
 from eval.render.tables import (
     NONE,
     Block,
@@ -51,6 +52,9 @@ def _blocks(overview: Overview) -> Iterator[Block]:
     caption = f"Runs side by side (verdict at a margin of {_margin(overview)} of success)"
     yield Table(COLUMNS, rows(overview), caption, TEXTS)
     yield Sentence(LEGEND, "dim")
+    if overview.arms:
+        yield Table(arms.COLUMNS, list(arms.rows(overview)), arms.CAPTION, arms.TEXTS)
+        yield Sentence(arms.LEGEND, "dim")
     yield Items(notes(overview), "yellow")
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from eval.analysis.comparison import MARGIN
 from eval.analysis.overview import Entry, Overview
 from eval.records.schema import HOST_TO_HOST
+from eval.render import arms
 from eval.render.overview import LEGEND, headline, latency_cells, random_weights, success_cells
 from eval.report.frames import frames_of
 from eval.report.plots import Box, Point, boxes, pareto, swatch
@@ -58,6 +59,10 @@ def page(overview: Overview, title: str, command: str, find: FindFrames = frames
         spreads=[(name, _boxes(overview, name, styles)) for name in overview.components],
         under_load=[entry for entry in overview.entries if entry.under_load],
         tasks=task_rows(overview),
+        arms=list(arms.rows(overview)),
+        arm_columns=arms.COLUMNS,
+        arm_texts=arms.TEXTS,
+        arm_legend=arms.LEGEND,
         episodes=episode_lists(overview, find),
         facts=facts(overview),
         commands=[commands(entry) for entry in overview.entries],

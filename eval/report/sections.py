@@ -70,7 +70,15 @@ def episode_lists(overview: Overview, find: FindFrames) -> list[EpisodeList]:
     """List the episodes in which a run and the first one disagree; of runs without a comparison, those that
     did not succeed."""
     base = overview.entries[0]
-    wanted: list[tuple[str, Sequence[str], tuple[Entry, ...]]] = []
+    wanted: list[tuple[str, Sequence[str], tuple[Entry, ...]]] = [
+        (
+            f"{arms.perturbed} {arms.suite}: lost to the perturbation, run {arms.control} succeeded",
+            arms.comparison.lost,
+            (overview.entries[arms.perturbed - 1],),
+        )
+        for arms in overview.arms
+        if arms.comparison is not None and arms.comparison.lost
+    ]
     for entry in overview.entries:
         result = entry.comparison
         if result is not None:

@@ -42,6 +42,8 @@ class LocalRunner:
         with recorder, watch.running() if watch else nullcontext():
             try:
                 for task, keys in plan.todo():
+                    if recorder.decided:
+                        break
                     for key in keys:
                         recorder.start_episode(key, task.language)
                         with self._limited(plan, task, key):

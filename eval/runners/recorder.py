@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from eval.analysis.sequential import EarlyStop
 from eval.episodes.clock import FREE
 from eval.episodes.plan import Plan
 from eval.episodes.signals import held_back
@@ -42,6 +43,7 @@ class RunRecorder:
         engagement: counts how the policy's stages have served so far in this process.
         earlier: what earlier processes of this run recorded; None for a new run.
         console: shows the progress; stderr by default.
+        stop: decides when the run may end; None lets it do all that is planned.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RunRecorder:
         engagement: Callable[[], Engagement],
         earlier: Run | None = None,
         console: Console | None = None,
+        stop: EarlyStop | None = None,
     ) -> None:
         self.plan = plan
         self.writer = writer
@@ -61,12 +64,16 @@ class RunRecorder:
         self.errors = 0  # episodes of this process that raised and are not tried again
         self.finished = False
         self.video_error: str | None = earlier.run.get("video_error") if earlier else None
+        self._stop = stop
         self._engagement = engagement
         self._engaged_before: Engagement = {}
         self._served: dict[str, None] = {}  # stages that inferences name, in their order
         self._num_finished = len(plan.done)
         self._last_error = ""
         done = [record for record in earlier.episodes if record.key in plan.done] if earlier else []
+        if stop is not None:
+            for record in done:
+                stop.add(record.key, record.success)
         if earlier:
             self._served = dict.fromkeys(stage for record in earlier.inferences for stage in record.backends)
             self._engaged_before = at_least(earlier.run.get("engagement") or {}, earlier.inferences)
@@ -92,8 +99,15 @@ class RunRecorder:
             "tracking_error": self.tracker.error,
             "video_error": self.video_error,
         }
+        if self._stop is not None:
+            outcome["stop"] = self._stop.to_dict()
         with held_back():
             self.writer.write_run(self.run_info | outcome)
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing more needs to be run."""
+        return self._stop is not None and self._stop.decided
 
     def engagement(self) -> Engagement:
         """Sum how the stages have served in all processes of this run."""
@@ -131,6 +145,8 @@ class RunRecorder:
         """
         with held_back():
             self.writer.add_episode(record)
+        if self._stop is not None and not retry:
+            self._stop.add(record.key, record.success)
         if self.run_info.get("first_frame_sha256") is None:
             self.run_info["first_frame_sha256"] = first_frame_sha256
         video = None

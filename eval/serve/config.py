@@ -24,6 +24,9 @@ IGNORED = (
     "shard",
     "resume",
     "record_observations",
+    "against",
+    "stop",
+    "margin",
 )
 
 

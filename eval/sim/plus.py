@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval.sim.camera import View
 from eval.sim.errors import SimulatorError
+from eval.sim.suites import SuiteName
 
 TABLE = Path(__file__).with_name("plus_tasks.csv")
 NOISES = ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")
@@ -73,6 +74,31 @@ def plus_tasks(base: str, dimension: str) -> Sequence[PlusTask]:
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["suite"], row["dimension"]) == (base, dimension)]
     return tuple(_task(row) for row in rows if (base, int(row["plus_task_id"])) not in BAD)
+
+
+def start_of(suite: str, task_id: int) -> tuple[str, int]:
+    """The task of LIBERO's that a task perturbs, by their suites' names alone; itself where it is none's.
+
+    Raises ValueError for a task that LIBERO-Plus's suite has not.
+    """
+    name = SuiteName.parse(suite)
+    if not name.is_plus:
+        return name.base, task_id
+    tasks = _by_id(name.base, name.table)
+    if task_id not in tasks:
+        raise ValueError(f"{suite} has no task {task_id}")
+    return name.base, tasks[task_id].base_task_id
+
+
+def level_of(suite: str, task_id: int) -> int | None:
+    """LIBERO-Plus's label of difficulty, 1 to 5; None for a task that is none of its own."""
+    name = SuiteName.parse(suite)
+    return _by_id(name.base, name.table)[task_id].level if name.is_plus else None
+
+
+@cache
+def _by_id(base: str, dimension: str) -> Mapping[int, PlusTask]:
+    return {task.task_id: task for task in plus_tasks(base, dimension)}
 
 
 def _task(row: Mapping[str, str]) -> PlusTask:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.analysis.sequential import EarlyStop
 from eval.config.schema import RunnerConfig
 from eval.episodes.capture import first_episode
 from eval.episodes.plan import Plan
@@ -78,8 +79,14 @@ def start(
     )
 
 
-def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options: Any) -> Run:
-    """Run a plan, or what the folder has left of it, and return the records."""
+def run(
+    folder: Path,
+    plan: Plan | None = None,
+    runner: str = "local",
+    stop: EarlyStop | None = None,
+    **options: Any,
+) -> Run:
+    """Run a plan, or what the folder has left of it, until `stop` is decided, and return the records."""
     plan = plan or plan_of()
     info: dict[str, Any] = {
         "config": {"seed": 7, "runner": {"name": runner}},
@@ -99,7 +106,13 @@ def run(folder: Path, plan: Plan | None = None, runner: str = "local", **options
         with earlier.writer if earlier else RunWriter(folder) as writer:
             tracker = SafeTracker(NullTracker())
             recorder = RunRecorder(
-                plan, writer, tracker, info, started.engagement, earlier.run if earlier else None
+                plan,
+                writer,
+                tracker,
+                info,
+                started.engagement,
+                earlier.run if earlier else None,
+                stop=stop,
             )
             try:
                 started.run(plan, recorder)

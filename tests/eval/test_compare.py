@@ -124,3 +124,24 @@ def test_a_wrong_command_line_and_runs_that_cannot_be_compared_have_statuses_of_
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "2 when the runs cannot be read or compared, 64 when the command line is wrong" in said
+
+
+def test_the_sequential_test_is_read_beside_the_verdict_and_alone_judges_a_run_that_it_ended(
+    write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, new = write_run("base", count=300), write_run("new", count=300)
+    assert outcome(capsys, base, new)[1]["sequential"] is None
+    status, result = outcome(capsys, base, new, "--sequential")
+    test = result["sequential"]
+    assert (status, test["decision"], test["pairs"], test["stopped"]) == (0, "non-inferior", 206, False)
+    assert main([str(base), str(new), "--sequential"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "SEQUENTIAL: NON-INFERIOR: NEW loses less than 2 points of success, decided after 206" in printed
+    assert "NON-INFERIOR: NEW loses less than 2 points of success (95 % interval" in printed
+    stop = {"decision": "undecided", "margin": 2.0, "pairs": 195, "planned": 300}
+    stopped = write_run("stopped", count=195, run={"stop": stop})  # 189 would do, had it been fixed
+    status, result = outcome(capsys, base, stopped)
+    assert (result["verdict"], result["sequential"]["decision"]) == ("non-inferior", "undecided")
+    assert (status, result["sequential"]["stopped"]) == (1, True)
+    main([str(base), str(stopped)])
+    assert "not to be read, because NEW ended by its outcome" in " ".join(capsys.readouterr().out.split())

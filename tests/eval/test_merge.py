@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.analysis.sequential import EarlyStop
 from eval.analysis.summary import summarise
 from eval.merge import main, merge
 from eval.records.folders import EPISODES_FILE
@@ -135,3 +136,14 @@ def test_the_summary_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "n = 12 episodes of 12 planned" in out
     assert f"records: {tmp_path}/joined" in out
+
+
+def test_a_run_that_ends_with_its_own_decision_is_no_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "whole")
+    plan = plan_of()
+    stop = EarlyStop(plan.episodes.keys(), dict.fromkeys(plan.episodes.keys(), True), 2.0)
+    run(tmp_path / "stopping", plan, stop=stop)
+    assert main([str(tmp_path / "whole"), str(tmp_path / "stopping"), "--out", str(tmp_path / "out")]) == 1
+    assert f"{tmp_path / 'stopping'} ends with its own decision" in capsys.readouterr().err

@@ -21,6 +21,7 @@ Non-obvious behaviors:
       of one robot.
 """
 
+import itertools
 import math
 import time
 from collections import Counter
@@ -41,7 +42,7 @@ from eval.runners.ray.answers import DIED, Answer, exit_detail
 from eval.runners.ray.cluster import Head
 from eval.runners.ray.policy_server import PolicyFacts
 from eval.runners.ray.processes import Launcher, PolicyProcess, WorkerProcess
-from eval.runners.ray.schedule import Schedule
+from eval.runners.ray.schedule import InOrder, Schedule, Waiting
 from eval.runners.ray.worker import Result
 from eval.runners.recorder import RunFailed, RunRecorder
 from policies.base import EpisodeKey
@@ -100,11 +101,17 @@ class RayRunner:
         self._plan = plan
         self._plan_ref = ray.put(plan)
         scenes = {task.task_id: task.scene for task in plan.tasks}
-        self._schedule = Schedule((keys for _, keys in plan.todo()), self._task_of, scenes)
+        keys = [keys for _, keys in plan.todo()]
+        self._schedule: Waiting = (
+            Schedule(keys, self._task_of, scenes)
+            if plan.order is None
+            else InOrder(itertools.chain.from_iterable(keys), self._task_of, scenes)
+        )
         quiet, head = self.options.quiet_episodes, Head()
         with recorder:
-            while self._schedule or self._running:
-                self._assign(recorder, quiet=quiet > 0)
+            while (self._schedule and not recorder.decided) or self._running:
+                if not recorder.decided:
+                    self._assign(recorder, quiet=quiet > 0)
                 for answer in self._wait():
                     quiet -= 1
                     self._settle(answer, recorder)

@@ -4,8 +4,74 @@ import itertools
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Protocol
 
 from policies.base import EpisodeKey
+
+
+class Waiting(Protocol):
+    """Episodes that wait, and who gets the next."""
+
+    def __len__(self) -> int: ...
+
+    def next(self, worker: Hashable) -> EpisodeKey | None:
+        """Take the next episode for a worker; None when none waits."""
+        ...
+
+    def put_back(self, key: EpisodeKey) -> None:
+        """Schedule an episode again, before others."""
+        ...
+
+    def learn(self, key: EpisodeKey, seconds: float) -> None:
+        """Record an episode's duration."""
+        ...
+
+    def forget(self, worker: Hashable) -> None:
+        """Forget a worker's scene: it has lost its environment."""
+        ...
+
+
+class InOrder:
+    """Waiting episodes in an order, of which a worker takes the first of its scene among the next few.
+
+    A run that may stop reads its episodes in that order: those ahead of it would be run for nothing.
+
+    Args:
+        keys: in their order.
+        scene_of: as in `Schedule`.
+        task_of: as in `Schedule`.
+    """
+
+    def __init__(
+        self, keys: Iterable[EpisodeKey], task_of: Mapping[int, int], scene_of: Mapping[int, Hashable]
+    ) -> None:
+        self._waiting = list(keys)
+        self._scenes = scene_of
+        self._scene_of = dict[Hashable, Hashable](
+            (worker, scene_of[task]) for worker, task in task_of.items()
+        )
+        self._ahead = 2 * len(set(scene_of.values()))
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def next(self, worker: Hashable) -> EpisodeKey | None:
+        if not self._waiting:
+            return None
+        own = self._scene_of.get(worker)
+        near = [i for i, key in enumerate(self._waiting[: self._ahead]) if self._scenes[key.task_id] == own]
+        key = self._waiting.pop(near[0] if near else 0)
+        self._scene_of[worker] = self._scenes[key.task_id]
+        return key
+
+    def put_back(self, key: EpisodeKey) -> None:
+        self._waiting.insert(0, key)
+
+    def learn(self, key: EpisodeKey, seconds: float) -> None:
+        pass
+
+    def forget(self, worker: Hashable) -> None:
+        self._scene_of.pop(worker, None)
 
 
 class Schedule:
