@@ -22,6 +22,7 @@ from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.records.writer import RecordingError, RunWriter
 from eval.render.console import print_error
 from policies.base import EpisodeKey
+from policies.files import path_argument
 from policies.text import pluralize
 
 Attempt = tuple[EpisodeRecord, Sequence[InferenceRecord]]
@@ -85,10 +86,6 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
     runs: list[Run] = []
     for folder in folders:
         described = recorded(folder)
-        if described.get("stop"):
-            raise ValueError(
-                f"{folder} ends with its own decision (stop=decided), and is no part of another run"
-            )
         refuse_kept(folder)
         if runs:
             refuse_changed(folder, runs[0].run, described, (*FREE, *WHICH_EPISODES))
@@ -143,9 +140,9 @@ def joined_run(folders: Sequence[Path], runs: Sequence[Run], notes: Sequence[str
 def main(arguments: Sequence[str] | None = None) -> int:
     """Join the parts and print the summary; return 1 with one line on stderr when they cannot be joined."""
     parser = argparse.ArgumentParser(prog="python -m eval.merge", description="Join the parts of a run.")
-    parser.add_argument("parts", type=Path, nargs="+", metavar="PART", help="folder of a run")
+    parser.add_argument("parts", type=path_argument, nargs="+", metavar="PART", help="folder of a run")
     parser.add_argument(
-        "--out", type=Path, help="new folder for the whole; default: outputs/<date>/<time>_merged"
+        "--out", type=path_argument, help="new folder for the whole; default: outputs/<date>/<time>_merged"
     )
     options = parser.parse_args(arguments)
     now = datetime.now().astimezone()

@@ -14,6 +14,7 @@ from eval.records.folders import find_folders, is_run
 from eval.records.reader import read_run
 from eval.records.schema import to_plain
 from eval.render.console import print_error
+from policies.files import path_argument
 from policies.text import pluralize, shell_command, shorten
 
 
@@ -34,7 +35,9 @@ def _runs_below(folder: Path) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a run's summary; return 1 with one line on stderr when it has no records or they are damaged."""
     parser = argparse.ArgumentParser(prog="python -m eval.summary", description="Summarise a run's records.")
-    parser.add_argument("run", type=Path, help="folder with episodes.jsonl, inferences.jsonl and run.json")
+    parser.add_argument(
+        "run", type=path_argument, help="folder with episodes.jsonl, inferences.jsonl and run.json"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     try:

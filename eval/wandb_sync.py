@@ -18,7 +18,7 @@ from eval.records.folders import WANDB, find_folders, is_run
 from eval.render.console import print_error, print_info
 from eval.tracking.base import TrackingError
 from eval.tracking.login import require_login
-from policies.files import refuse_links
+from policies.files import path_argument, refuse_links
 from policies.text import pluralize
 
 OFFLINE = f"{WANDB}/offline-run-*"
@@ -83,7 +83,11 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     """Upload what the command line names; return 1 when something could not be uploaded."""
     parser = argparse.ArgumentParser(prog="python -m eval.wandb_sync", description="Upload offline runs.")
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN_OR_SWEEP", help="folder of a run, or one that holds runs"
+        "runs",
+        type=path_argument,
+        nargs="+",
+        metavar="RUN_OR_SWEEP",
+        help="folder of a run, or one that holds runs",
     )
     parser.add_argument("--dry-run", action="store_true", help="name what would be uploaded; needs no login")
     options = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """Files: where the project lies, and writing a file or a folder in one step."""
 
+import argparse
 import contextlib
 import fcntl
 import json
@@ -52,6 +53,16 @@ def expand_home(path: str | Path) -> Path:
         raise FileNotFoundError(
             f"{str(path)!r} begins with the home of a user who is not on this machine; give the whole path"
         ) from error
+
+
+def path_argument(text: str) -> Path:
+    """Read a path of a command line, for argparse's `type`; no shell reads the `~` of `--out=~/x`."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got ''")
+    try:
+        return expand_home(text)
+    except FileNotFoundError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @contextlib.contextmanager

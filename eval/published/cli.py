@@ -32,7 +32,7 @@ from eval.records.schema import to_json
 from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info, report_console
 from eval.render.tables import to_console, to_markdown
-from policies.files import OUTPUTS, write_atomic
+from policies.files import OUTPUTS, path_argument, write_atomic
 from policies.text import shell_command
 
 SOURCE_RECORD = "source.json"
@@ -159,10 +159,13 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("target", choices=sorted(TARGETS), help="which weights")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for python -m eval")
     parser.add_argument(
-        "--folder", type=Path, help="for files, runs and tables; default: outputs/published/<target>"
+        "--folder", type=path_argument, help="for files, runs and tables; default: outputs/published/<target>"
     )
     parser.add_argument(
-        "--config-dir", type=Path, metavar="FOLDER", help="with YAML of your own, as for python -m eval"
+        "--config-dir",
+        type=path_argument,
+        metavar="FOLDER",
+        help="with YAML of your own, as for python -m eval",
     )
     parser.add_argument("--policy", default="baseline", help="as policy=... (%(default)s)")
     parser.add_argument(
@@ -171,5 +174,7 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--source", metavar="FOLDER_OR_URL", help="a copy of the published files, in the same form"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="PaliGemma's, where there is none")
+    parser.add_argument(
+        "--tokenizer", type=path_argument, metavar="FILE", help="PaliGemma's, where there is none"
+    )
     return parser.parse_intermixed_args(arguments)

@@ -48,6 +48,8 @@ def read_job_records(file: Path) -> list[JobRecord]:
         content = read_value(file)
         if not isinstance(content, dict) or not isinstance(content.get("jobs"), list):
             raise DamagedRecords(file, " has no list `jobs`")
+        if not content["jobs"]:
+            raise DamagedRecords(file, " has no job in `jobs`")
         records: list[JobRecord] = check_json(
             file, json.dumps({"jobs": content["jobs"]}).encode(), dict[str, list[JobRecord]]
         )["jobs"]

@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +33,7 @@ from eval.replay.parity import Replay, replay
 from eval.replay.subjects import build, read_run_json
 from optim.base import StageMismatch
 from optim.core.parity import Parity, ParityError
+from policies.files import path_argument
 from policies.text import pluralize
 
 TOLERANCE = 0.999  # native_fp8 has 0.9993 at full size and 3 steps (docs/results/2026-11-23_optimised_stages)
@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m eval.replay", description="Run another policy on a run's recorded observations."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run with recorded observations")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="folder of a run with recorded observations"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="policy=..., optim/vision=..., ...")
     parser.add_argument(
         "--tolerance", type=_tolerance, default=TOLERANCE, help="least cosine that is accepted (%(default)s)"

@@ -6,7 +6,6 @@ stands for all of them, at whatever depth.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from eval.analysis.sources import margin_points
 from eval.render.console import print_error, report_console
 from eval.report.page import page, report_command
 from eval.report.sources import find_sources
-from policies.files import write_atomic
+from policies.files import path_argument, write_atomic
 from policies.text import visible
 
 REPORT_FILE = "report.html"
@@ -28,10 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m eval.report", description="Write runs into one HTML file that needs no network."
     )
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN_OR_SWEEP", help="folder of a run, or one that holds runs"
+        "runs",
+        type=path_argument,
+        nargs="+",
+        metavar="RUN_OR_SWEEP",
+        help="folder of a run, or one that holds runs",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"default: {REPORT_FILE} in the first folder"
+        "--out", type=path_argument, metavar="FILE", help=f"default: {REPORT_FILE} in the first folder"
     )
     parser.add_argument("--title", help="default: what the runs are")
     parser.add_argument(

@@ -40,7 +40,7 @@ from eval.records.sweep import SWEEP_FILE, JobRecord, read_jobs_to_run, write_jo
 from eval.render.console import print_info, report_console
 from eval.render.overview import markdown, render
 from eval.sweep.jobs import Job, experiments, read_jobs
-from policies.files import write_atomic
+from policies.files import path_argument, write_atomic
 from policies.text import pluralize, shell_command, shorten
 
 TABLE_FILES = ("table.md", "table.json")
@@ -176,10 +176,13 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "overrides", nargs="*", metavar="KEY=VALUE", help="as for python -m eval; lists of values multiply"
     )
     parser.add_argument("--one-at-a-time", action="store_true", help="vary one list at a time, then all")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/sweeps/<time>")
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with this sweep")
+    parser.add_argument("--out", type=path_argument, metavar="FOLDER", help="default: outputs/sweeps/<time>")
+    parser.add_argument("--resume", type=path_argument, metavar="FOLDER", help="go on with this sweep")
     parser.add_argument(
-        "--config-dir", type=Path, metavar="FOLDER", help="with YAML of your own, as for python -m eval"
+        "--config-dir",
+        type=path_argument,
+        metavar="FOLDER",
+        help="with YAML of your own, as for python -m eval",
     )
     parser.add_argument(
         "--only-runnable", action="store_true", help="leave out, by name, the jobs that cannot run here"

@@ -7,7 +7,6 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -28,6 +27,7 @@ from eval.render.tables import (
     to_console,
     to_markdown,
 )
+from policies.files import path_argument
 from policies.pi05.dims import STAGES
 
 ALL_STAGES = "all stages"
@@ -309,8 +309,8 @@ def _details(details: Record) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of a record; return 1 when a call missed its engine, or there is no record."""
     parser = argparse.ArgumentParser(prog="python -m optim.bench_table", description="Print a bench again.")
-    parser.add_argument("record", type=Path, help="bench.json")
-    parser.add_argument("--report", type=Path, help="write a Markdown report too")
+    parser.add_argument("record", type=path_argument, help="bench.json")
+    parser.add_argument("--report", type=path_argument, help="write a Markdown report too")
     options = parser.parse_args(arguments)
     try:
         record = json.loads(options.record.read_text())

@@ -1,5 +1,6 @@
 """A file or folder appears whole or not at all, what a killed process left goes; JSON is read or refused."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -9,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from policies.files import MAX_DEPTH, NotPlain, expand_home, new_folder, read_json, write_atomic
+from policies.files import (
+    MAX_DEPTH,
+    NotPlain,
+    expand_home,
+    new_folder,
+    path_argument,
+    read_json,
+    write_atomic,
+)
 
 
 def fill_and_wait(path: Path) -> None:
@@ -134,3 +143,16 @@ def test_the_home_of_nobody_is_refused_by_the_path() -> None:
         FileNotFoundError, match=r"'~no.such.user/weights' begins with the home of a user who is not"
     ):
         expand_home("~no.such.user/weights")
+
+
+def test_a_path_of_a_command_line_has_a_home_and_is_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=path_argument)
+    assert parser.parse_args(["--out=~/x"]).out == Path.home() / "x"
+    for text, why in {
+        "": "must be a path, got ''",
+        "~no.such.user/x": "begins with the home of a user",
+    }.items():
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--out={text}"])
+        assert why in capsys.readouterr().err

@@ -135,6 +135,7 @@ JOB = {"folder": "0_a", "label": "a", "overrides": ["policy=a"]}
     [
         ("{", "is not JSON (EOF while parsing"),
         ("[]", "has no list `jobs`"),
+        ('{"jobs": []}', "has no job in `jobs`"),
         (json.dumps({"jobs": [JOB, 3]}), "is damaged: jobs[1]: Input should be an object, got 3"),
         (
             json.dumps({"jobs": [{**JOB, "folder": None}]}),
