@@ -1,4 +1,4 @@
-"""Compare two runs: `python -m eval.compare BASE NEW [--margin 2.0] [--json] [--markdown FILE]`.
+"""Compare two runs: `python -m eval.compare BASE NEW [--margin 2.0] [--sequential] [--json]`.
 
 Episodes are paired by suite, task, number and seed. The exit status is 0 when NEW is shown to lose less than
 the margin, in percentage points of success, and every backend of both runs served all of its calls; 1 when
@@ -9,6 +9,8 @@ Non-obvious behaviors:
     * All limits must lie above the margin: Newcombe's, for episodes drawn from these tasks; the one for tasks
       drawn again, which says nothing where no episode differs; and, where an episode raised, the one with
       that episode counted against NEW. Otherwise an episode that raised is in no pair.
+    * These are for a number of pairs that was fixed beforehand. A run with stop=decided ended by its outcome:
+      the sequential test judges it, and is read beside them with --sequential.
     * 100 of 100 twice shows nothing at 2 points: NEW might still lose 3.7.
 """
 
@@ -54,11 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=MARGIN,
         help="percentage points that NEW may lose (%(default)s)",
     )
+    parser.add_argument(
+        "--sequential",
+        action="store_true",
+        help="read the test that may be read at any time too, as of a run with stop=decided",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="write a report too")
     options = parser.parse_args(arguments)
     try:
-        result = compare(_read("BASE", options.base), _read("NEW", options.new), options.margin)
+        runs = _read("BASE", options.base), _read("NEW", options.new)
+        result = compare(*runs, options.margin, sequential=options.sequential)
         if options.markdown is not None:
             options.markdown.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(options.markdown, markdown(result))

@@ -86,6 +86,10 @@ def merge(folders: Sequence[Path], out: Path) -> list[str]:
     runs: list[Run] = []
     for folder in folders:
         described = recorded(folder)
+        if described.get("stop"):
+            raise ValueError(
+                f"{folder} ends with its own decision (stop=decided), and is no part of another run"
+            )
         refuse_kept(folder)
         if runs:
             refuse_changed(folder, runs[0].run, described, (*FREE, *WHICH_EPISODES))
