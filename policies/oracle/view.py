@@ -108,6 +108,13 @@ def highest_between(points: Array, start: Array, end: Array, radius: float) -> f
     return float(points[near, 2].max()) if near.any() else -np.inf
 
 
+def between(points: Array, start: Array, end: Array, radius: float) -> bool:
+    """Whether a point lies within `radius` of the straight way from `start` to `end`."""
+    way = end - start
+    share = np.clip((points - start) @ way / max(float(way @ way), 1e-9), 0.0, 1.0)
+    return bool((np.linalg.norm(points - start - share[:, None] * way, axis=1) < radius).any())
+
+
 def plane(vector: Array) -> float:
     """Length of a vector seen from above."""
     return float(np.hypot(vector[0], vector[1]))

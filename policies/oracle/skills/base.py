@@ -6,8 +6,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.oracle.hand import PALM_BEHIND
 from policies.oracle.servo import OPEN
-from policies.oracle.view import UP, View, highest_between, plane, turn
+from policies.oracle.view import UP, View, between, highest_between, plane, turn
 
 Array = NDArray[np.float64]
 
@@ -19,6 +20,10 @@ CONTACT_PATIENCE = 30
 CLOSE_STEPS = 11  # the gripper needs 8 to shut
 OPEN_STEPS = 8
 CLEARANCE = 0.025
+NEAR_BY = 0.06  # metres from a target at which the hand goes straight there, where nothing lies
+FREE = 0.03  # this near the way
+OVERHEAD = 0.12  # metres beside the hand within which something hangs over it
+EXACT_STEPS = 25  # of travel, after which less exact positions will do, up to twice as far off
 TRAVELLING = ("hover", "approach")  # phases of an empty hand on its way
 
 
@@ -61,6 +66,16 @@ def level(view: View, hand: Array, tolerance_rad: float = LEVEL_RAD) -> bool:
     return float(np.linalg.norm(turn(hand, view.hand))) < tolerance_rad
 
 
+def settled(view: View, position: Array, hand: Array, within: float, steps: int) -> bool:
+    """Whether the hand is where it should be before it goes down; noise may keep it from being there exactly.
+
+    Args:
+        steps: spent in this phase.
+    """
+    slack = float(np.clip(steps / EXACT_STEPS, 1.0, 2.0))
+    return miss(view, position) < slack * within and level(view, hand, slack * LEVEL_RAD)
+
+
 def above_obstacles(view: View, points: Array, target: Array) -> float:
     """The height at which the empty hand can travel to above `target` without touching `points`."""
     fingers = highest_between(points, view.grip, target, 0.06) + CLEARANCE
@@ -72,10 +87,14 @@ def transit(view: View, points: Array, target: Array) -> Array:
     """The next point on the way of the empty hand: up, over what stands between, and down."""
     if plane(target - view.grip) < 0.03:
         return target
+    if miss(view, target) < NEAR_BY and not between(points, view.grip, target, FREE):
+        return target
     height = max(above_obstacles(view, points, target), float(target[2]))
     if view.grip[2] < height - ALIGNED:
-        # A tilted hand came from there, perhaps from under something.
-        back = -view.hand[:, 2] if view.hand[2, 2] < -0.6 else UP
+        above = points[points[:, 2] > view.grip[2] - PALM_BEHIND]
+        under = (np.linalg.norm((above - view.grip)[:, :2], axis=1) < OVERHEAD).any()
+        # A tilted hand that is under something came from there.
+        back = -view.hand[:, 2] if under and view.hand[2, 2] < -0.6 else UP
         return view.grip + (height + 0.01 - view.grip[2]) * back / back[2]
     return np.append(target[:2], height + 0.005)
 

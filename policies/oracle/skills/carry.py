@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from policies.oracle.grasps import TRAVEL, Grasp, choose_grasp
+from policies.oracle.hand import PALM_HALF
 from policies.oracle.places import Place, carry_height, place, spot
 from policies.oracle.servo import CLOSE, OPEN
 from policies.oracle.skills.base import (
@@ -18,6 +19,7 @@ from policies.oracle.skills.base import (
     Machine,
     level,
     miss,
+    settled,
     transit,
 )
 from policies.oracle.view import UP, View, plane
@@ -31,6 +33,7 @@ TIPPED_COS = 0.9  # an object that has turned by more since the grasp was chosen
 SQUARE_RAD = 0.06  # yaw off at which a book may go down into its compartment
 SETTLED = 0.0015  # metres a step: an object that sinks more slowly stands on something
 HOLDING = ("lift", "sidestep", "rise", "carry", "lower")
+WAY_OUT = 0.03  # metres beside what hangs over an object at which object and palm go up
 HANGS = 0.02  # metres that an object released comes up again with the hand
 
 
@@ -92,7 +95,7 @@ class Carry(Machine):
         match self.phase:
             case "hover":
                 above = point - TRAVEL * hand[:, 2]
-                if miss(view, above) < ALIGNED and level(view, hand) and self.steps >= OPEN_STEPS:
+                if self.steps >= OPEN_STEPS and settled(view, above, hand, ALIGNED, self.steps):
                     self.enter("descend")
                 elif self.steps > TRAVEL_PATIENCE + 20:
                     self._retry(failed=True)
@@ -129,6 +132,7 @@ class Carry(Machine):
                 height = carry_height(view, self.thing, target, view.others(self.thing))
                 turned = abs(target.yaw) < SQUARE_RAD or self.steps > TRAVEL_PATIENCE
                 if self.phase == "rise" and pose.position[2] > height - ALIGNED:
+                    self._offset = None  # a drawer may have moved meanwhile
                     self._turn_by(target.yaw)
                     self.enter("carry")
                 elif self.phase == "carry" and not turned and level(view, self._hand, SQUARE_RAD):
@@ -218,21 +222,23 @@ class Carry(Machine):
         """Where to carry the object before it goes up, because something hangs over it; None: nothing."""
         points, own = view.others(self.thing), view.points(self.thing)
         pose = view.pose(self.thing)
-        radius = float(np.linalg.norm((own - pose.position)[:, :2], axis=1).max()) + 0.015
+        radius = float(np.linalg.norm((own - pose.position)[:, :2], axis=1).max()) + WAY_OUT
         high = points[points[:, 2] > own[:, 2].max() + 0.005]
         above_hand = points[points[:, 2] > view.grip[2] + 0.03]
 
         def count(shift: Array) -> int:
             over = np.linalg.norm(high[:, :2] - pose.position[:2] - shift, axis=1) < radius
             local = (above_hand - view.grip - np.append(shift, 0.0)) @ view.hand
-            palm = (np.abs(local[:, 0]) < 0.11) & (np.abs(local[:, 1]) < 0.045)
+            palm = (np.abs(local[:, 0]) < PALM_HALF[0] + WAY_OUT) & (
+                np.abs(local[:, 1]) < PALM_HALF[1] + WAY_OUT
+            )
             return int(over.sum() + palm.sum())
 
         if not count(np.zeros(2)):
             return None
         shifts = [
             distance * np.array([np.cos(angle), np.sin(angle)])
-            for distance in (0.04, 0.07, 0.1, 0.13)
+            for distance in (0.04, 0.07, 0.1, 0.13, 0.16)
             for angle in np.arange(16) * np.pi / 8
         ]
         best = min(shifts, key=lambda shift: (count(shift) > 0, float(np.linalg.norm(shift)), count(shift)))

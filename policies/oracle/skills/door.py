@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from policies.oracle.goals import joints_of
 from policies.oracle.hand import from_above
 from policies.oracle.servo import CLOSE
-from policies.oracle.skills.base import CLOSE_STEPS, TRAVEL_PATIENCE, Aim, Machine, level, miss, transit
+from policies.oracle.skills.base import CLOSE_STEPS, TRAVEL_PATIENCE, Aim, Machine, settled, transit
 from policies.oracle.view import UP, View
 from policies.truth import Predicate
 
@@ -33,7 +33,7 @@ class Shut(Machine):
         error = view.grip - face
         match self.phase:
             case "approach":
-                if miss(view, goal) < 0.025 and level(view, hand) and self.steps >= CLOSE_STEPS:
+                if self.steps >= CLOSE_STEPS and settled(view, goal, hand, 0.025, self.steps):
                     self.enter("push", fresh=True)
             case "push":
                 astray = abs(float(error @ along)) > 0.07 or self.steps > 2 * TRAVEL_PATIENCE

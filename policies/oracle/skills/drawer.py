@@ -14,8 +14,8 @@ from policies.oracle.skills.base import (
     TRAVEL_PATIENCE,
     Aim,
     Machine,
-    level,
     miss,
+    settled,
     transit,
 )
 from policies.oracle.view import UP, View
@@ -36,7 +36,7 @@ BEYOND = 0.02
 
 
 class Pull(Machine):
-    """APPROACH, REACH, GRIP, PULL, OPEN, BACK: it grips again where the handle slips out."""
+    """APPROACH, REACH, GRIP, PULL, OPEN, BACK; LOOSEN and REACH again where the handle slips out."""
 
     def __init__(self, predicate: Predicate, view: View) -> None:
         super().__init__("approach")
@@ -63,7 +63,7 @@ class Pull(Machine):
                 return Aim(handle, hand, CLOSE)
             case "pull":
                 return Aim(handle + PULL * outward, hand, CLOSE)
-            case "open":
+            case "open" | "loosen":
                 return Aim(view.grip, hand, OPEN)
             case _:
                 goal = handle - STAND_OFF * hand[:, 2]
@@ -79,7 +79,7 @@ class Pull(Machine):
         match self.phase:
             case "approach":
                 goal = handle - STAND_OFF * hand[:, 2]
-                if miss(view, goal) < 0.02 and level(view, hand) and self.steps >= OPEN_STEPS:
+                if self.steps >= OPEN_STEPS and settled(view, goal, hand, 0.02, self.steps):
                     self.enter("reach")
                 elif self.steps > TRAVEL_PATIENCE + 30:
                     self._again()
@@ -96,8 +96,13 @@ class Pull(Machine):
             case "pull":
                 if share > OPENED:
                     self.enter("open", fresh=True)
-                elif self._lost(view, error) or self.steps > TRAVEL_PATIENCE:
+                elif self._lost(view, error):
+                    self.enter("loosen", fresh=True)
+                elif self.steps > TRAVEL_PATIENCE:
                     self._again()
+            case "loosen":
+                if self.steps >= OPEN_STEPS:
+                    self.enter("reach")
             case "open":
                 if self.steps >= OPEN_STEPS:
                     self.enter("back")
@@ -133,7 +138,7 @@ class Push(Machine):
         error -= (error @ outward) * outward
         match self.phase:
             case "approach":
-                if miss(view, goal) < 0.02 and level(view, hand) and self.steps >= CLOSE_STEPS:
+                if self.steps >= CLOSE_STEPS and settled(view, goal, hand, 0.02, self.steps):
                     self.enter("push", fresh=True)
                 elif self.steps > 2 * TRAVEL_PATIENCE:
                     self.enter("approach", fresh=True)

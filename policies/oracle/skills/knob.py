@@ -15,8 +15,7 @@ from policies.oracle.skills.base import (
     TRAVEL_PATIENCE,
     Aim,
     Machine,
-    level,
-    miss,
+    settled,
     transit,
 )
 from policies.oracle.view import UP, View, plane
@@ -50,7 +49,7 @@ class Turn(Machine):
         )
         match self.phase:
             case "approach":
-                if miss(view, above) < 0.02 and level(view, hand) and self.steps >= OPEN_STEPS:
+                if self.steps >= OPEN_STEPS and settled(view, above, hand, 0.02, self.steps):
                     self.enter("descend")
                 elif self.steps > TRAVEL_PATIENCE + 30:
                     self.enter("approach", fresh=True)

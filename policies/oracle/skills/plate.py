@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from policies.oracle.hand import from_above, turned
 from policies.oracle.servo import CLOSE
-from policies.oracle.skills.base import CLOSE_STEPS, TRAVEL_PATIENCE, Aim, Machine, level, miss, transit
+from policies.oracle.skills.base import CLOSE_STEPS, TRAVEL_PATIENCE, Aim, Machine, miss, settled, transit
 from policies.oracle.view import UP, View, plane
 from policies.truth import Predicate
 
@@ -41,7 +41,7 @@ class Slide(Machine):
         off = float((view.grip - position) @ side)
         match self.phase:
             case "approach":
-                if miss(view, above) < 0.02 and level(view, hand) and self.steps >= CLOSE_STEPS:
+                if self.steps >= CLOSE_STEPS and settled(view, above, hand, 0.02, self.steps):
                     self.enter("descend")
                 elif self.steps > TRAVEL_PATIENCE + 30:
                     self._lean = -self._lean
