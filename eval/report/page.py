@@ -7,11 +7,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from eval.analysis.clocks import Cell, cells
 from eval.analysis.comparison import MARGIN
 from eval.analysis.overview import Entry, Overview
 from eval.records.schema import HOST_TO_HOST
 from eval.render import arms
 from eval.render.overview import LEGEND, headline, latency_cells, random_weights, success_cells
+from eval.report.clock_plots import CONTROL_HZ, by_delay, by_latency, legend
 from eval.report.frames import frames_of
 from eval.report.plots import Box, Point, boxes, pareto, swatch
 from eval.report.sections import FindFrames, commands, episode_lists, facts, task_rows
@@ -43,7 +45,7 @@ def page(overview: Overview, title: str, command: str, find: FindFrames = frames
         finalize=lambda value: visible(value, lines=True) if type(value) is str else value,
     )
     environment.filters["pluralize"] = pluralize
-    styles = _styles(overview.entries)
+    styles, clocked = _styles(overview.entries), cells(overview)
     return environment.get_template(TEMPLATE).render(
         title=title,
         overview=overview,
@@ -55,6 +57,8 @@ def page(overview: Overview, title: str, command: str, find: FindFrames = frames
         success=[success_cells(entry) for entry in overview.entries],
         latency=[latency_cells(entry) for entry in overview.entries],
         pareto=_pareto(overview, styles),
+        clock_plots=_clock_plots(clocked),
+        clock_legend=legend(clocked),
         unplotted=[entry for entry in overview.entries if not _has_point(entry)],
         spreads=[(name, _boxes(overview, name, styles)) for name in overview.components],
         under_load=[entry for entry in overview.entries if entry.under_load],
@@ -105,6 +109,17 @@ def _pareto(overview: Overview, styles: Sequence[int]) -> Markup | None:
         str((entry.run.run.get("policy") or {}).get("device", "the host")) for entry in overview.entries
     }
     return pareto(points, " and ".join(sorted(devices))) if points else None
+
+
+def _clock_plots(clocked: Sequence[Cell]) -> list[tuple[str, Markup]]:
+    """Name and draw success against delay, and at each speed against latency; none without a clock."""
+    if not clocked:
+        return []
+    plots = [("Against delay", by_delay(clocked))]
+    for speed in sorted({cell.speed for cell in clocked}):
+        if (plot := by_latency(clocked, speed)) is not None:
+            plots.append((f"At {CONTROL_HZ * speed:g} Hz, against latency", plot))
+    return plots
 
 
 def _boxes(overview: Overview, name: str, styles: Sequence[int]) -> Markup:

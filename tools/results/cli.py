@@ -1,9 +1,9 @@
 """Results: `python -m tools.results [--check]` writes what readers see of `docs/results/data`.
 
 That is a table in README.md and all tables in docs/results/README.md, each between two markers; a plot for
-each bench, comparisons beside their runs, and a page for each report whose runs have inferences. With
-`--check` nothing is written, and the exit status is 1 when one of them is not what the data give. It is 1
-either way when there is one that no data give: none is ever deleted.
+each bench and a figure for runs under clocks, comparisons beside their runs, and a page for each report whose
+runs have inferences. With `--check` nothing is written, and the exit status is 1 when one of them is not what
+the data give. It is 1 either way when there is one that no data give: none is ever deleted.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from eval.render.tables import to_markdown
 from policies.files import ROOT, write_atomic
 from policies.text import shorten
 from tools.results.bench import latency, read_benches
+from tools.results.clocks import clock_figures
 from tools.results.code import Commits
 from tools.results.headline import NAME as HEADLINE
 from tools.results.headline import headline
@@ -45,6 +46,7 @@ def files(root: Path) -> dict[Path, str]:
     }
     given = {path: _replace_part(path, to_markdown(blocks)) for path, blocks in parts.items()}
     given |= {root / REPORTS / bench.plot: latency_svg(bench) for bench in benches}
+    given |= clock_figures(root)
     for name, report_runs in runs.items():
         given |= comparisons(report_runs) | pages(root, name, report_runs)
     return given
