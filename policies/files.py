@@ -46,7 +46,12 @@ def search_current_folder_last() -> None:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Replace `~` or `~user` at the start of a path; FileNotFoundError for a user who is not there."""
+    """Replace `~` or `~user` at the start of a path.
+
+    Raises FileNotFoundError for a user who is not there, ValueError for what can be no path.
+    """
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} cannot be a path: it holds a NUL")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -55,13 +60,18 @@ def expand_home(path: str | Path) -> Path:
         ) from error
 
 
+def real_path(path: str | Path) -> Path:
+    """Follow links, as `Path.resolve` does, which raises RuntimeError for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
 def path_argument(text: str) -> Path:
     """Read a path of a command line, for argparse's `type`; no shell reads the `~` of `--out=~/x`."""
     if not text:
         raise argparse.ArgumentTypeError("must be a path, got ''")
     try:
         return expand_home(text)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -166,11 +176,11 @@ def read_followed(path: Path, most_bytes: int) -> bytes:
 
     Raises NotPlain for anything else, ValueError for more than `most_bytes`.
     """
-    place = os.path.realpath(path)
+    place = real_path(path)
     try:
-        return read_plain(Path(place), most_bytes)
+        return read_plain(place, most_bytes)
     except (NotPlain, ValueError) as error:
-        raise type(error)(f"{path}{str(error).removeprefix(place)}") from error
+        raise type(error)(f"{path}{str(error).removeprefix(str(place))}") from error
 
 
 def refuse_links(folder: Path, names: Iterable[str] | None = None, skip: Iterable[str] = ()) -> None:

@@ -16,6 +16,7 @@ from eval.config.groups import CONF
 from eval.config.schema import Config
 from eval.config.targets import naming_lost_choices, refuse_recorded_targets
 from eval.config.typed import keep_text, refuse_unknown, refuse_unread
+from policies.files import real_path
 from policies.text import quoted
 
 
@@ -62,7 +63,9 @@ def search_path(folders: Sequence[Path]) -> list[str]:
     """Write the override that lets Hydra look into folders too; FileNotFoundError where one is not there."""
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"--config-dir: no folder {str(folder)!r} (looked at {folder.resolve()})")
+            raise FileNotFoundError(
+                f"--config-dir: no folder {str(folder)!r} (looked at {real_path(folder)})"
+            )
     places = [quoted("", f"file://{folder.absolute()}")[1:] for folder in folders]
     return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
 

@@ -15,7 +15,7 @@ from eval.config.errors import unknown_key
 from eval.config.groups import CONF, options
 from eval.config.multiply import choices, is_below, key_of, parse_overrides
 from eval.config.schema import Config, ConfigError
-from policies.files import expand_home
+from policies.files import expand_home, real_path
 from policies.text import quoted
 
 SEVERAL = ("experiment",)  # groups of which several files may be chosen at once
@@ -131,7 +131,7 @@ def _refuse_hydra(key: str, value: str, *, several_jobs: bool, has_folder: bool)
     reads = (*ALWAYS, *(JOBS if several_jobs else ONE_JOB if has_folder else ()))
     if not is_below(key, reads):
         raise ConfigError(f"{key} is not read here; leave it out (of Hydra's keys: {', '.join(reads)})")
-    if key in FOLDERS and (not value or Path(value).resolve() == Path.cwd()):
+    if key in FOLDERS and (not value or real_path(value) == Path.cwd()):
         raise ConfigError(f"{key} must be a new folder, got {value!r}; name one, or leave it out")
 
 

@@ -32,7 +32,7 @@ from eval.records.schema import to_json
 from eval.records.sweep import JobRecord, write_job_records
 from eval.render.console import print_info, report_console
 from eval.render.tables import to_console, to_markdown
-from policies.files import OUTPUTS, path_argument, write_atomic
+from policies.files import OUTPUTS, path_argument, real_path, write_atomic
 from policies.text import shell_command
 
 SOURCE_RECORD = "source.json"
@@ -59,7 +59,7 @@ def _publish(options: argparse.Namespace, run_job: RunJob, find_reasons: FindRea
     refuse_chosen(options.overrides)
     if options.tokenizer is not None and not options.tokenizer.is_file():
         raise Refused(
-            f"--tokenizer: no file {str(options.tokenizer)!r} (looked at {options.tokenizer.resolve()})"
+            f"--tokenizer: no file {str(options.tokenizer)!r} (looked at {real_path(options.tokenizer)})"
         )
     typed = Typed(config_dir=options.config_dir)
     with owned(folder):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from policies.files import expand_home
+from policies.files import expand_home, real_path
 
 TIMEOUT_S = 10.0
 BLOCK = 64 * 2**20  # bytes that one request asks for
@@ -62,7 +62,7 @@ def open_source(url: str) -> Source:
         return FsspecSource(url, connect_bucket, GOOGLE)
     if url.startswith(WEB):
         return FsspecSource(url, server=url)
-    return FsspecSource(url if "://" in url else f"file://{expand_home(url).resolve()}")
+    return FsspecSource(url if "://" in url else f"file://{real_path(expand_home(url))}")
 
 
 def connect_any(url: str) -> tuple[Any, str]:

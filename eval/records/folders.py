@@ -11,6 +11,7 @@ from eval.records.foreign import PACKED, read_json
 from eval.records.foreign import DamagedRecords as DamagedRecords
 from eval.records.run_json import LEFT_OUT as LEFT_OUT
 from eval.records.run_json import RUN_FILE as RUN_FILE
+from policies.files import real_path
 from policies.text import shorten
 
 LOG_FILE = "job.log"  # of a job: what it printed
@@ -137,7 +138,7 @@ def find_folders(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 def _find(folder: Path, wanted: Callable[[Path], bool], seen: set[Path], depth: int) -> list[Path]:
     if depth > MOST_DEEP:
         raise OSError(f"{folder} lies more than {MOST_DEEP} folders deep; name one nearer to the runs")
-    place = folder.resolve()
+    place = real_path(folder)
     if place in seen:
         return []
     seen.add(place)

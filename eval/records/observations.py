@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from eval.records.arrays import Array, read_arrays
 from eval.records.schema import SUITE
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Request
+from policies.files import real_path
 
 T = TypeVar("T")
 
@@ -64,8 +65,8 @@ def load_requests(path: Path) -> list[Request]:
     Raises FileNotFoundError for no file, ValueError for a file of another kind.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no observations {path} (looked at {path.resolve()}); {WAY_OUT}")
-    return requests_of(path, read_observations(path.resolve()))  # its user may name a link
+        raise FileNotFoundError(f"no observations {path} (looked at {real_path(path)}); {WAY_OUT}")
+    return requests_of(path, read_observations(real_path(path)))  # its user may name a link
 
 
 def read_observations(path: Path) -> dict[str, Array]:

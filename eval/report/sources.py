@@ -8,6 +8,7 @@ from eval.analysis.sources import read_sources, without_run
 from eval.records.folders import find_folders, is_run
 from eval.records.sweep import SWEEP_FILE
 from eval.render.console import print_info
+from policies.files import real_path
 from policies.text import pluralize, shorten
 
 
@@ -30,7 +31,7 @@ def find_sources(folders: Iterable[Path]) -> list[Source]:
             print_info(f"{folder} has {pluralize(len(inside), 'folder')} with runs: {names}")
             sources = [source for path in inside for source in _readable(path)]
         for source in sources:
-            by_place.setdefault(source.folder.resolve(), source)
+            by_place.setdefault(real_path(source.folder), source)
     return list(by_place.values())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from policies.files import OUTPUTS, expand_home, read_json_object, write_atomic
+from policies.files import OUTPUTS, expand_home, read_json_object, real_path, write_atomic
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.dims import STAGES
 from policies.text import brief, shell_command, shell_override, shorten
@@ -164,7 +164,7 @@ def find_scales(checkpoint: Checkpoint, path: str | None) -> Path:
         file = expand_home(path)
         if not file.is_file():
             raise FileNotFoundError(
-                f"optim.scales: no file {path!r} (looked at {file.resolve()}); "
+                f"optim.scales: no file {path!r} (looked at {real_path(file)}); "
                 f"{calibrate_command(checkpoint)} {shell_override('calibrate.output', path)} makes it"
             )
         return file

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from policies.files import expand_home, read_json_object
+from policies.files import expand_home, read_json_object, real_path
 from policies.pi05.checkpoint_config import PICKLES
 from policies.pi05.norm_stats import NormStats, read_json_stats, read_lerobot_stats
 from policies.pi05.other_folders import ADAPTER_FILES, refuse_adapter, way_out, way_out_without_config
@@ -46,7 +46,7 @@ def find_folder(path: str, layout: str, revision: str | None) -> Path:
     if layout == "lerobot" and HUB_ID.fullmatch(path):
         return _hub_folder(path, revision)
     hub = "; a hub id must be <owner>/<name>" if layout == "lerobot" else f"; layout={layout} takes no hub id"
-    raise FileNotFoundError(f"checkpoint.path: no folder {path!r} (looked at {folder.resolve()}){hub}")
+    raise FileNotFoundError(f"checkpoint.path: no folder {path!r} (looked at {real_path(folder)}){hub}")
 
 
 def find_weights(folder: Path) -> Path:
@@ -91,7 +91,7 @@ def find_norm_stats(layout: str, folder: Path, explicit: str | None) -> NormStat
         path = expand_home(explicit)
         if not path.is_file():
             raise FileNotFoundError(
-                f"checkpoint.norm_stats: no file {explicit!r} (looked at {path.resolve()})"
+                f"checkpoint.norm_stats: no file {explicit!r} (looked at {real_path(path)})"
             )
         return read_lerobot_stats(path) if path.suffix == ".safetensors" else read_json_stats(path)
     matches = sorted(folder.glob(pattern))
@@ -122,7 +122,7 @@ def find_tokenizer(folder: Path, explicit: str | None) -> Path:
                 f"checkpoint.tokenizer must be a file, got the folder {explicit!r}; "
                 f"name one of {', '.join(TOKENIZERS)} in it"
             )
-        raise FileNotFoundError(f"no tokenizer: looked at {path.resolve()}; {_NO_TOKENIZER}")
+        raise FileNotFoundError(f"no tokenizer: looked at {real_path(path)}; {_NO_TOKENIZER}")
     places = [folder, folder / "tokenizer"]  # the second is newer lerobot's
     held = [[path for name in TOKENIZERS if (path := place / name).is_file()] for place in places]
     first = [paths[0] for paths in held if paths]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.files import read_json_object
+from policies.files import read_json_object, real_path
 from policies.pi05.weight_files import file_sha256
 from policies.text import shorten
 
@@ -50,7 +50,7 @@ def find_params(source: Path) -> Path:
     """
     if not source.is_dir():
         raise FileNotFoundError(
-            f"SRC: no folder {str(source)!r} (looked at {source.resolve()}); it must be on this machine: "
+            f"SRC: no folder {str(source)!r} (looked at {real_path(source)}); it must be on this machine: "
             "fetch a gs:// checkpoint first"
         )
     if params := params_folder(source):

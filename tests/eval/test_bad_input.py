@@ -214,6 +214,21 @@ def test_bad_input_is_one_line_that_tells_what_to_do(
     assert not list(tmp_path.glob(f"run/{RUN_FILE}"))
 
 
+def test_a_checkpoint_that_is_linked_to_itself_is_one_line(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for key, said in {
+        "checkpoint.path": "no folder",
+        "checkpoint.tokenizer": "no tokenizer",
+        "optim.scales": "optim.scales=",
+    }.items():
+        line = refusal("policy=baseline", "checkpoint=reference", "policy.device=cpu", f"{key}={loop}")
+        assert said in line
+        assert str(loop) in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
 def test_cuda_where_there_is_none_is_refused(refusal: Callable[..., str]) -> None:
     line = refusal(*BASELINE, "policy.device=cuda")

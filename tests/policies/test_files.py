@@ -145,6 +145,11 @@ def test_the_home_of_nobody_is_refused_by_the_path() -> None:
         expand_home("~no.such.user/weights")
 
 
+def test_a_path_with_a_nul_is_none() -> None:
+    with pytest.raises(ValueError, match=r"^'a\\x00b' cannot be a path: it holds a NUL$"):
+        expand_home("a\0b")
+
+
 def test_a_path_of_a_command_line_has_a_home_and_is_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=path_argument)
