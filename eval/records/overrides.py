@@ -11,8 +11,9 @@ MOST_BRACKETS = 200  # of one override; Hydra's parser recurses
 def refuse_lookups(overrides: Iterable[str]) -> None:
     """Refuse recorded overrides that do more than choose a YAML of conf/ or set a value.
 
-    Those are flags, Hydra's own keys, other packages (`group@package`), paths out of conf/, and values that
-    are looked up (`${oc.env:HOME}`) when the configuration is composed.
+    Those are flags, Hydra's own keys, other packages (`group@package`), paths out of conf/, values that are
+    looked up (`${oc.env:HOME}`) when the configuration is composed, and `resume`, which would write into the
+    folder of another run.
 
     Raises ValueError with the override and the way out. Which `_target_` they may name is not checked here.
     """
@@ -36,6 +37,8 @@ def _why_not(text: str) -> str | None:
         return "has characters that a terminal does not show"
     if re.split("[./]", name)[0] == "hydra":
         return "sets Hydra itself"
+    if name == "resume":
+        return "goes on with another run"
     if "$" in text and "{" in text:  # Hydra takes `$\\{` for `${` too
         return "may look up a value"
     if sum(text.count(bracket) for bracket in "[{(") > MOST_BRACKETS:

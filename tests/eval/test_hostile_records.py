@@ -50,6 +50,8 @@ HOSTILE = {
     "out of conf in a list": (["+experiment=[ablation,'../x']"], "leads out of conf/"),
     "brackets": (["+optim.vision.a=" + "[" * 2000], "brackets"),
     "length": (["seed=" + "7" * 10_000], "characters"),
+    "another run": (["resume=/elsewhere"], "goes on with another run"),
+    "another run with a plus": (["++resume=/elsewhere"], "goes on with another run"),
     "a line of its own": (["seed=7\nerror: all is well"], "has characters that a terminal does not show"),
     "nothing": ([""], "is no key=value"),
 }
