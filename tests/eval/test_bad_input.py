@@ -75,8 +75,7 @@ BAD_INPUT = {
     ),
     "unknown suite": (
         ["suite=libero_foo"],
-        "suite must be one of libero_10, libero_90, libero_goal, libero_object, libero_spatial, "
-        "got 'libero_foo'",
+        "suite must be one of libero_10, libero_10_lan, libero_10_object, libero_10_plus_camera, ",
     ),
     "unknown backend": (
         ["policy=baseline", "optim/vision=abacus"],
