@@ -169,6 +169,11 @@ class Comparison:
         shown = self.sequential.decision if self.sequential and was_stopped else self.verdict
         return shown == "non-inferior" and self.engaged
 
+    @property
+    def ratios_hold(self) -> bool:
+        """Whether the ratios of latencies are of enough quiet episodes to be shown."""
+        return all(ratio.episodes >= ENOUGH_EPISODES for ratio in self.latency.values())
+
     def to_dict(self) -> dict[str, Any]:
         """In dicts, lists and scalars, ready for JSON."""
         return asdict(self) | {"engaged": self.engaged, "passed": self.passed}

@@ -11,10 +11,10 @@ import numpy as np
 from eval.analysis.arms import Arms, find_arms
 from eval.analysis.comparable import Names, NotComparable
 from eval.analysis.comparison import Comparison, compare, engagement_problems
-from eval.analysis.latency import LatencyStats
+from eval.analysis.latency import ENOUGH_EPISODES, LatencyStats
 from eval.analysis.summary import Summary, summarise
 from eval.records.reader import Run
-from eval.records.schema import HOST_TO_HOST
+from eval.records.schema import AROUND, HOST_TO_HOST
 from policies.text import pluralize, shorten
 
 FIRST_AND_THIS: Names = ("the first run", "this run")
@@ -58,7 +58,8 @@ class Entry:
         flags: what must be known before its numbers are believed.
         spreads: stage, or `HOST_TO_HOST`, to the latencies that `under_load` says; without warm-up.
         under_load: whether all its latencies are of inferences that others ran beside.
-        speed_up: p50 of the first run over this one's, host to host; None under load or on another device.
+        speed_up: p50 of the first run over this one's, host to host; None under load, on another device, and
+            where either has fewer than `ENOUGH_EPISODES` quiet episodes.
         comparison: against the first run; None for itself, and where `not_comparable` says why.
         problems: why its backends cannot be said to have served every call.
         on_front: whether no other run is at least as good in success and latency, and better in one.
@@ -128,9 +129,10 @@ class Overview:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The stages that any run has, in the order of the pipeline, and `HOST_TO_HOST` last."""
-        stages = {name: None for entry in self.entries for name in entry.spreads if name != HOST_TO_HOST}
-        return (*stages, *([HOST_TO_HOST] if any(entry.spreads for entry in self.entries) else []))
+        """The stages that any run has, in the order of the pipeline, then `AROUND` and `HOST_TO_HOST`."""
+        given = {name: None for entry in self.entries for name in entry.spreads}
+        last = [name for name in (AROUND, HOST_TO_HOST) if name in given]
+        return (*(name for name in given if name not in last), *last)
 
     def to_dict(self) -> dict[str, Any]:
         """In dicts, lists and scalars, ready for JSON."""
@@ -247,6 +249,7 @@ def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
     flags = (
         summary.weights_label if summary.random_weights else None,
         "latency under load" if summary.infer is None and summary.infer_under_load else None,
+        _few_quiet(summary),
         "partly under load" if summary.infer and summary.infer_under_load else None,
         f"{pluralize(parts, 'part')} joined" if parts else f"shard {shard}" if shard else None,
         "resumed" if facts.get("resumed") else None,
@@ -258,12 +261,20 @@ def _flags(run: Run, summary: Summary) -> tuple[str, ...]:
     return tuple(flag for flag in flags if flag)
 
 
+def _few_quiet(summary: Summary) -> str | None:
+    if summary.infer is None or summary.quiet_episodes >= ENOUGH_EPISODES:
+        return None
+    return f"latency of {pluralize(summary.quiet_episodes, 'quiet episode')}"
+
+
 def _device(run: Run) -> Any:
     return (run.run.get("policy") or {}).get("device")
 
 
 def _speed_up(base: Run, run: Run, base_summary: Summary, summary: Summary) -> float | None:
     if base_summary.infer is None or summary.infer is None or _device(base) != _device(run):
+        return None
+    if min(base_summary.quiet_episodes, summary.quiet_episodes) < ENOUGH_EPISODES:
         return None
     return base_summary.infer.p50_ms / summary.infer.p50_ms
 

@@ -2,12 +2,14 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.analysis.overview import Source
 from eval.records.folders import EPISODES_FILE, DamagedRecords, NoRecords, is_run
 from eval.records.reader import read_run
 from eval.records.sweep import SWEEP_FILE, read_job_records
+from policies.text import shorten
 
 
 def margin_points(text: str) -> float:
@@ -35,6 +37,25 @@ def read_sources(folder: Path) -> list[Source]:
     if (folder / SWEEP_FILE).is_file():
         return [_of_job(folder / job.folder, job.error) for job in read_job_records(folder / SWEEP_FILE)]
     raise FileNotFoundError(f"{folder} holds no run: no {EPISODES_FILE} and no {SWEEP_FILE} in it")
+
+
+def base_first(sources: Sequence[Source], base: Path | None) -> list[Source]:
+    """Put the base before the others; without one the first of them stays it.
+
+    Raises:
+        ValueError: `base` is none of the runs, or has no numbers.
+    """
+    if base is None:
+        return list(sources)
+    place = base.resolve()
+    chosen = [source for source in sources if source.folder.resolve() == place]
+    if not chosen:
+        raise ValueError(
+            f"--base {base} is none of the runs; name one of {shorten(source.folder for source in sources)}"
+        )
+    if chosen[0].run is None or not chosen[0].run.episodes:
+        raise ValueError(f"--base {base} has no numbers: {chosen[0].reason or 'no episode is recorded'}")
+    return [*chosen, *(source for source in sources if source not in chosen)]
 
 
 def without_run(folder: Path, error: Exception) -> Source:

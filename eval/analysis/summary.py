@@ -12,7 +12,7 @@ from eval.analysis.statistics import wilson
 from eval.config.groups import policy_label
 from eval.records.reader import Run
 from eval.records.run_json import is_decided
-from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
+from eval.records.schema import AROUND, ClockRecord, EpisodeRecord, InferenceRecord, around_ms
 from eval.records.trees import joint_id
 from policies.text import pluralize
 
@@ -357,14 +357,18 @@ def _latencies(
     backends = {engaged.stage: engaged.backend for engaged in engagement}
     infer_ms: list[float] = []
     stages_ms: defaultdict[str, list[float]] = defaultdict(list)
+    around: list[float] = []
     for record in inferences:
         infer_ms.append(record.infer_ms)
+        if record.stage_ms:
+            around.append(around_ms(record.infer_ms, record.stage_ms))
         for stage, stage_ms in record.stage_ms.items():
             served = record.backends.get(stage)
             strange = stage in backends and served is not None and served != backends[stage]
             stages_ms[f"{stage} by {served}" if strange else stage].append(stage_ms)
     # Stages in the order in which a record names them: that of the pipeline.
-    stages = {stage: latency_stats(values) for stage, values in stages_ms.items()}
+    every = stages_ms | ({AROUND: around} if around else {})
+    stages = {stage: latency_stats(values) for stage, values in every.items()}
     return (latency_stats(infer_ms) if infer_ms else None), stages
 
 

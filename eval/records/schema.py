@@ -25,6 +25,8 @@ Quantity = Annotated[float, Ge(0), Le(1e9)]
 Positive = Annotated[float, Gt(0), Le(1e9)]
 SUITE = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # names files too
 
+AROUND = "around the stages"  # a whole inference without its stages: images, noise, actions, the host
+RESOLUTION_MS = 1e-3  # of the clocks; no less is around the stages
 HOST_TO_HOST = "host to host"  # beside the stages: a whole inference, from observation to action
 
 
@@ -173,8 +175,14 @@ class InferenceRecord:
 
     @property
     def times_ms(self) -> dict[str, float]:
-        """The stages, in the order of the pipeline, and `HOST_TO_HOST` last."""
-        return {**self.stage_ms, HOST_TO_HOST: self.infer_ms}
+        """The stages, in the order of the pipeline, then `AROUND` if there are some, and `HOST_TO_HOST`."""
+        around = {AROUND: around_ms(self.infer_ms, self.stage_ms)} if self.stage_ms else {}
+        return {**self.stage_ms, **around, HOST_TO_HOST: self.infer_ms}
+
+
+def around_ms(infer_ms: float, stage_ms: Mapping[str, float]) -> float:
+    """Milliseconds of an inference in no stage, at least `RESOLUTION_MS`."""
+    return max(RESOLUTION_MS, infer_ms - math.fsum(stage_ms.values()))
 
 
 def to_json(value: Any, where: str, indent: int = 2) -> str:

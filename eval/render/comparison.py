@@ -169,8 +169,8 @@ def latency_rows(result: Comparison) -> Rows:
             f"{ratio.base_p50:.2f}",
             str(ratio.new_n),
             f"{ratio.new_p50:.2f}",
-            f"{ratio.ratio:.2f}x",
-            NONE if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
+            f"{ratio.ratio:.2f}x" if result.ratios_hold else NONE,
+            f"{interval.low:.2f} to {interval.high:.2f}" if interval and result.ratios_hold else NONE,
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 
+from eval.analysis.latency import ENOUGH_EPISODES, ENOUGH_FOR
 from eval.analysis.overview import Entry, Overview
 from eval.render import arms
 from eval.render.tables import (
@@ -21,11 +22,12 @@ from eval.render.tables import (
 from policies.text import pluralize
 
 ON_FRONT = "*"
-COLUMNS = ("#", "run", "success", "95 % Wilson", "p50 ms", "p95 ms", "Hz", "faster", "verdict")
+COLUMNS = ("#", "run", "success", "95 % Wilson", "n", "p50 ms", "p95 ms", "Hz", "faster", "verdict")
 TEXTS = 2
 LEGEND = (
     "Latency is observation to action, batch 1; left out are warm-up inferences and those that other "
-    f"episodes ran beside. Faster and verdict are against run 1, by the median. {ON_FRONT}: on the Pareto "
+    f"episodes ran beside. Faster and verdict are against run 1, by the median; faster takes "
+    f"{ENOUGH_EPISODES} quiet episodes of each. {ON_FRONT}: on the Pareto "
     "front, no run is at least as fast and as successful and better in one, by the numbers shown; their "
     "intervals may overlap."
 )
@@ -98,11 +100,11 @@ def headline(overview: Overview) -> list[str]:
 
 def _first_line(base: Entry) -> str:
     line = f"{base.label}: {_success(base)}"
-    if base.latency is None:
+    if base.latency is None or base.summary.quiet_episodes < ENOUGH_EPISODES:
         return line
     return (
         f"{line}; {base.latency.p50_ms:.1f} ms from observation to action "
-        f"(median of {base.latency.n}; {base.latency.hz:.1f} Hz by the mean)"
+        f"(median, n = {base.latency.n}; {base.latency.hz:.1f} Hz by the mean)"
     )
 
 
@@ -116,7 +118,7 @@ def _best_line(overview: Overview, others: Sequence[Entry]) -> str:
         assert best.latency is not None
         return (
             f"Fastest of those shown to lose less than {margin} of success: {best.label}, "
-            f"{best.latency.p50_ms:.1f} ms ({best.speed_up:.2f}x), {_success(best)}"
+            f"{best.latency.p50_ms:.1f} ms (n = {best.latency.n}; {best.speed_up:.2f}x), {_success(best)}"
         )
     if passed:
         return f"Shown to lose less than {margin} of success: {', '.join(entry.label for entry in passed)}"
@@ -164,6 +166,9 @@ def success_cells(entry: Entry) -> tuple[str, str]:
 
 
 def latency_cells(entry: Entry) -> Sequence[str]:
-    """p50, p95 and rate; dashes where no inference was alone on the machine."""
+    """n, p50, p95 and rate; dashes where no inference was alone on the machine, or too few for a p95."""
     stats = entry.latency
-    return [NONE] * 3 if stats is None else [f"{stats.p50_ms:.2f}", f"{stats.p95_ms:.2f}", f"{stats.hz:.1f}"]
+    if stats is None:
+        return [NONE] * 4
+    p95 = f"{stats.p95_ms:.2f}" if stats.n >= ENOUGH_FOR["p95"] else NONE
+    return [str(stats.n), f"{stats.p50_ms:.2f}", p95, f"{stats.hz:.1f}"]

@@ -1,7 +1,8 @@
 """Report: `python -m eval.report RUN_OR_SWEEP... [--out FILE]` writes one HTML file that needs no network.
 
-The first run is what the others are compared with. A folder that holds runs, as a sweep's or `outputs` does,
-stands for all of them, at whatever depth.
+The first run is what the others are compared with, or the one that `--base RUN` names. A folder that holds
+runs, as a sweep's or `outputs` does, stands for all of them, at whatever depth: a sweep's in the order of its
+jobs, others in the order in which they began.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from eval.analysis.comparison import MARGIN
 from eval.analysis.overview import Overview, overview
-from eval.analysis.sources import margin_points
+from eval.analysis.sources import base_first, margin_points
 from eval.render.console import print_error, report_console
 from eval.report.page import page, report_command
 from eval.report.sources import find_sources
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=path_argument, metavar="FILE", help=f"default: {REPORT_FILE} in the first folder"
     )
+    parser.add_argument(
+        "--base", type=Path, metavar="RUN", help="what the others are compared with; default: the first run"
+    )
     parser.add_argument("--title", help="default: what the runs are")
     parser.add_argument(
         "--margin",
@@ -45,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     out = options.out or options.runs[0] / REPORT_FILE
-    command = report_command(map(str, options.runs), options.title, options.margin)
+    command = report_command(map(str, options.runs), options.title, options.margin, options.base)
     try:
-        result = overview(find_sources(options.runs), options.margin)
+        result = overview(base_first(find_sources(options.runs), options.base), options.margin)
         text = page(result, options.title or default_title(result), command)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text)

@@ -22,10 +22,13 @@ from policies.text import pluralize, visible
 TEMPLATE = "page.html.j2"
 
 
-def report_command(folders: Iterable[str], title: str | None = None, margin: float = MARGIN) -> str:
+def report_command(
+    folders: Iterable[str], title: str | None = None, margin: float = MARGIN, base: Path | None = None
+) -> str:
     """The command that makes a page again, with what is not a default of what the page says."""
     chosen = [f"--title={title}"] if title else []
     chosen += [f"--margin={margin}"] if margin != MARGIN else []
+    chosen += [f"--base={base}"] if base else []
     return shlex.join(["python", "-m", "eval.report", *folders, *chosen])
 
 

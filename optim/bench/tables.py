@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from eval.analysis.latency import LatencyStats, latency_stats
 from eval.analysis.summary import is_random
-from eval.records.schema import HOST_TO_HOST
+from eval.records.schema import AROUND, HOST_TO_HOST, around_ms
 from eval.records.trees import joint_id, spell_code
 from eval.render.console import print_error, report_console
 from eval.render.tables import (
@@ -45,7 +45,7 @@ class Component:
     """One part of an inference with one policy.
 
     Attributes:
-        name: a stage, all stages together, or host to host.
+        name: a stage, all stages together, what is around them, or host to host.
         stats: of its milliseconds.
         speedup: how many times faster than the first policy of the setting, by p50.
         share: the roofline's floor over p50; None where no ceiling is known.
@@ -239,6 +239,7 @@ def _times(policy: Record) -> dict[str, list[float]]:
     samples = policy["samples"]
     times = {stage: [sample["stage_ms"][stage] for sample in samples] for stage in STAGES}
     times[ALL_STAGES] = [sum(sample["stage_ms"].values()) for sample in samples]
+    times[AROUND] = [around_ms(sample["infer_ms"], sample["stage_ms"]) for sample in samples]
     times[HOST_TO_HOST] = [sample["infer_ms"] for sample in samples]
     return times
 

@@ -179,7 +179,7 @@ def test_a_sweep_of_it_runs_and_resumes_where_the_command_line_names_it(folder: 
         folder, "-m", "eval.sweep", *NAMED, *WHAT, "protocol.episodes=1", "seed=1,2", "--out", "s"
     )
     assert begun.returncode == 0, begun.stderr
-    first, second = (folder / "s" / f"{i}_my_pkg.MyPolicy_steps10" for i in range(2))
+    first, second = (folder / "s" / f"{i}_my_pkg.MyPolicy_steps10_seed={i + 1}" for i in range(2))
     before = [read_run(run).episodes for run in (first, second)]
     shutil.rmtree(second)
     refused = run_python(folder, "-m", "eval.sweep", "--resume", "s")

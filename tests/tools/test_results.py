@@ -41,6 +41,7 @@ def root(tmp_path: Path) -> Path:
     add(FAST, "fast", 10, failures=(4, 7), errors=(9,), infer_ms=5.0)
     add(EARLY / "slow_5", "slow", 5, under_load=True)
     add(EARLY / "slow_3", "slow", 3, under_load=True)
+    (tmp_path / EARLY).with_name("base").write_text("slow_5\n")
     for path in READMES:
         (tmp_path / path).write_text(f"# Title\n\n{BEGIN}\n{END}\n\nThe rest.\n")
     for name in (NAME, "early"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.analysis.summary import is_random
-from eval.records.schema import HOST_TO_HOST
+from eval.records.schema import AROUND, HOST_TO_HOST
 from eval.render.tables import Block, Sentence, Table, Written
 from optim.bench.tables import Component, components, problems, title
 from policies.pi05.dims import STAGES
@@ -85,12 +85,12 @@ def latency(bench: Bench) -> list[Block]:
         weights = f"**{bench.weights_label}**: not of the weights whose success is above"
     about = (
         f"Latency of {', '.join(first)}, {weights}. {bench.device}, batch 1, "
-        f"medians of {bench.record['rounds']} rounds; {title(setting).partition(', ')[2]}. "
+        f"medians of n = {bench.record['rounds']} rounds each; {title(setting).partition(', ')[2]}. "
         f"Every backend served every call; code: {bench.code} ([report]({bench.name}.md))."
     )
     columns = (
         "policy",
-        *(f"{stage}, {most} steps" for stage in STAGES),
+        *(f"{part}, {most} steps" for part in (*STAGES, AROUND)),
         *(f"{HOST_TO_HOST}, {steps} steps" for steps in bench.times),
         f"speed-up, {most} steps",
         f"least cosine with float32, {most} steps",
@@ -98,7 +98,7 @@ def latency(bench: Bench) -> list[Block]:
     rows = [
         (
             _with_engine(policy),
-            *(f"{times[stage].stats.p50_ms:.1f} ms" for stage in STAGES),
+            *(f"{times[part].stats.p50_ms:.1f} ms" for part in (*STAGES, AROUND)),
             *(f"{at[policy['label']][HOST_TO_HOST].stats.p50_ms:.1f} ms" for at in bench.times.values()),
             f"{times[HOST_TO_HOST].speedup:.2f}x",
             f"{policy['parity']['cosine']:.6f}",

@@ -3,8 +3,7 @@
 from eval.analysis.comparison import ENOUGH_EPISODES, MARGIN
 from eval.analysis.overview import Entry, Source, overview
 from eval.records.schema import HOST_TO_HOST
-from eval.render.tables import Block, Sentence, Table, Written
-from policies.text import pluralize
+from eval.render.tables import NONE, Block, Sentence, Table, Written
 from tools.results.runs import DATA, REPORTS, Runs
 from tools.results.success import SUCCESS, rate
 
@@ -17,7 +16,7 @@ The weights are the small reference network that ships with the project, trained
 libero_spatial; no published checkpoint was evaluated."""
 NOTES = f"""\
 Latency is from observation to action, of the episodes that ran alone on the machine, without warm-up; fewer
-than {ENOUGH_EPISODES} of them give no interval. `native_fp8` ran on a second machine of the same kind, whose
+than {ENOUGH_EPISODES} of them give none here. `native_fp8` ran on a second machine of the same kind, whose
 processor is faster. `baseline` waits for the processor, so measured there its speed-up would be smaller.
 [All results]({REPORTS}/README.md), larger networks among them."""
 
@@ -50,12 +49,21 @@ def headline(runs: Runs) -> list[Block]:
 def _row(entry: Entry) -> tuple[str, ...]:
     total, infer = entry.summary.total, entry.summary.infer
     assert infer is not None
-    speed_up = f"{entry.speed_up or 1.0:.1f}x"
-    if entry.comparison is not None:
-        paired = entry.comparison.latency[HOST_TO_HOST]
-        if paired.interval and paired.episodes >= ENOUGH_EPISODES:
-            speed_up += f" ({paired.interval.low:.1f} to {paired.interval.high:.1f})"
-        else:
-            speed_up += f" ({pluralize(paired.episodes, 'episode')})"
-    latency = f"{infer.p50_ms:.1f} (n = {infer.n})"
-    return entry.summary.policy, rate(total.successes, total.finished, total.errors), latency, speed_up
+    enough = entry.summary.quiet_episodes >= ENOUGH_EPISODES
+    latency = f"{infer.p50_ms:.1f} (n = {infer.n})" if enough else NONE
+    return (
+        entry.summary.policy,
+        rate(total.successes, total.finished, total.errors),
+        latency,
+        _speed_up(entry),
+    )
+
+
+def _speed_up(entry: Entry) -> str:
+    """The ratio and its interval; none of fewer than `ENOUGH_EPISODES` quiet episodes."""
+    if entry.comparison is None:
+        return "1.0x"
+    paired = entry.comparison.latency[HOST_TO_HOST]
+    if entry.speed_up is None or paired.interval is None or paired.episodes < ENOUGH_EPISODES:
+        return NONE
+    return f"{entry.speed_up:.1f}x ({paired.interval.low:.1f} to {paired.interval.high:.1f})"

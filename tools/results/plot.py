@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from eval.records.schema import HOST_TO_HOST
+from eval.records.schema import AROUND, HOST_TO_HOST
 from eval.report.plots import Axis, line, rect, text_at, ticks
 from optim.bench.tables import Component
 from policies.pi05.dims import STAGES
@@ -17,7 +17,6 @@ from tools.results.bench import Bench
 
 WIDTH, LEFT, RIGHT, MARGIN = 640, 150, 524, 16
 BAR, ROW, HEADING = 16, 26, 30
-REST = "around the stages"
 # Okabe and Ito's colours, which the colour-blind can tell apart; neighbours differ in lightness too
 STYLE = """
 svg { --paper: #fff; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --rest: #8c959f }
@@ -71,7 +70,7 @@ def latency_svg(bench: Bench) -> str:
 
 def _legend(y: float) -> list[Markup]:
     parts, x = [], float(MARGIN)
-    for i, name in enumerate((*STAGES, REST)):
+    for i, name in enumerate((*STAGES, AROUND)):
         parts += [rect(x, y - 11, 13, 13, f"s{i}"), text_at(x + 19, y, name, "soft")]
         x += 19 + 8 * len(name) + 16
     return parts

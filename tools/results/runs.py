@@ -12,31 +12,41 @@ from eval.report.page import page, report_command
 REPORTS = Path("docs", "results")
 DATA = REPORTS / "data"
 BASE = "baseline_10"
+BASE_FILE = "base"  # beside `runs/`: the name of the run that the others are compared with, where not `BASE`
 Runs = Mapping[Path, Run]
-"""Folder to run: those of one report by name, but `BASE` first."""
+"""Folder to run: those of one report by name, but its base first."""
 
 
 def read_runs(root: Path) -> dict[str, Runs]:
     """Read the runs of each report, by its name.
 
     Raises:
-        OSError, ValueError: a run cannot be read.
+        OSError, ValueError: a run cannot be read, or a report has no base.
     """
-    runs: dict[str, dict[Path, Run]] = {}
-    for folder in sorted((root / DATA).glob("*/runs/*/"), key=lambda path: (path.name != BASE, path)):
-        runs.setdefault(folder.parents[1].name, {})[folder] = read_run(folder)
-    return dict(sorted(runs.items()))
+    runs: dict[str, Runs] = {}
+    for report in sorted((root / DATA).glob("*/runs/")):
+        name, folders = report.parent.name, sorted(report.glob("*/"))
+        file = report.with_name(BASE_FILE)
+        base = report / (file.read_text(encoding="utf-8").strip() if file.exists() else BASE)
+        if base not in folders:
+            raise ValueError(
+                f"{report} has no run {base.name} to compare the others with; name one in {file}"
+            )
+        folders.remove(base)
+        runs[name] = {folder: read_run(folder) for folder in (base, *folders)}
+    return runs
 
 
 def comparisons(runs: Runs) -> dict[Path, str]:
-    """Compare, as `eval.compare` does, each run with the base beside it if their denoise steps are the same.
+    """Compare, as `eval.compare` does, each run with the base if their denoise steps are the same.
 
     Raises:
         ValueError: naming the run that cannot be compared.
     """
-    (first, base), *others = runs.items()
+    base, *_ = runs.values()
+    _, *others = runs.items()
     given = {}
-    for folder, run in others if first.name == BASE else ():
+    for folder, run in others:
         if run.run["policy"].get("denoise_steps") == base.run["policy"]["denoise_steps"]:
             try:
                 text = markdown(compare(base, run, MARGIN))

@@ -33,7 +33,7 @@ def test_two_hundred_successes_twice_are_non_inferior(write_run: WriteRun) -> No
     assert result.by_task is None
     assert result.mcnemar_p == 1.0
     assert result.latency["host to host"].ratio == pytest.approx(2.0)
-    assert list(result.latency) == ["vision", "prefix", "denoise", "host to host"]
+    assert list(result.latency) == ["vision", "prefix", "denoise", "around the stages", "host to host"]
     assert result.warnings == ()
 
 
@@ -312,7 +312,10 @@ def test_latencies_of_few_episodes_are_warned_of_with_the_way_out(
 def test_one_episode_gives_a_ratio_without_an_interval(write_run: WriteRun) -> None:
     result = compared(write_run("base", quiet=1), write_run("new", quiet=1, infer_ms=10.0))
     ratios = {name: (ratio.ratio, ratio.interval) for name, ratio in result.latency.items()}
-    assert ratios == dict.fromkeys(("vision", "prefix", "denoise", "host to host"), (2.0, None))
+    assert ratios == dict.fromkeys(
+        ("vision", "prefix", "denoise", "around the stages", "host to host"), (2.0, None)
+    )
+    assert not result.ratios_hold
     assert "which gives no interval" in result.warnings[-1]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from eval.analysis.overview import Overview, Source, overview
-from eval.analysis.sources import read_sources
+from eval.analysis.sources import base_first, read_sources
 from eval.analysis.summary import RANDOM_WEIGHTS
+from eval.records.reader import read_run
 from tests.eval.written_runs import run_json, write_run
 
 
@@ -103,3 +104,24 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 def test_many_runs_without_an_episode_are_named_up_to_a_few(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no episode to report on: /0: not run yet; .* and 2 more$"):
         overview([Source(Path(f"/{i}"), None, "not run yet") for i in range(12)], 2.0)
+
+
+@pytest.mark.parametrize(("count", "speed_up"), [(4, None), (5, 4.0)])
+def test_fewer_than_five_quiet_episodes_give_no_ratio_and_a_flag(
+    tmp_path: Path, count: int, speed_up: float | None
+) -> None:
+    runs = [write_run(tmp_path / f"{ms}", count=count, infer_ms=ms) for ms in (20.0, 5.0)]
+    fast = overview([Source(folder, read_run(folder)) for folder in runs], 2.0).entries[1]
+    assert fast.speed_up == (None if speed_up is None else pytest.approx(speed_up))
+    assert ("latency of 4 quiet episodes" in fast.flags) is (speed_up is None)
+
+
+def test_a_base_that_is_named_comes_first_or_is_an_error(tmp_path: Path) -> None:
+    sources = [Source(folder, read_run(folder)) for folder in (write_run(tmp_path / name) for name in "abc")]
+    sources.append(Source(tmp_path / "d", None, "not run yet"))
+    assert [source.folder.name for source in base_first(sources, tmp_path / "x" / ".." / "b")] == [*"bacd"]
+    assert base_first(sources, None) == sources
+    with pytest.raises(ValueError, match=r"--base e is none of the runs; name one of .*/a, "):
+        base_first(sources, Path("e"))
+    with pytest.raises(ValueError, match="d has no numbers: not run yet"):
+        base_first(sources, tmp_path / "d")

@@ -85,7 +85,9 @@ def test_warmup_is_left_out_and_counted(
     assert {stage: (stats.n, stats.mean_ms) for stage, stats in summary.stages.items()} == {
         "vision": (1, 4.0),
         "denoise": (2, 7.0),
+        "around the stages": (2, 16.0),  # 10 and 22
     }
+    assert summary.quiet_episodes == 1
 
 
 def test_each_task_and_each_suite_has_its_own_rate(make_episode: Episode, run_json: dict[str, Any]) -> None:

@@ -35,9 +35,10 @@ def test_the_headline_names_the_fastest_that_passed_and_what_lost(tmp_path: Path
     )
     latency = result.entries[0].latency
     assert latency is not None
-    assert first.endswith(f"(median of 200; {1000 / latency.mean_ms:.1f} Hz by the mean)")
+    assert first.endswith(f"(median, n = 200; {1000 / latency.mean_ms:.1f} Hz by the mean)")
     assert best.startswith(
-        "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, 5.2 ms (4.00x)"
+        "Fastest of those shown to lose less than 2 points of success: fast, 10 steps, "
+        "5.2 ms (n = 200; 4.00x)"
     )
     assert inferior == "Shown to lose more than 2 points: broken, 10 steps"
 
@@ -70,7 +71,7 @@ def test_the_markdown_has_the_cells_of_the_table(tmp_path: Path) -> None:
     result = side_by_side(write_run(tmp_path / "a"), write_run(tmp_path / "b", policy="a|b", infer_ms=5.0))
     [first, second] = rows(result)
     assert first[2:4] == ("200 / 200", "98.1 to 100.0 %")
-    assert first[4:] == ("20.60", "21.20", "48.6", "-", "-")
+    assert first[4:] == ("200", "20.60", "21.20", "48.6", "-", "-")
     assert second[0] == "2*"
     assert second[-2:] == ("4.00x", "non-inferior")
     text = markdown(result, "Sweep x")

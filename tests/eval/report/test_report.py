@@ -90,7 +90,7 @@ def test_the_page_has_its_sections_and_nothing_to_fetch(runs: list[Path]) -> Non
 
 def test_the_numbers_of_the_page_are_those_of_the_records(runs: list[Path]) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", report(runs)))
-    assert "199 / 200 97.2 to 99.9 % 5.15 5.30 194.2 4.00x" in text
+    assert "199 / 200 97.2 to 99.9 % 200 5.15 5.30 194.2 4.00x" in text
     assert "lost 1, won 0, exact McNemar P = 1." in text
     assert "native_fp8, 10 steps: lost, the first run succeeded (1)" in text
     assert "git checkout 0123456789abcdef .venv/bin/python -m eval policy=native_fp8 denoise.steps=10" in text
@@ -174,6 +174,27 @@ def test_a_folder_of_runs_is_read_in_the_order_of_its_numbers_and_each_run_once(
         write_run(tmp_path / f"{number}_baseline_steps10", count=1)
     names = [source.folder.name for source in find_sources([tmp_path, tmp_path / "9_baseline_steps10"])]
     assert names == ["1_baseline_steps10", "9_baseline_steps10", "10_baseline_steps10"]
+
+
+def test_runs_without_numbers_are_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for name, day in (("a", 27), ("b", 28), ("c", 26)):
+        folder = write_run(tmp_path / name, count=1)
+        run = json.loads((folder / "run.json").read_text())
+        run["provenance"]["time"] = f"2026-11-{day}T10:00:00+00:00"
+        (folder / "run.json").write_text(json.dumps(run))
+    write_run(tmp_path / "0", count=1)  # says no time
+    assert [source.folder.name for source in find_sources([tmp_path])] == ["c", "a", "b", "0"]
+
+
+def test_the_base_of_a_page_is_named_and_is_in_the_command_that_makes_it_again(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, count=6, policy=name, infer_ms=ms)
+        for name, ms in (("a", 5.0), ("b", 20.0))
+    ]
+    text = report([*folders, f"--base={folders[1]}"])
+    rows = re.findall(r'<th scope="row" role="rowheader">(?:<[^>]*>|[^<])*?(a|b), 10 steps', text)
+    assert rows[:2] == ["b", "a"]
+    assert f"--base={folders[1]}" in text
 
 
 def test_a_damaged_run_is_named_and_stops_the_report_only_if_it_was_asked_for(

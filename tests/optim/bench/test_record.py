@@ -92,11 +92,12 @@ def test_speed_up_is_against_the_first_policy(record: dict[str, Any]) -> None:
         "prefix": (ROUNDS, 2.0, 2.0, 0.25),
         "denoise": (ROUNDS, 4.0, 4.0, 0.1),
         "all stages": (ROUNDS, 7.0, 3.0, pytest.approx(0.2)),
+        "around the stages": (ROUNDS, 3.0, 3.0, None),
         "host to host": (ROUNDS, 10.0, 3.0, pytest.approx(0.14)),
     }
     assert {(part.speedup, part.share) for part in components(first, first)} == {(1.0, None)}
     first["floor_ms"] = {"vision": 0.5}  # no ceiling for the other stages, hence none for the sums
-    assert [part.share for part in components(first, first)] == [0.5, None, None, None, None]
+    assert [part.share for part in components(first, first)] == [0.5, *[None] * 5]
 
 
 def test_a_machine_without_a_gpu_has_no_memory_and_no_roofline(record: dict[str, Any]) -> None:
