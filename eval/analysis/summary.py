@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from eval.analysis.latency import LatencyStats, latency_stats
+from eval.analysis.latency import LatencyStats, latencies
 from eval.analysis.statistics import wilson
 from eval.config.groups import policy_label
 from eval.records.reader import Run
 from eval.records.run_json import is_decided
-from eval.records.schema import AROUND, ClockRecord, EpisodeRecord, InferenceRecord, around_ms
+from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
 from eval.records.trees import joint_id
 from policies.text import pluralize
 
@@ -233,8 +233,9 @@ def summarise(run: Run) -> Summary:
     if reason := (run.run.get("runner") or {}).get("one_at_a_time"):
         warnings.append(f"requests were served one at a time: {reason}")
     engagement = _engagement(run.run.get("engagement") or {})
-    infer, stages = _latencies(alone, engagement)
-    infer_under_load, stages_under_load = _latencies(loaded, engagement)
+    backends = {engaged.stage: engaged.backend for engaged in engagement}
+    infer, stages = latencies(alone, backends)
+    infer_under_load, stages_under_load = latencies(loaded, backends)
     warnings += disagreements(engagement, run.inferences)
     origin = run.run.get("provenance") or {}
     git = origin.get("git") or {}
@@ -347,29 +348,6 @@ def _errors(run: Run) -> tuple[EpisodeError, ...]:
     ]
     ordered = sorted(errors, key=lambda item: (item[0], not item[1].retried, item[1].error_message))
     return tuple(error for _, error in ordered)
-
-
-def _latencies(
-    inferences: Iterable[InferenceRecord], engagement: Iterable[StageEngagement]
-) -> tuple[LatencyStats | None, dict[str, LatencyStats]]:
-    """Describe whole inferences and each stage; calls that another than the stage's backend
-    served have a row of their own."""
-    backends = {engaged.stage: engaged.backend for engaged in engagement}
-    infer_ms: list[float] = []
-    stages_ms: defaultdict[str, list[float]] = defaultdict(list)
-    around: list[float] = []
-    for record in inferences:
-        infer_ms.append(record.infer_ms)
-        if record.stage_ms:
-            around.append(around_ms(record.infer_ms, record.stage_ms))
-        for stage, stage_ms in record.stage_ms.items():
-            served = record.backends.get(stage)
-            strange = stage in backends and served is not None and served != backends[stage]
-            stages_ms[f"{stage} by {served}" if strange else stage].append(stage_ms)
-    # Stages in the order in which a record names them: that of the pipeline.
-    every = stages_ms | ({AROUND: around} if around else {})
-    stages = {stage: latency_stats(values) for stage, values in every.items()}
-    return (latency_stats(infer_ms) if infer_ms else None), stages
 
 
 def _engagement(engagement: Mapping[str, Mapping[str, Any]]) -> tuple[StageEngagement, ...]:

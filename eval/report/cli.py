@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=path_argument, metavar="FILE", help=f"default: {REPORT_FILE} in the first folder"
     )
     parser.add_argument(
-        "--base", type=Path, metavar="RUN", help="what the others are compared with; default: the first run"
+        "--base",
+        type=path_argument,
+        metavar="RUN",
+        help="what the others are compared with; default: the first run",
     )
     parser.add_argument("--title", help="default: what the runs are")
     parser.add_argument(
