@@ -3,6 +3,7 @@
 import pytest
 
 from eval.config.schema import ConfigError
+from eval.sim.plus import plus_tasks
 from eval.specs.oracle import refuse
 from policies.oracle.served import CANNOT
 
@@ -26,3 +27,14 @@ def test_tasks_that_are_not_asked_for_do_not_matter() -> None:
 def test_three_suites_are_served_whole(suite: str) -> None:
     assert suite not in CANNOT
     refuse(suite, None, None)
+
+
+def test_a_perturbed_task_is_refused_as_its_base_task_is() -> None:
+    mine = [task.task_id for task in plus_tasks("libero_10", "camera") if task.base_task_id == 9]
+    with pytest.raises(ConfigError, match=rf"suite=libero_10_plus_camera: {mine[0]} \(.*microwave"):
+        refuse("libero_10_plus_camera", None, None)
+    refuse("libero_10_plus_camera", [mine[0] - 1], None)
+    refuse("libero_10_plus_camera", None, 5)
+    refuse("libero_10_plus_camera", [9], None)  # of base task 0
+    with pytest.raises(ConfigError, match=r"suite=libero_10_swap_control: 9 \("):
+        refuse("libero_10_swap_control", None, None)
