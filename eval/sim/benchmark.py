@@ -46,6 +46,8 @@ def libero_paths() -> Mapping[str, Path]:
     try:
         used = {part: Path(get_libero_path(part)).resolve() for part in PARTS}
     except Exception as error:
+        if isinstance(error, PermissionError) and not named:  # another user's home, as sudo -u leaves it
+            way_out = "set HOME to a folder of this user's"
         raise SimulatorError(f"{file}, LIBERO's path file, cannot be read: {error}; {way_out}") from error
     for part, name in PARTS.items():
         if used[part] != own[part]:

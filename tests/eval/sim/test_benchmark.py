@@ -1,5 +1,7 @@
 """What is evaluated is the installed benchmark, and its files are hashed."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -44,6 +46,19 @@ def test_a_path_file_that_leads_into_the_package_or_to_other_datasets_is_fine(pa
 def test_a_path_file_that_cannot_be_read_is_one_line(path_file: Path, content: str) -> None:
     path_file.write_text(content)
     with pytest.raises(SimulatorError, match=rf"^{path_file}, LIBERO's path file, cannot be read: "):
+        libero_paths()
+
+
+def test_a_home_that_this_user_may_not_read_is_named_as_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(part: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "config.yaml"))
+
+    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
+    monkeypatch.setattr("libero.libero.libero_config_path", str(tmp_path))
+    monkeypatch.setattr("libero.libero.get_libero_path", refuse)
+    with pytest.raises(SimulatorError, match=r"cannot be read: .*; set HOME to a folder of this user's$"):
         libero_paths()
 
 
