@@ -30,6 +30,9 @@ EPISODE_INFERENCES = "episode/inferences"
 EPISODE_WALL_S = "episode/wall_s"
 EPISODE_ERROR = "episode/error"
 EPISODE_SUCCESS_RATE = "episode/success_rate"
+EPISODE_CLOCK = (
+    "episode/clock_{name}"  # of `ClockRecord`: episode/clock_robot_s, episode/clock_held_steps ...
+)
 EPISODE_VIDEO = "episode/video"
 EPISODES_TABLE = "episodes"
 
@@ -160,6 +163,8 @@ class WandbTracker:
         outcomes = [episode.success for episode in self._episodes if episode.success is not None]
         if outcomes:
             row[EPISODE_SUCCESS_RATE] = outcomes.count(True) / len(outcomes)
+        if record.clock is not None:
+            row |= numbers(EPISODE_CLOCK, vars(record.clock))
         if video is not None:
             row[EPISODE_VIDEO] = wandb.Video(
                 str(video), caption=f"{record.key} {record.outcome}", format="mp4"
@@ -200,7 +205,14 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
             for statistic in ("mean", "p50", "p95", "p99"):
                 values[f"summary/{name}_ms_{statistic}"] = stats[f"{statistic}_ms"]
             values[f"summary/{name}_hz"] = stats["hz"]
+    values |= numbers("summary/clock_{name}", summary["clock"] or {})
     return {name: value for name, value in values.items() if value is not None}
+
+
+def numbers(pattern: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Name the numbers among some values; texts, truths and what is absent are left out."""
+    given = {name: value for name, value in values.items() if not isinstance(value, bool)}
+    return {pattern.format(name=name): v for name, v in given.items() if isinstance(v, int | float)}
 
 
 @contextmanager

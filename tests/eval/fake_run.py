@@ -1,5 +1,5 @@
 """Runs of the fakes through the real runners, records and resume; as a program, in a process to be killed:
-`python -m tests.eval.fake_run FOLDER RUNNER OPTIONS`."""
+`python -m tests.eval.fake_run FOLDER RUNNER OPTIONS CLOCK`."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ from typing import Any
 from eval.analysis.sequential import EarlyStop
 from eval.config.schema import RunnerConfig
 from eval.episodes.capture import first_episode
+from eval.episodes.clock import FREE, Clock, Fixed
 from eval.episodes.plan import Plan
 from eval.episodes.resume import reopen
 from eval.records.episodes import Episodes, Shard
@@ -24,9 +25,11 @@ from eval.runners.local import LocalRunner
 from eval.runners.recorder import RunRecorder
 from eval.sim.tasks import Task
 from eval.tracking.base import NullTracker, SafeTracker
+from policies.base import GuideOptions
 from tests.eval.fakes import SIMULATOR, ArithmeticEnv, ArithmeticPolicy, make_policy, tasks, use_fakes
 
 NUM_TASKS, NUM_EPISODES = 3, 4
+CLOCKS = {"free": FREE, "rtc": Clock("rtc", Fixed(30.0), guide=GuideOptions(5.0))}
 PROVENANCE = {"git": {"commit": "c", "dirty": False, "error": None}, "packages": {}}
 
 
@@ -137,4 +140,4 @@ def results(run: Run) -> dict[Any, Any]:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), runner=sys.argv[2], **json.loads(sys.argv[3]))
+    run(Path(sys.argv[1]), plan_of(clock=CLOCKS[sys.argv[4]]), sys.argv[2], **json.loads(sys.argv[3]))

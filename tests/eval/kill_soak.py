@@ -17,19 +17,21 @@ from typing import Any
 
 from eval.records.reader import read_run
 from policies.files import ROOT
-from tests.eval.fake_run import results, run
+from tests.eval.fake_run import CLOCKS, plan_of, results, run
 from tests.eval.fakes import STEP_S
 
 KILLS_A_RUN = 4
 SLOW_STEP_S = 0.05  # and 5 steps an episode, on average
 OPTIONS: dict[str, dict[str, Any]] = {"local": {}, "ray": {"workers": 2}}
+CLOCK = {"local": "rtc", "ray": "free"}  # rtc: what a policy is asked depends on its last answer
 
 
 def kill_and_resume(
     folder: Path, runner: str, kills: int, chance: random.Random
 ) -> tuple[int, dict[Any, Any]]:
     """Kill a run up to `kills` times, then let it end; return how often it was, and its results."""
-    command = [sys.executable, "-m", "tests.eval.fake_run", str(folder), runner, json.dumps(OPTIONS[runner])]
+    options = [runner, json.dumps(OPTIONS[runner]), CLOCK[runner]]
+    command = [sys.executable, "-m", "tests.eval.fake_run", str(folder), *options]
     environ = {**os.environ, STEP_S: str(SLOW_STEP_S), "OMP_NUM_THREADS": "1"}
     killed = 0
     for _ in range(kills):
@@ -53,7 +55,7 @@ def soak(kills: int, runner: str, seed: int) -> tuple[int, int, int]:
     chance = random.Random(seed)
     runs = killed = different = 0
     with tempfile.TemporaryDirectory() as name:
-        expected = results(run(Path(name, "unbroken")))
+        expected = results(run(Path(name, "unbroken"), plan_of(clock=CLOCKS[CLOCK[runner]])))
         while killed < kills:
             runs += 1
             ended, recorded = kill_and_resume(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from eval.analysis.summary import summarise
 from eval.records.reader import Run
-from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
 from eval.records.video import write_video
 from eval.tracking.base import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.tracking.wandb import WandbTracker, summary_metrics
@@ -307,4 +307,36 @@ def test_a_run_without_numbers_has_fewer_metrics(make_episode: Episode, run_json
         "summary/finished": 0,
         "summary/errors": 1,
         "summary/warmup_inferences": 0,
+    }
+
+
+def test_what_a_clock_did_has_metrics_of_its_own(
+    tmp_path: Path, home: Path, make_episode: Episode, run_json: dict[str, Any]
+) -> None:
+    clock = ClockRecord("rtc", 2.0, 1.5, 4, 4.0, 4, 6.0, 9, 0.25, 1.0)
+    episode = make_episode(clock=clock)
+    tracker = WandbTracker(mode="offline", project="test")
+    tracker.start(TrackedRun({}, "name", tmp_path / "run", None, []))
+    tracker.log_episode(episode, None)
+    summary = summarise(Run(run_json, (episode,), ())).to_dict()
+    tracker.finish(summary)
+    [row] = [row for row in history(tmp_path / "run") if "episode/index" in row]
+    assert {name: value for name, value in row.items() if "clock" in name} == {
+        "episode/clock_speed": 2.0,
+        "episode/clock_robot_s": 1.5,
+        "episode/clock_held_steps": 4,
+        "episode/clock_delay_mean": 4.0,
+        "episode/clock_delay_max": 4,
+        "episode/clock_age_mean": 6.0,
+        "episode/clock_age_max": 9,
+        "episode/clock_seam_mean": 0.25,
+        "episode/clock_seam_max": 1.0,
+    }
+    assert {name: value for name, value in summary_metrics(summary).items() if "clock" in name} == {
+        "summary/clock_speed": 2.0,
+        "summary/clock_delay": 4.0,
+        "summary/clock_robot_s": 1.5,
+        "summary/clock_held_steps": 4.0,
+        "summary/clock_age": 6.0,
+        "summary/clock_seam": 0.25,
     }
