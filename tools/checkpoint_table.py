@@ -15,10 +15,10 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,16 @@ from policies.files import write_atomic
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal")
 STATES = 50  # official initial states of a task
+
+
+class Grouped(Protocol):
+    """A cell that is best run by the process that has run others `of` its kind."""
+
+    @property
+    def of(self) -> Hashable: ...
+
+
+Taken = TypeVar("Taken", bound=Grouped)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def plan_cells(num_tasks: dict[str, int], states: int, states_a_cell: int) -> li
     ]
 
 
-def take(cells: Sequence[Cell], taken: Any, own: tuple[str, int] | None) -> Cell | None:
+def take(cells: Sequence[Taken], taken: Any, own: Hashable) -> Taken | None:
     """Take a cell of one's own task, else of the task with the most left; None when all are taken.
 
     Args:
@@ -119,10 +129,10 @@ def work(
             )
         except (ConfigError, SimulatorError, ValueError, OSError, RuntimeError) as error:
             lost += 1
-            _say(f"{cell.folder}: ERROR {type(error).__name__}: {error}")
+            say(f"{cell.folder}: ERROR {type(error).__name__}: {error}")
             continue
         won = sum(bool(episode.success) for episode in run.records.episodes)
-        _say(f"{cell.folder}: {won} of {len(run.records.episodes)}")
+        say(f"{cell.folder}: {won} of {len(run.records.episodes)}")
     if lost:
         sys.exit(f"error: {lost} cells raised; the output above says why")
 
@@ -171,7 +181,8 @@ def _row(name: str, episodes: Iterable[EpisodeRecord]) -> str:
     )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line at once, from any process."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -213,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for process in processes:
         process.join()
     try:
-        _say(merge_suites(options.out))
+        say(merge_suites(options.out))
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
     if failed := [process.exitcode for process in processes if process.exitcode]:
