@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 
 import ray
 
 from eval.config.schema import RunnerConfig
-from eval.episodes.signals import handlers_kept
+from eval.episodes.signals import Signalled, handlers_kept
 from eval.runners.base import RunnerError
 from eval.runners.recorder import RunFailed
 from policies.files import ROOT
@@ -24,7 +25,9 @@ MISSES = 3  # looks in a row that found nobody: the head is gone, and not merely
 def connect(options: RunnerConfig) -> None:
     """Start Ray on this machine, or join the cluster at `runner.address`.
 
-    Raises RunnerError where Ray cannot be started or reached, or the cluster has too few CPUs.
+    Raises:
+        RunnerError: Ray cannot be started or reached, or the cluster has too few CPUs.
+        Signalled: SIGTERM came meanwhile, of which Ray's own handler makes a SystemExit.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     if options.address is None:  # through the object store it waits for more processes
@@ -46,6 +49,8 @@ def connect(options: RunnerConfig) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+    except SystemExit as ended:
+        raise Signalled(signal.SIGTERM) from ended
     except (RuntimeError, ConnectionError, OSError, ValueError) as error:
         if options.address is None:
             way_out = ""

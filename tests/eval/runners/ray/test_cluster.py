@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
+from eval.config.schema import RunnerConfig
+from eval.episodes.signals import Signalled, exit_status
 from eval.records.reader import read_run
 from eval.runners.base import RunnerError
+from eval.runners.ray.cluster import connect
 from policies.files import ROOT
 from tests.eval.fake_run import results, run, start
 
@@ -29,6 +32,19 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         RunnerError, match=r"runner\.address must be HOST:PORT or auto, got 'ray://head:10001'"
     ):
         start("ray", address="ray://head:10001")
+
+
+def test_a_signal_that_comes_while_ray_starts_is_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("ray.init", init)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Signalled) as interrupt:
+        connect(RunnerConfig("ray"))
+    assert exit_status(interrupt.value) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @dataclass(frozen=True)
