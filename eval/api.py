@@ -220,6 +220,10 @@ def evaluate(
 ) -> Evaluation:
     """Roll episodes with a policy and record them.
 
+    Non-obvious behaviors:
+        `runner.episode_timeout_s` interrupts Python, in the main thread alone. Nobody ends this process where
+        compiled code does not return, as the command line does.
+
     Args:
         policy: your own object with the members of `policies.base.Policy`, what `load_policy` returned, or
             the name of a policy in conf/policy, which is built for this run.
