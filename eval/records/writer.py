@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from eval.records.folders import (
     EPISODES_FILE,
@@ -156,7 +156,7 @@ class RunWriter:
 
 
 def _open(path: Path) -> FileIO:
-    return cast(FileIO, open(path, "ab", buffering=0, opener=plain_opener))
+    return open(path, "ab", buffering=0, opener=plain_opener)
 
 
 def _json_line(record: EpisodeRecord | InferenceRecord) -> bytes:
