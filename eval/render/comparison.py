@@ -80,7 +80,7 @@ def conclusion(result: Comparison) -> list[str]:
     if (test := result.sequential) is not None:
         own = _sequential(test)
         lines = (
-            [own, f"not to be read, because NEW ended by its outcome: {lines[0]}"]
+            [own, f"not to be read, since NEW was to stop by its outcome: {lines[0]}"]
             if test.stopped
             else [*lines, own]
         )

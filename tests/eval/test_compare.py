@@ -144,4 +144,4 @@ def test_the_sequential_test_is_read_beside_the_verdict_and_alone_judges_a_run_t
     assert (result["verdict"], result["sequential"]["decision"]) == ("non-inferior", "undecided")
     assert (status, result["sequential"]["stopped"]) == (1, True)
     main([str(base), str(stopped)])
-    assert "not to be read, because NEW ended by its outcome" in " ".join(capsys.readouterr().out.split())
+    assert "not to be read, since NEW was to stop by its outcome" in " ".join(capsys.readouterr().out.split())
