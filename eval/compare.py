@@ -18,16 +18,19 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from eval.analysis.comparable import NotComparable
 from eval.analysis.comparison import MARGIN, compare
 from eval.analysis.sources import margin_points
 from eval.app.command import ArgumentParser
+from eval.config.errors import one_line
 from eval.records.reader import Run, read_run
 from eval.records.schema import to_plain
 from eval.render.comparison import markdown, render
 from eval.render.console import print_error, report_console
+from eval.render.junit import junit, junit_error
 from policies.files import path_argument, write_atomic
 
 NOT_COMPARABLE = 2  # exit status
@@ -63,15 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--markdown", type=path_argument, metavar="FILE", help="write a report too")
+    parser.add_argument(
+        "--junit", type=path_argument, metavar="FILE", help="write what the status is of as JUnit tests too"
+    )
     options = parser.parse_args(arguments)
     try:
         runs = _read("BASE", options.base), _read("NEW", options.new)
         result = compare(*runs, options.margin, sequential=options.sequential)
-        if options.markdown is not None:
-            options.markdown.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(options.markdown, markdown(result))
+        _write(options.markdown, markdown(result))
+        _write(options.junit, junit(result))
     except (NotComparable, OSError) as error:
         print_error(error)
+        with suppress(OSError):  # of a file that could not be written, which the line above says
+            _write(options.junit, junit_error(one_line(error)))
         return NOT_COMPARABLE
     if options.json:
         sys.stdout.write(
@@ -80,6 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         report_console().print(render(result))
     return 0 if result.passed else 1
+
+
+def _write(file: Path | None, text: str) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text)
 
 
 def _read(name: str, folder: Path) -> Run:

@@ -160,14 +160,16 @@ class Comparison:
         return not (self.base.problems or self.new.problems)
 
     @property
-    def passed(self) -> bool:
-        """Whether NEW may take BASE's place: not inferior, and engaged.
+    def decision(self) -> str:
+        """The verdict, or that of the sequential test where NEW was stopped by its outcome."""
+        if self.sequential is not None and self.sequential.stopped:
+            return self.sequential.decision
+        return self.verdict
 
-        Where NEW was stopped by its outcome, the sequential test says it.
-        """
-        was_stopped = self.sequential is not None and self.sequential.stopped
-        shown = self.sequential.decision if self.sequential and was_stopped else self.verdict
-        return shown == "non-inferior" and self.engaged
+    @property
+    def passed(self) -> bool:
+        """Whether NEW may take BASE's place: not inferior, and engaged."""
+        return self.decision == "non-inferior" and self.engaged
 
     @property
     def ratios_hold(self) -> bool:

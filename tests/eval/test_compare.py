@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_json_holds_the_numbers_and_text_the_verdict(
     _, result = outcome(capsys, base, new)
     assert result["counts"] == {"both": 159, "lost": 40, "won": 0, "neither": 1}
     assert result["left_out"] == {"base_alone": 0, "new_alone": 0, "raised": 0}
-    assert list(result["latency"]) == ["vision", "prefix", "denoise", "host to host"]
+    assert list(result["latency"]) == ["vision", "prefix", "denoise", "around the stages", "host to host"]
     assert len(result["lost"]) == 40
     assert main([str(base), str(new)]) == 1
     assert "INFERIOR: NEW loses more than 2 points of success" in capsys.readouterr().out
@@ -145,3 +146,38 @@ def test_the_sequential_test_is_read_beside_the_verdict_and_alone_judges_a_run_t
     assert (status, result["sequential"]["stopped"]) == (1, True)
     main([str(base), str(stopped)])
     assert "not to be read, since NEW was to stop by its outcome" in " ".join(capsys.readouterr().out.split())
+
+
+def cases(file: Path) -> dict[str, str | None]:
+    """The tests of a JUnit file, with why each failed; its counts are those of the tests."""
+    [suite] = ElementTree.parse(file).getroot()
+    tests = suite.findall("testcase")
+    assert int(suite.attrib["tests"]) == len(tests)
+    for kind in ("failure", "error"):
+        assert int(suite.attrib[f"{kind}s"]) == sum(test.find(kind) is not None for test in tests)
+    return {test.attrib["name"]: next((bad.attrib["message"] for bad in test), None) for test in tests}
+
+
+def test_a_junit_file_has_what_the_status_is_of(
+    tmp_path: Path, write_run: WriteRun, run_json: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, file = write_run("base"), tmp_path / "new folder" / "junit.xml"
+    missed = {**run_json["engagement"], "denoise": {"backend": "a\x1b<b>", "calls": 199, "misses": 1}}
+    new = write_run("new", failures=range(40), run={"engagement": missed})
+    shown = "NEW loses less than 2 points of success"
+    engaged = [f"{name}: every backend served every call" for name in ("BASE", "NEW")]
+    assert main([str(base), str(base), "--junit", str(file)]) == 0
+    assert cases(file) == dict.fromkeys([shown, *engaged])
+    assert main([str(base), str(new), "--junit", str(file)]) == 1
+    failed = cases(file)
+    assert failed[shown] == "inferior: of 200 pairs NEW lost 40 and won 0"
+    assert failed[engaged[0]] is None
+    assert str(failed[engaged[1]]).startswith("denoise: 1 calls missed a\\x1b<b>; ")
+    [output] = ElementTree.parse(file).getroot().iter("system-out")
+    assert "| vision" in str(output.text)  # the whole comparison, in Markdown
+    (new / "run.json").write_text("{")
+    assert main([str(base), str(new), "--junit", str(file)]) == 2
+    [(name, why)] = cases(file).items()
+    assert name == "BASE and NEW can be compared"
+    assert str(why).startswith(f"NEW: {new / 'run.json'}")
+    assert "error: " in capsys.readouterr().err
