@@ -13,7 +13,7 @@ from eval.records.episodes import Episodes
 from eval.records.folders import require_records
 from eval.records.foreign import DamagedRecords
 from eval.records.reader import Run, read_run
-from eval.records.run_json import RUN_FILE, is_decided, read_run_json
+from eval.records.run_json import RUN_FILE, SCALES, is_decided, read_run_json
 from eval.records.schema import to_plain
 from eval.sim.benchmark import HASHES
 from eval.sim.stack import PINS
@@ -169,8 +169,9 @@ def _is_gone(key: str, value: Any) -> bool:
 
 
 def _is_unrecorded(key: str, policy: Mapping[str, Any]) -> bool:
-    """Whether a run is older than the record of its checkpoint's settings, which says no more than before."""
-    return key.startswith("settings.") and "settings" not in policy
+    """Whether a run is older than the record of its checkpoint's settings, or of its FP8 scales."""
+    part = key.partition(".")[0]
+    return part in ("settings", SCALES) and part not in policy
 
 
 def portable(value: Any) -> Any:

@@ -14,6 +14,7 @@ from policies.text import shorten
 
 RUN_FILE = "run.json"
 LEFT_OUT = "inferences_left_out"  # key of run.json: why a run was kept without its inferences.jsonl
+SCALES = "scales_sha256"  # key below `policy`: of the FP8 scales that it was built with
 FORMAT_KEY = "format"
 FORMAT = 2
 """Of the records that this version writes.
@@ -113,6 +114,7 @@ class PolicyFacts(TypedDict, total=False):
     replan_steps: Count
     norm_stats_sha256: str | None
     tokenizer_sha256: str | None
+    scales_sha256: str
 
 
 class Stages(TypedDict, total=False):

@@ -1,5 +1,7 @@
 """Load pi0.5 and apply its backends, as a checked configuration says."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ import torch
 from eval.config.backends import make_backend
 from eval.config.origins import checkpoint_origins
 from eval.config.schema import Config, ConfigError
+from eval.records.run_json import SCALES
 from eval.specs.base import Capture
 from eval.specs.machine import explain
 from optim.base import (
@@ -123,6 +126,9 @@ def optimise(
         )
     if any(chosen.needs_amax for chosen in backends.values()):
         amax = load_scales(checkpoint, config.optim.scales)
+        measured = json.dumps(amax, sort_keys=True).encode()  # of the numbers, whichever file has them
+        facts = {**eager.checkpoint_facts, SCALES: hashlib.sha256(measured).hexdigest()}
+        eager = replace(eager, checkpoint_facts=facts)
     graphed = config.pi05_options().images == "cuda_graph"
     requests: Sequence[Request] = ()
     if graphed or any(chosen.needs_examples for chosen in backends.values()):

@@ -342,3 +342,7 @@ def test_a_run_older_than_the_record_of_settings_goes_on_and_another_setting_is_
     other = {"policy": {**old["policy"], "settings": {"denoise_steps": {**steps, "value": 3}}}}
     with pytest.raises(Changed, match=r"policy settings.denoise_steps.value was 10, is 3"):
         refuse_changed(tmp_path, new, other)
+    scaled = [{"policy": {**new["policy"], "scales_sha256": digit * 64}} for digit in "12"]
+    refuse_changed(tmp_path, new, scaled[0])
+    with pytest.raises(Changed, match=r"policy scales_sha256 was '1+', is '2+'"):
+        refuse_changed(tmp_path, *scaled)

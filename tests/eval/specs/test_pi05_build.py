@@ -1,5 +1,6 @@
 """From configuration to policy: devices and precisions are chosen, wrong ones refused before weights load."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -218,7 +219,9 @@ def test_a_backend_gets_captured_examples_the_calibration_and_the_hash_of_the_we
     examined = {"_target_": f"{__name__}.Examined"}
     monkeypatch.setattr(Examined, "seen", [])
     chosen = config(optim=OptimConfig(EAGER, examined, EAGER, scales="FILE"))
-    make_spec(chosen.policy).build(chosen, capture)
+    facts = make_spec(chosen.policy).build(chosen, capture).policy.provenance()
+    expected = hashlib.sha256(b'{"prefix": {"layers.0": "FILE"}}').hexdigest()
+    assert facts["scales_sha256"] == expected, "a resume with other scales is refused"
     [source] = Examined.seen
     [args] = source.examples
     assert args[0] is not None
