@@ -1,5 +1,6 @@
 """A received folder is data: it runs no code, reads no variable, speaks to nobody, writes nowhere else."""
 
+import gzip
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ import pytest
 from hydra.errors import HydraException
 
 from eval.config.compose import compose_run, configure
+from eval.config.origins import checkpoint_yaml
 from eval.config.schema import ConfigError
 from eval.config.targets import refuse_recorded_targets, repeatable
-from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE
+from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, PACKED_INFERENCES, RUN_FILE
 from eval.records.foreign import DamagedRecords
 from eval.records.sweep import SWEEP_FILE, read_job_records, read_jobs_to_run
 from eval.replay.subjects import build, read_run_json
@@ -70,11 +72,15 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def received(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of a run that has not finished, with some keys of run.json changed."""
+    """An unpacked copy of a run that has not finished, with some keys of run.json changed."""
 
     def receive(overrides: Sequence[str] = (), **changes: Any) -> Path:
         folder = Path(shutil.copytree(RUN, tmp_path / "received"))
+        packed = folder / PACKED_INFERENCES
+        (folder / INFERENCES_FILE).write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
         run = json.loads((folder / RUN_FILE).read_text())
+        run["config"]["checkpoint"]["sha256"] = checkpoint_yaml("reference")["sha256"]  # today's weights
         run |= {"finished": False, **changes}
         run["overrides"] = [*run["overrides"], *overrides]
         (folder / RUN_FILE).write_text(json.dumps(run))
