@@ -16,6 +16,7 @@ from eval.analysis.summary import summarise
 from eval.app.command import CommandError, command
 from eval.app.ending import print_summary
 from eval.app.heir import heir_command
+from eval.app.page import make_page
 from eval.app.session import Origin, prepare
 from eval.config.compose import check, plain
 from eval.config.errors import one_line
@@ -158,7 +159,8 @@ def _tracker(config: Config) -> SafeTracker:
         return SafeTracker(NullTracker())
     from eval.tracking.wandb import WandbTracker  # not installed where nothing is tracked
 
-    return SafeTracker(WandbTracker(config.tracking.mode, config.tracking.project, config.tracking.entity))
+    tracking = config.tracking
+    return SafeTracker(WandbTracker(tracking.mode, tracking.project, tracking.entity, make_page))
 
 
 def main() -> None:

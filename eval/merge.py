@@ -138,6 +138,7 @@ def joined_run(folders: Sequence[Path], runs: Sequence[Run], notes: Sequence[str
         "engagement": join(run.run.get("engagement") or {} for run in runs),
         "notes": list(notes),
         "parts": parts,
+        "wandb_id": None,
     }
 
 

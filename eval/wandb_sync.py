@@ -25,8 +25,8 @@ OFFLINE = f"{WANDB}/offline-run-*"
 LOGS = "logs"  # of an offline run: W&B links it to the home folder, and does not upload it
 UPLOADED = "*.wandb.synced"  # what `wandb sync` leaves behind
 
-Upload = Callable[[Path], int]
-"""Uploads one offline run, returns the exit status."""
+Upload = Callable[[Sequence[Path]], int]
+"""Uploads the offline files of one run, in the order in which they began; returns the exit status."""
 
 
 def find_offline(folders: Iterable[Path]) -> list[Path]:
@@ -50,20 +50,25 @@ def find_offline(folders: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(offline))
 
 
-def refuse_shared_ids(offline: Iterable[Path]) -> None:
-    """Raise TrackingError where two offline runs have one id: uploaded, one would replace the other.
+def by_run(offline: Iterable[Path]) -> list[list[Path]]:
+    """Join the files of each run: one for each process that worked on it, with one id.
 
     W&B names the folder of an offline run after its time and its id.
+
+    Raises:
+        TrackingError: two runs have one id, so that one would replace the other.
     """
-    with_id: dict[str, Path] = {}
-    for run in offline:
-        name = run.name.rpartition("-")[2]
-        if name in with_id:
+    with_id: dict[str, list[Path]] = {}
+    for path in offline:
+        name = path.name.rpartition("-")[2]
+        paths = with_id.setdefault(name, [])
+        if paths and paths[0].parent != path.parent:
             raise TrackingError(
-                f"{with_id[name]} and {run} have one W&B id, {name}: one would replace the other; name the "
-                f"folders of all others, and upload one of these by `wandb sync --id NEW {run}`"
+                f"{paths[0]} and {path} have one W&B id, {name}: one would replace the other; name the "
+                f"folders of all others, and upload one of these by `wandb sync --id NEW {path}`"
             )
-        with_id[name] = run
+        paths.append(path)
+    return list(with_id.values())
 
 
 def refuse_linked(offline: Iterable[Path]) -> None:
@@ -74,9 +79,9 @@ def refuse_linked(offline: Iterable[Path]) -> None:
         refuse_links(run, [path.name for path in run.iterdir() if path.name != LOGS])
 
 
-def upload(run: Path) -> int:
-    """Upload one offline run with W&B's own command."""
-    return subprocess.run([sys.executable, "-m", "wandb", "sync", str(run)], check=False).returncode
+def upload(paths: Sequence[Path]) -> int:
+    """Upload the offline files of one run with W&B's own command, which takes them in their order."""
+    return subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, paths)], check=False).returncode
 
 
 def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int:
@@ -93,26 +98,27 @@ def main(arguments: Sequence[str] | None = None, upload: Upload = upload) -> int
     options = parser.parse_args(arguments)
     try:
         offline = find_offline(options.runs)
-        refuse_shared_ids(offline)
+        runs = by_run(offline)
         refuse_linked(offline)
-        runs = [run for run in offline if not any(run.glob(UPLOADED))]
+        left = [[path for path in paths if not any(path.glob(UPLOADED))] for paths in runs]
+        runs = [paths for paths in left if paths]
         if runs and not options.dry_run:
             require_login()
     except (OSError, TrackingError) as error:
         print_error(error)
         return 1
-    failed = []
-    for run in runs:
-        print_info(f"{'would upload' if options.dry_run else 'uploading'} {run}")
-        if not options.dry_run and upload(run) != 0:
-            failed.append(run)
+    failed: list[Path] = []
+    for paths in runs:
+        for path in paths:
+            print_info(f"{'would upload' if options.dry_run else 'uploading'} {path}")
+        if not options.dry_run and upload(paths) != 0:
+            failed += paths
     done = "would upload" if options.dry_run else "uploaded"
-    before = (
-        f"{len(offline) - len(runs)} of {pluralize(len(offline), 'offline run')} had been uploaded before"
-    )
-    print_info(f"{done} {len(runs) - len(failed)}; {before}")
-    for run in failed:
-        print_error(f"{run} was not uploaded")
+    new = sum(map(len, runs))
+    before = f"{len(offline) - new} of {pluralize(len(offline), 'offline run')} had been uploaded before"
+    print_info(f"{done} {new - len(failed)}; {before}")
+    for path in failed:
+        print_error(f"{path} was not uploaded")
     return 1 if failed else 0
 
 

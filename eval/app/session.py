@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,7 +32,7 @@ from eval.runners.base import Runner
 from eval.runners.recorder import RunRecorder
 from eval.sim.tasks import Task
 from eval.specs.base import PolicySpec
-from eval.tracking.base import RecordsTracker, TrackedRun
+from eval.tracking.base import RecordsTracker, TrackedRun, new_id
 from policies.base import EpisodeKey
 from policies.seeding import Seeding
 from policies.text import pluralize
@@ -156,7 +157,9 @@ def prepare(
     warnings = warnings_of(config, has_stages=spec.has_stages)
     gpu = spec.gpu_index(config) if config.runner.name == "local" else 0
     run_info = describe(origin, config, plan, runner, earlier, provenance.collect(gpu), warnings)
-    tracker.start(tracked_run(origin, config, plan, run_info))
+    if config.tracking.name != "none":
+        run_info["wandb_id"] = (origin.before or {}).get("wandb_id") or new_id()
+        tracker.start(tracked_run(origin, config, plan, run_info, earlier))
     return Session(origin, plan, runner, tracker, run_info, earlier, warnings, stop)
 
 
@@ -226,16 +229,31 @@ def describe(
     }
 
 
-def tracked_run(origin: Origin, config: Config, plan: Plan, run_info: Mapping[str, Any]) -> TrackedRun:
-    """Describe the run for the tracker; there, a resumed run is a run of its own."""
-    name = f"{config.policy.name}-{config.suite.name}-{origin.folder.name}"
-    tags = list(config.tracking.tags)
+def tracked_run(
+    origin: Origin, config: Config, plan: Plan, run_info: Mapping[str, Any], earlier: ResumedRun | None
+) -> TrackedRun:
+    """Describe the run for the tracker, which goes on with that of the processes before."""
+    began = datetime.fromisoformat(run_info["provenance"]["time"])
+    setting = [plan.policy, config.suite.name, config.protocol.name, plan.checkpoint]
+    name = f"{' '.join(filter(None, setting))}, {began:%Y-%m-%d %H:%M}"
     if plan.weights_label:
-        name, tags = f"RANDOM-WEIGHTS-{name}", [*tags, "random weights"]
-    if origin.before is not None:
-        tags = [*tags, "resumed"]
+        name = f"RANDOM WEIGHTS {name}"
+    tags = [
+        *(plan.policy, config.suite.name, plan.checkpoint, run_info["policy"].get("device")),
+        "random weights" if plan.weights_label else None,
+        "resumed" if earlier else None,
+        *config.tracking.tags,
+    ]
     about = {key: value for key, value in run_info.items() if key != "config"}
-    return TrackedRun(run_info["config"] | {"run": about}, name, origin.folder, config.tracking.group, tags)
+    return TrackedRun(
+        config=run_info["config"] | {"run": about},
+        name=name,
+        folder=origin.folder,
+        group=config.tracking.group,
+        tags=[tag for tag in tags if tag],
+        id=run_info["wandb_id"],
+        earlier=earlier.run if earlier else None,
+    )
 
 
 def announcement(plan: Plan, policy: str, about: Mapping[str, Any], folder: Path) -> str:

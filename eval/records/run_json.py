@@ -1,5 +1,6 @@
 """What run.json holds: its version, the type of each field, and how it is read."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required
@@ -28,6 +29,11 @@ SETTING = ("device", "form", "denoise_steps", "replan_steps")
 
 Object = dict[str, Any]
 TaskIds = Annotated[list[Count], MaxLen(10_000)]
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text is an id that `eval.tracking.base.new_id` may have drawn."""
+    return re.fullmatch("[0-9a-f]{16}", text) is not None
 
 
 class PlannedPart(TypedDict):
@@ -215,6 +221,7 @@ class RunJson(TypedDict, total=False):
     notes: list[str]
     resumed: list[Resumed] | None
     finished: bool | None
+    wandb_id: Annotated[str, Predicate(is_run_id)] | None  # of all processes of the run
     stop: Stop | None
     engagement: dict[str, Served] | None
     tracking_error: str | None

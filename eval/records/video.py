@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from eval.records.schema import EpisodeRecord
 from policies.files import replacing
 
+VIDEOS = "videos"  # the folder in a run's
+
 
 class VideoMode(StrEnum):
     """Which episodes leave a video: `failures` includes errors, which file names tell apart."""

@@ -19,7 +19,7 @@ from eval.episodes.signals import held_back
 from eval.records.engagement import Engagement, at_least, faults, join
 from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
-from eval.records.video import video_name
+from eval.records.video import VIDEOS, video_name
 from eval.records.writer import RunWriter
 from eval.runners.progress import Progress
 from eval.tracking.base import RecordsTracker
@@ -151,7 +151,7 @@ class RunRecorder:
             self.run_info["first_frame_sha256"] = first_frame_sha256
         video = None
         if write_video is not None and self.plan.video.keeps(record):
-            video = self._video(self.writer.folder / "videos" / video_name(record), write_video)
+            video = self._video(self.writer.folder / VIDEOS / video_name(record), write_video)
         self.write_run()
         self.tracker.log_episode(record, video)
         self._progress.add_episode(record)

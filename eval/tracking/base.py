@@ -1,17 +1,24 @@
 """Run tracking: a mirror of the records that never decides whether an episode is kept."""
 
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
 
+from eval.records.reader import Run
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from policies.text import visible
 
 MODES = ("online", "offline", "disabled")
+
+
+def new_id() -> str:
+    """Draw the id of a tracked run."""
+    return secrets.token_hex(8)
 
 
 class TrackingError(RuntimeError):
@@ -27,6 +34,8 @@ class TrackedRun:
     folder: Path  # the tracker writes only below it
     group: str | None = None  # joins the runs of a sweep
     tags: Sequence[str] = ()
+    id: str = field(default_factory=new_id)  # a resumed run's is that of its first process
+    earlier: Run | None = None  # what processes before this one recorded
 
 
 class Tracker(Protocol):

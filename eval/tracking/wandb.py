@@ -1,17 +1,23 @@
 """Weights & Biases as a tracker: metric names with units."""
 
 import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import wandb
 
-from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, RUN_FILE, WANDB
+from eval.records.reader import Run
+from eval.records.schema import AROUND, EpisodeRecord, InferenceRecord
+from eval.records.video import VIDEOS, video_name
 from eval.tracking.base import MODES, TrackedRun, TrackingError
 from eval.tracking.login import require_login
+from policies.base import EpisodeKey
 
 # Dashboards are built on these names: they stay as they are.
 INFERENCE_INDEX = "inference/index"
@@ -36,6 +42,8 @@ EPISODE_CLOCK = (
 EPISODE_VIDEO = "episode/video"
 EPISODES_TABLE = "episodes"
 
+NAMES = {AROUND: "around"}  # of stages, without blanks
+
 TABLE_COLUMNS = (
     "suite",
     "task_id",
@@ -49,24 +57,37 @@ TABLE_COLUMNS = (
     "wall_s",
     "error_type",
     "error_message",
+    "inferences_alone",
+    "p50_ms",
+    "video",
 )
+LATENCY_HISTOGRAM = "latency/{name}_ms"  # latency/infer_ms, latency/vision_ms: of inferences run alone
 
 # In the environment these name a run for all that begin there, and one would replace the other.
 OF_ONE_RUN = (
     *("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_SWEEP_ID"),
     *("WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH"),
 )
+MOST_TAG = 64  # characters, W&B's limit
 FINISH_TIMEOUT_S = 600  # then the upload is given up; `wandb sync` finds all of it on the disk
+
+
+MakePage = Callable[[Path], Path | None]
+"""Makes the page of a run's folder; None where it cannot."""
 
 
 class WandbTracker:
     """Mirrors a run to Weights & Biases; by default offline: no login, no network, no output.
 
+    Args:
+        page: makes the page that goes beside the records into the run's artifact.
+
     Non-obvious behaviors:
         An error is no failure: such an episode has `episode/error` 1 and no `episode/success`, and it does
         not move the running rate.
         Inferences and episodes have axes of their own (`inference/index`, `episode/index`), not W&B's step.
-        Each run has an id of its own, whatever `WANDB_RUN_ID` and `WANDB_RESUME` say.
+        Each run has an id of its own, whatever `WANDB_RUN_ID` and `WANDB_RESUME` say. A resumed run keeps it,
+        and goes on with its axes; offline, each process writes a file, and `eval.wandb_sync` joins them.
         W&B samples no CPU or GPU counters: that would disturb the latencies.
         A process of W&B's writes the offline file, and may do so after `finish` has returned; Python waits
         for it at exit.
@@ -76,7 +97,11 @@ class WandbTracker:
     """
 
     def __init__(
-        self, mode: str = "offline", project: str = "libero-vla-eval", entity: str | None = None
+        self,
+        mode: str = "offline",
+        project: str = "libero-vla-eval",
+        entity: str | None = None,
+        page: MakePage | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"tracking mode must be one of {MODES}, got {mode!r}")
@@ -85,8 +110,16 @@ class WandbTracker:
         self.entity = entity
         self._run: Any = None
         self._folder = Path()
+        self._page = page
+        self._id = ""
         self._inferences = 0
-        self._episodes: list[EpisodeRecord] = []
+        self._episodes: dict[
+            EpisodeKey, EpisodeRecord
+        ] = {}  # the last attempt of each, as records count them
+        self._attempts = 0
+        self._times_ms: defaultdict[str, defaultdict[EpisodeKey, list[float]]]
+        self._times_ms = defaultdict(lambda: defaultdict(list))
+        self._videos: dict[EpisodeKey, Path] = {}
 
     def check(self) -> None:
         """Raise TrackingError where mode is online and there is no valid login; it never asks for one."""
@@ -96,7 +129,9 @@ class WandbTracker:
 
     def start(self, run: TrackedRun) -> None:
         """Open the run below `run.folder`/wandb; TrackingError where mode is online and W&B refuses."""
-        self._folder = run.folder
+        self._folder, self._id = run.folder, run.id
+        if run.earlier is not None:
+            self._go_on(run.earlier)
         run.folder.mkdir(parents=True, exist_ok=True)
         try:
             with _environ(dict.fromkeys(OF_ONE_RUN)):
@@ -111,12 +146,13 @@ class WandbTracker:
 
     def _init(self, run: TrackedRun) -> Any:
         return wandb.init(
-            id=secrets.token_hex(8),
+            id=run.id,
+            resume="allow" if run.earlier is not None and self.mode == "online" else None,
             project=self.project,
             entity=self.entity,
             name=run.name,
             group=run.group,
-            tags=list(run.tags),
+            tags=[tag[:MOST_TAG] for tag in dict.fromkeys(run.tags) if tag],
             config=dict(run.config),
             dir=str(run.folder),
             settings=wandb.Settings(
@@ -147,44 +183,96 @@ class WandbTracker:
             }
         )
         self._inferences += 1
+        self._keep(record)
+
+    def _go_on(self, earlier: Run) -> None:
+        self._episodes = {episode.key: episode for episode in earlier.episodes}
+        self._attempts = len(earlier.episodes) + len(earlier.superseded)
+        self._inferences = len(earlier.inferences)
+        for record in earlier.inferences:
+            self._keep(record)
+        paths = {key: self._folder / VIDEOS / video_name(episode) for key, episode in self._episodes.items()}
+        self._videos = {key: path for key, path in paths.items() if path.is_file()}
+
+    def _keep(self, record: InferenceRecord) -> None:
+        """Keep the times of an inference alone on the machine, for the histograms and the table."""
+        if record.condition == "alone":
+            for name, ms in {"infer": record.infer_ms, **record.stage_ms}.items():
+                self._times_ms[name][record.key].append(ms)
 
     def log_episode(self, record: EpisodeRecord, video: Path | None) -> None:
         """Log one episode and the success rate of those finished so far."""
         row: dict[str, Any] = {
-            EPISODE_INDEX: len(self._episodes),
+            EPISODE_INDEX: self._attempts,
             EPISODE_STEPS: record.steps,
             EPISODE_INFERENCES: record.inferences,
             EPISODE_WALL_S: record.wall_s,
             EPISODE_ERROR: int(record.success is None),
         }
-        self._episodes.append(record)
+        self._episodes[record.key] = record
+        self._attempts += 1
         if record.success is not None:
             row[EPISODE_SUCCESS] = int(record.success)
-        outcomes = [episode.success for episode in self._episodes if episode.success is not None]
+        outcomes = [e.success for e in self._episodes.values() if e.success is not None]
         if outcomes:
             row[EPISODE_SUCCESS_RATE] = outcomes.count(True) / len(outcomes)
         if record.clock is not None:
             row |= numbers(EPISODE_CLOCK, vars(record.clock))
         if video is not None:
-            row[EPISODE_VIDEO] = wandb.Video(
-                str(video), caption=f"{record.key} {record.outcome}", format="mp4"
-            )
+            self._videos[record.key] = video
+            row[EPISODE_VIDEO] = _video(video, record)
         self._run.log(row)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Log the table of episodes and the summary, then close the run."""
-        rows = [[getattr(episode, column) for column in TABLE_COLUMNS] for episode in self._episodes]
+        """Log the table of episodes, histograms, the summary and the records, then close the run."""
+        # By default W&B stages files in the home directory.
+        staged = {"WANDB_DATA_DIR": str(self._folder / WANDB), "WANDB_CACHE_DIR": str(self._folder / WANDB)}
         try:
-            if rows:
-                # By default W&B stages a table's artifact in the home directory.
-                with _environ({"WANDB_DATA_DIR": str(self._folder / "wandb")}):
-                    self._run.log({EPISODES_TABLE: wandb.Table(columns=list(TABLE_COLUMNS), data=rows)})
-            self._run.summary.update(summary_metrics(summary))
+            with _environ(staged):
+                if self._episodes:
+                    table = wandb.Table(
+                        columns=list(TABLE_COLUMNS), data=[*map(self._row, self._episodes.values())]
+                    )
+                    self._run.log({EPISODES_TABLE: table, **self._histograms()})
+                self._run.summary.update(summary_metrics(summary))
+                self._log_records()
         finally:
             self._run.finish()
 
+    def _row(self, episode: EpisodeRecord) -> list[Any]:
+        times_ms = self._times_ms["infer"].get(episode.key, [])
+        video = self._videos.get(episode.key)
+        own = {
+            "inferences_alone": len(times_ms),
+            "p50_ms": median(times_ms) if times_ms else None,
+            "video": None if video is None else _video(video, episode),
+        }
+        return [own[column] if column in own else getattr(episode, column) for column in TABLE_COLUMNS]
 
-def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    def _histograms(self) -> dict[str, Any]:
+        values = {name: [*chain.from_iterable(times.values())] for name, times in self._times_ms.items()}
+        return {
+            LATENCY_HISTOGRAM.format(name=name): wandb.Histogram(times)
+            for name, times in values.items()
+            if times
+        }
+
+    def _log_records(self) -> None:
+        page = self._page(self._folder) if self._page is not None else None
+        paths = [*(self._folder / name for name in (RUN_FILE, EPISODES_FILE, INFERENCES_FILE)), page]
+        given = [path for path in paths if path is not None and path.is_file()]
+        if given:
+            artifact = wandb.Artifact(f"records-{self._id}", type="records")
+            for path in given:
+                artifact.add_file(str(path), path.name)
+            self._run.log_artifact(artifact)
+
+
+def _video(path: Path, record: EpisodeRecord) -> Any:
+    return wandb.Video(str(path), caption=f"{record.key} {record.outcome}", format="mp4")
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float | str]:
     """Flatten `Summary.to_dict()` to W&B names; absent numbers are left out."""
     if not summary:
         return {}
@@ -202,9 +290,17 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         values["summary/inferences"] = summary["infer"]["n"]
     for name, stats in {"infer": summary["infer"], **summary["stages"]}.items():
         if stats is not None:
+            name = NAMES.get(name, name)
             for statistic in ("mean", "p50", "p95", "p99"):
                 values[f"summary/{name}_ms_{statistic}"] = stats[f"{statistic}_ms"]
             values[f"summary/{name}_hz"] = stats["hz"]
+    for task in summary["tasks"]:
+        place = f"task/{task['suite']}_{task['task_id']:02}"
+        values[f"{place}_success_rate"] = task["success"]["rate"]
+        values[f"{place}_errors"] = task["success"]["errors"]
+    for stage in summary["engagement"]:
+        for fact in ("backend", "calls", "misses", "refused"):
+            values[f"engagement/{stage['stage']}_{fact}"] = stage[fact]
     values |= numbers("summary/clock_{name}", summary["clock"] or {})
     return {name: value for name, value in values.items() if value is not None}
 

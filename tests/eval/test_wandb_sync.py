@@ -1,6 +1,7 @@
 """Upload of offline runs: which ones, and what is said without a login."""
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from eval.records.folders import EPISODES_FILE
 from eval.wandb_sync import find_offline, main
 
 
-def offline_run(folder: Path, run_id: str | None = None, *, uploaded: bool = False) -> Path:
+def offline_run(
+    folder: Path, run_id: str | None = None, *, uploaded: bool = False, time: str = "20261123_100000"
+) -> Path:
     run_id = run_id or f"{zlib.crc32(str(folder).encode()):08x}"
-    run = folder / "wandb" / f"offline-run-20261123_100000-{run_id}"
+    run = folder / "wandb" / f"offline-run-{time}-{run_id}"
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
     if uploaded:
@@ -47,6 +50,18 @@ def test_two_runs_of_one_id_are_refused_before_one_replaces_the_other(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: {first} and {second} have one W&B id, fixed: ")
     assert main([str(tmp_path / "1_b"), "--dry-run"]) == 0
+
+
+def test_the_processes_of_a_resumed_run_are_uploaded_together_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.wandb_sync.require_login", lambda: None)
+    second = offline_run(tmp_path / "run", "fixed", time="20261124_090000")
+    first = offline_run(tmp_path / "run", "fixed")
+    other = offline_run(tmp_path / "other")
+    uploads: list[list[Path]] = []
+    assert main([str(tmp_path)], upload=lambda paths: uploads.append([*paths]) or 0) == 0
+    assert uploads == [[other], [first, second]]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +146,9 @@ def test_a_run_that_cannot_be_uploaded_stops_no_other(
     monkeypatch.setattr("eval.wandb_sync.require_login", lambda: None)
     seen: list[Path] = []
 
-    def upload(run: Path) -> int:
-        seen.append(run)
-        return 1 if run == first else 0
+    def upload(paths: Sequence[Path]) -> int:
+        seen.extend(paths)
+        return 1 if first in paths else 0
 
     assert main([str(tmp_path)], upload=upload) == 1
     assert seen == [first, second]

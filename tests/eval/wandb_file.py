@@ -40,3 +40,9 @@ def history(folder: Path) -> list[dict[str, Any]]:
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
             rows.append({name: value for name, value in row.items() if not name.startswith("_")})
     return rows
+
+
+def artifacts(folder: Path, kind: str) -> list[Any]:
+    """The artifacts of a type that an offline run stored."""
+    logged = [record.artifact for record in stored(folder) if record.WhichOneof("record_type") == "artifact"]
+    return [artifact for artifact in logged if artifact.type == kind]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import wandb
 from rich.console import Console
@@ -17,11 +16,10 @@ from rich.console import Console
 from eval.analysis.summary import summarise
 from eval.records.reader import Run
 from eval.records.schema import ClockRecord, EpisodeRecord, InferenceRecord
-from eval.records.video import write_video
 from eval.tracking.base import NullTracker, SafeTracker, TrackedRun, TrackingError
 from eval.tracking.wandb import WandbTracker, summary_metrics
 from policies.files import ROOT
-from tests.eval.wandb_file import history, stored
+from tests.eval.wandb_file import artifacts, history, stored
 
 Episode = Callable[..., EpisodeRecord]
 Inference = Callable[..., InferenceRecord]
@@ -50,12 +48,13 @@ EPISODE_METRICS = {
 }
 EPISODE_COLUMNS = [
     *("suite", "task_id", "instruction", "episode", "seed", "seeding", "success", "steps", "inferences"),
-    *("wall_s", "error_type", "error_message"),
+    *("wall_s", "error_type", "error_message", "inferences_alone", "p50_ms", "video"),
 ]
 SUMMARY_METRICS = {
     "summary/vision_hz",
     "summary/prefix_hz",
     "summary/denoise_hz",
+    "summary/around_hz",
     "summary/success_rate",
     "summary/success_rate_low",
     "summary/success_rate_high",
@@ -67,7 +66,7 @@ SUMMARY_METRICS = {
     "summary/infer_hz",
     *(
         f"summary/{name}_ms_{statistic}"
-        for name in ("infer", "vision", "prefix", "denoise")
+        for name in ("infer", "vision", "prefix", "denoise", "around")
         for statistic in ("mean", "p50", "p95", "p99")
     ),
 }
@@ -90,32 +89,6 @@ class FailingTracker(NullTracker):
     def finish(self, summary: dict[str, Any]) -> None:
         self.asked.append("finish")
         raise TimeoutError("still broken")
-
-
-@pytest.fixture
-def tracked(
-    tmp_path: Path, home: Path, make_episode: Episode, make_inference: Inference, run_json: dict[str, Any]
-) -> tuple[Path, list[InferenceRecord]]:
-    """The folder of a finished offline run of three episodes, and its 120 inferences."""
-    folder = tmp_path / "run"
-    video = tmp_path / "a.mp4"
-    write_video([np.zeros((16, 16, 3), np.uint8)] * 2, video, fps=20)
-    tracker = WandbTracker(mode="offline", project="test")
-    tracker.start(
-        TrackedRun({"policy": {"name": "full_optimized"}, "seed": 7}, "name", folder, "group", ["spatial"])
-    )
-    outcomes: list[dict[str, Any]] = [{"success": True}, {"success": False}, {"error_type": "OSError"}]
-    episodes, inferences = [], []
-    for number, outcome in enumerate(outcomes):
-        for call in range(40):
-            ms = 20 + number + call / 128
-            inference = make_inference(episode=number, call=call, infer_ms=ms, warmup=number == call == 0)
-            tracker.log_inference(inference)
-            inferences.append(inference)
-        episodes.append(make_episode(episode=number, inferences=40, **outcome))
-        tracker.log_episode(episodes[-1], video if number == 1 else None)
-    tracker.finish(summarise(Run(run_json, tuple(episodes), tuple(inferences))).to_dict())
-    return folder, inferences
 
 
 def test_an_offline_run_holds_every_latency(tracked: tuple[Path, list[InferenceRecord]]) -> None:
@@ -142,6 +115,7 @@ def test_metric_names_are_frozen(tracked: tuple[Path, list[InferenceRecord]]) ->
     ]
     summary = {item.key or "/".join(item.nested_key) for update in updates for item in update}
     assert {name for name in summary if name.startswith("summary/")} == SUMMARY_METRICS
+    assert not [name for name in summary if " " in name]
 
 
 def test_inferences_and_episodes_have_axes_of_their_own(tracked: tuple[Path, list[InferenceRecord]]) -> None:
@@ -173,6 +147,19 @@ def test_the_table_and_the_video_are_under_the_run_and_nothing_is_in_the_home(
     assert content["columns"] == EPISODE_COLUMNS
     assert len(content["data"]) == 3
     assert len(list(folder.glob("wandb/offline-run-*/files/media/videos/episode/video_*.mp4"))) == 1
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert [(row["inferences_alone"], row["p50_ms"]) for row in rows] == [
+        (39, 20 + 20 / 128),  # the first was a warm-up
+        (40, 21 + 19.5 / 128),
+        (40, 22 + 19.5 / 128),
+    ]
+    [table] = artifacts(folder, "run_table")  # what W&B shows; the file above has no media
+    files = {entry.path: Path(entry.local_path) for entry in table.manifest.contents}
+    content = json.loads(files["episodes.table.json"].read_text())
+    videos = [row[content["columns"].index("video")] for row in content["data"]]
+    assert (videos[0], videos[2]) == (None, None)
+    assert files[videos[1]["path"]].stat().st_size > 0
+    assert not any(path.is_relative_to(home) for path in files.values())
     assert [path.name for path in folder.iterdir()] == ["wandb"]
     assert not [path for path in home.rglob("*") if path.is_file() and path.suffix != ".log"]
 
@@ -302,12 +289,15 @@ def test_a_wandb_failure_costs_no_episode(
 def test_a_run_without_numbers_has_fewer_metrics(make_episode: Episode, run_json: dict[str, Any]) -> None:
     assert summary_metrics({}) == {}
     summary = summarise(Run(run_json, (make_episode(error_type="OSError"),), ()))
-    assert summary_metrics(summary.to_dict()) == {
+    metrics = summary_metrics(summary.to_dict())
+    assert {name: value for name, value in metrics.items() if name.startswith("summary/")} == {
         "summary/successes": 0,
         "summary/finished": 0,
         "summary/errors": 1,
         "summary/warmup_inferences": 0,
     }
+    assert metrics["task/libero_spatial_00_errors"] == 1
+    assert "task/libero_spatial_00_success_rate" not in metrics
 
 
 def test_what_a_clock_did_has_metrics_of_its_own(
