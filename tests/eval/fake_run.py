@@ -1,5 +1,5 @@
 """Runs of the fakes through the real runners, records and resume; as a program, in a process to be killed:
-`python -m tests.eval.fake_run FOLDER RUNNER OPTIONS CLOCK`."""
+`python -m tests.eval.fake_run FOLDER RUNNER OPTIONS [CLOCK]`."""
 
 import json
 import sys
@@ -140,4 +140,5 @@ def results(run: Run) -> dict[Any, Any]:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), plan_of(clock=CLOCKS[sys.argv[4]]), sys.argv[2], **json.loads(sys.argv[3]))
+    clock = CLOCKS[sys.argv[4] if len(sys.argv) > 4 else "free"]
+    run(Path(sys.argv[1]), plan_of(clock=clock), sys.argv[2], **json.loads(sys.argv[3]))
