@@ -18,6 +18,7 @@ from eval.replay.parity import Subjects
 from eval.specs.choose import make_spec
 from eval.specs.pi05_build import choose_backends, eager_policy, load, optimise
 from policies.pi05.denoise import Denoise
+from policies.pi05.shipped_before import how_to_get
 
 # The overrides of a run that make its policy; `policy=` replaces RECIPE and the backends.
 RECIPE = ("policy", "policy.name", "policy.prompt_multiple", "policy.images")
@@ -131,4 +132,5 @@ def require_same(
             raise NotComparable(
                 f"{name} of {who} must be {recorded[name]} as in {RUN_FILE}, got {facts_now.get(name)}; "
                 "use the run's checkpoint and the version of conf/ that it was made with"
+                f"{how_to_get(recorded[name])}"
             )

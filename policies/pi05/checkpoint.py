@@ -44,6 +44,7 @@ from policies.pi05.preprocess import Preprocess, prepare_images, prepare_images_
 from policies.pi05.prompt import PromptTokenizer
 from policies.pi05.random_weights import random_stages, recipe_sha256
 from policies.pi05.settings import Settings, Stated, resolve
+from policies.pi05.shipped_before import how_to_get
 from policies.pi05.weight_files import hash_weights
 
 SIZES = "sizes.json"  # beside lerobot's config.json where the network is a small one
@@ -153,6 +154,7 @@ def load_checkpoint(
         raise ValueError(
             f"checkpoint.sha256 of {weights} must be {config.sha256}, got {weights_sha256}; "
             "these are other weights: correct checkpoint.path, or checkpoint.sha256 if they are meant"
+            f"{how_to_get(config.sha256)}"
         )
     is_lerobot = settings.lerobot is not None
     prefix = LAYOUT_PREFIX[config.layout]

@@ -23,16 +23,19 @@ from policies.reference.demos import load_demo
 from policies.reference.sizes import DIMS
 
 STATE_FILE = "train_state.pt"
-MIN_HALF_RANGE = 0.1  # of an action's quantiles: dims that hardly move must not be blown up
+# of an action's quantiles: dims that hardly move must not be blown up, nor those that move in few tasks
+MIN_HALF_RANGE = 0.3
 
 
-def frozen_stats(demos: Path, out: Path) -> NormStats:
-    """Read the statistics in OUT, else compute them from the data there are now; a run never changes them.
+def frozen_stats(demos: Path, out: Path, init: Path | None = None) -> NormStats:
+    """Read the statistics in OUT, else those of the weights that the run starts from, else compute them from
+    the data there are now; a run never changes them.
 
     Raises ValueError where there is no successful demonstration.
     """
-    if (out / "norm_stats.json").exists():
-        return read_json_stats(out / "norm_stats.json")
+    for folder in (out, init):
+        if folder is not None and (folder / "norm_stats.json").exists():
+            return read_json_stats(folder / "norm_stats.json")
     loaded = [load_demo(path, images=False) for path in sorted(demos.glob("*.npz"))]
     used = [demo for demo in loaded if demo.success and len(demo.steps_F)]
     if not used:

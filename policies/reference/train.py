@@ -150,7 +150,7 @@ def train(pool: DemoPool, out: Path, recipe: Recipe, init: Path | None, ranks: R
     )
     step, before_s = resume(out / STATE_FILE, learner, ema, optimizer)
     ranks.copy_first(learner)
-    stats = ranks.share(frozen_stats(pool.folder, out) if ranks.first else None)
+    stats = ranks.share(frozen_stats(pool.folder, out, init) if ranks.first else None)
     assert stats is not None
     own_seed = stable_seed("training batches", recipe.seed, ranks.rank, step)
     torch.manual_seed(own_seed)

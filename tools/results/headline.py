@@ -12,7 +12,7 @@ COLUMNS = ("policy", SUCCESS, "host to host, p50 ms", "speed-up (95 % bootstrap)
 CAPTION = """\
 The {episodes} official episodes of libero_spatial, {steps} denoise steps, {device}, {dtype}
 ([report]({report}.md), [records]({records}/runs)).
-The weights are the small reference network that ships with the project, trained on a scripted expert for
+The weights are the small reference network that shipped until 2026-11-28, trained on a scripted expert for
 libero_spatial; no published checkpoint was evaluated."""
 NOTES = f"""\
 Latency is from observation to action, of the episodes that ran alone on the machine, without warm-up; fewer

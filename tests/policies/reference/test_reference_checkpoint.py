@@ -1,11 +1,20 @@
 """The checkpoint that ships: its size, its hash, and its answer to one recorded observation."""
 
+import hashlib
+import subprocess
+
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from eval.app.command import CONF
+from eval.config.compose import check
 from policies.base import Observation, Policy, Request
+from policies.files import ROOT
+from policies.pi05.checkpoint import load_checkpoint
 from policies.pi05.random_weights import TOKENIZER_PATH
+from policies.pi05.shipped_before import FOLDER, SHIPPED_BEFORE, how_to_get
 from tests.policies.reference.record_golden import GOLDEN
 from tests.policies.reference.shipped import KEY, shipped_policy
 
@@ -48,5 +57,20 @@ def test_weights_are_small_enough_for_plain_git_and_labelled_by_their_hash(polic
     assert weights.stat().st_size <= 24_000_000
     about = policy.provenance()
     assert about["checkpoint"] == "reference"
-    assert about["weights_sha256"].startswith("3862cc12")
+    assert about["weights_sha256"].startswith("836f5369")
     assert about["norm_stats_sha256"] != "none"
+
+
+def test_records_of_weights_that_shipped_before_are_told_where_they_are() -> None:
+    [(sha256, commit)] = SHIPPED_BEFORE.items()
+    with initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        config = check(compose("config", [f"checkpoint.sha256={sha256}"])).checkpoint
+    with pytest.raises(ValueError, match=f"other weights.*git archive {commit[:7]} {FOLDER}"):
+        load_checkpoint(config)
+    blob = subprocess.run(
+        ["git", "cat-file", "blob", f"{commit}:{FOLDER}/model.safetensors"], cwd=ROOT, capture_output=True
+    )
+    if blob.returncode:
+        pytest.skip("no history here")
+    assert hashlib.sha256(blob.stdout).hexdigest() == sha256
+    assert how_to_get(None) == how_to_get("0" * 64) == ""

@@ -16,6 +16,7 @@ from policies.reference import train as train_module
 from policies.reference.data import DemoPool, augment, padded_actions
 from policies.reference.demos import Demo, save_demo
 from policies.reference.ranks import Ranks
+from policies.reference.saving import frozen_stats
 from policies.reference.sizes import DIMS
 from policies.reference.targets import NUM_TARGETS
 from policies.reference.train import TRUTH_SCALE, Learner, Recipe, fresh_stages, learning_rate, train
@@ -201,6 +202,19 @@ def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
     assert learning_rate(recipe, 0, 0.0) == pytest.approx(recipe.learning_rate / recipe.warmup_steps)
     assert learning_rate(recipe, 10_000, 0.0) == pytest.approx(recipe.learning_rate)
     assert learning_rate(recipe, 10_000, 60.0) == pytest.approx(recipe.final_learning_rate)
+
+
+def test_what_starts_from_weights_keeps_their_statistics(pool: DemoPool, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(pool, first, Recipe(minutes=0.01, batch=4), None, ALONE)
+    for path in pool.folder.glob("*.npz"):
+        path.unlink()
+    write_demo(pool.folder, task_id=0, seed=9)
+    assert frozen_stats(pool.folder, second).actions["q99"].tolist() != (
+        frozen_stats(pool.folder, first).actions["q99"].tolist()
+    )
+    train(pool, second, Recipe(minutes=0.01, batch=4), first, ALONE)
+    assert (second / "norm_stats.json").read_bytes() == (first / "norm_stats.json").read_bytes()
 
 
 def test_training_goes_on_where_it_stopped_and_leaves_a_checkpoint(
