@@ -10,7 +10,7 @@ from torch import nn
 from optim.base import Args, Backend, CountedStage, StageContext
 from optim.core.engines import serve
 from optim.core.parity import TOLERANCE
-from optim.core.requirements import require_cuda, require_warmup
+from optim.core.requirements import require_compiler, require_cuda, require_warmup
 from optim.cuda_graph import capture_each
 from optim.kernels.split_attention import use_split_attention
 from optim.rewrite.merge_linears import fuse, replace_modules
@@ -45,11 +45,17 @@ class Compile(Backend):
         require_warmup(self.warmup)
 
     def check(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Refuse split attention: RuntimeError in another stage than denoise, CannotRun without a GPU."""
+        """Refuse what it does not serve.
+
+        Raises:
+            RuntimeError: split attention in another stage than denoise, or there is no Triton for the GPU.
+            CannotRun: split attention without a GPU, or a GPU without bfloat16.
+        """
         if self.attention == "split":
             if name != "denoise":
                 raise RuntimeError(f"attention=split serves denoise; set optim.{name}.attention=sdpa")
             require_cuda(name, device)
+        require_compiler(name, device, dtype)
 
     def __call__(self, source: StageContext) -> CountedStage:
         """Compile the stage for each combination of shapes."""

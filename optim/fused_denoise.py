@@ -9,7 +9,7 @@ steps, N norms.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 
 from optim.base import Args, Backend, CountedStage, StageContext
-from optim.core.engines import serve
+from optim.compile import build_compiled
+from optim.core.engines import Build, serve
 from optim.core.parity import TOLERANCE
-from optim.core.requirements import require_cuda, require_dtype, require_triton, require_warmup
-from optim.cuda_graph import Captured, capture_each
+from optim.core.requirements import (
+    BF16_CAPABILITY,
+    BF16_UNITS,
+    require_cuda,
+    require_dtype,
+    require_triton,
+    require_warmup,
+)
+from optim.cuda_graph import capture_each
 from optim.kernels.denoise.contract import (
     Heads,
     Modulations,
@@ -33,13 +41,20 @@ from optim.kernels.denoise.contract import (
 )
 from optim.kernels.denoise.phases import denoise
 from optim.kernels.denoise.ring import denoise_ring, obstacle_on, pack_for_ring
-from optim.kernels.split_attention import HEAD_DIMS
+from optim.kernels.denoise.ring_layout import ROWS
+from optim.kernels.split_attention import HEAD_DIMS, use_split_attention
+from optim.rewrite.merge_linears import fuse, replace_modules
 from optim.rewrite.prepared import require_identity
 from optim.rewrite.rope import ConsecutivePositions, half_tables
 from policies.pi05.denoise import Denoise, ExpertLayer
 
-BF16_CAPABILITY = (8, 0)
 KERNELS = {"phases": denoise, "ring": denoise_ring}
+# The largest number of rows (batch * horizon) for which a persistent kernel is chosen; above, `compile` is.
+# At full size and 10 Euler steps on H200s, in several runs: at 10 rows ring 4.0 ms, phases 5.5, compile 8.6;
+# at 50 rows phases 11.4, compile 9.4 (docs/results: 2026-11-23_realtime, 2026-11-28_denoise_horizon_50_h200).
+# 17 to 49 rows were not measured; phases cuts its work for 16 rows as for 10.
+MOST_ROWS = {"ring": ROWS, "phases": 16}
+CHOICES = ("auto", *MOST_ROWS, "compile")
 
 
 class FusedDenoise:
@@ -98,8 +113,10 @@ def expert_layers(stage: Denoise) -> list[ExpertLayer]:
 
 
 def choose_kernel(sizes: Sizes, rows: int, device: torch.device) -> str:
-    """Choose ring, whose weights arrive while programs wait, where it can run; else phases."""
-    return "ring" if obstacle_on(device, sizes, rows) is None else "phases"
+    """Choose the fastest that can run, by `MOST_ROWS`: ring, phases, or what `optim.compile` makes."""
+    if rows <= MOST_ROWS["ring"] and obstacle_on(device, sizes, rows) is None:
+        return "ring"
+    return "phases" if rows <= MOST_ROWS["phases"] else "compile"
 
 
 def pack(layers: Sequence[ExpertLayer]) -> Weights:
@@ -163,26 +180,36 @@ def sizes_of(stage: Denoise) -> Sizes:
     )
 
 
+def compile_denoise(stage: Denoise, warmup: int) -> Build:
+    """Make a builder of engines as optim/denoise=compile has them."""
+    split = replace_modules(fuse(stage), use_split_attention)
+    return build_compiled(split, graph=True, warmup=warmup)
+
+
 @dataclass(frozen=True)
 class Fused(Backend):
-    """Denoise as one persistent kernel, captured in a CUDA graph.
+    """Denoise as one persistent kernel, or compiled where that is faster, captured in a CUDA graph.
 
     Attributes:
         warmup: runs before the capture, in which Triton compiles.
+        kernel: auto: as `choose_kernel` says; ring, phases, compile: that one, for experiments.
 
     Raises:
-        ValueError: `warmup` is below 1.
+        ValueError: an option out of range.
     """
 
     warmup: int = 3
+    kernel: str = "auto"
     jacobians: ClassVar[tuple[str, ...]] = ("identity",)
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)
+        if self.kernel not in CHOICES:
+            raise ValueError(f"kernel must be one of {', '.join(CHOICES)}, got {self.kernel!r}")
 
     @property
     def serves_batches(self) -> bool:
-        """False: a batch has more rows than the ring takes, and no bench shows the other kernel to be faster
+        """False: a batch has more rows than the ring takes, and no bench shows what serves them to be faster
         than the ring for one request after another."""
         return False
 
@@ -195,23 +222,27 @@ class Fused(Backend):
         """
         if name != "denoise":
             raise RuntimeError(f"the fused kernel serves denoise; choose optim/{name}=fused_fp8")
-        require_cuda(name, device, BF16_CAPABILITY, "bfloat16 matrix instructions")
+        require_cuda(name, device, BF16_CAPABILITY, BF16_UNITS)
         require_dtype(dtype, torch.bfloat16)
         require_triton()
 
     def __call__(self, source: StageContext) -> CountedStage:
-        """Capture denoise as one kernel, for each number of rows the faster one that can run."""
+        """Capture denoise, for each number of rows as `kernel` says."""
         stage = source.stage
         assert isinstance(stage, Denoise)
         sizes = sizes_of(stage)
 
         @functools.cache
-        def capture_with(kernel: str) -> Callable[[Args], Captured]:
+        def capture_with(kernel: str) -> Build:
+            if kernel == "compile":
+                return compile_denoise(stage, self.warmup)
             return capture_each(FusedDenoise(stage, kernel), warmup=self.warmup)
 
         def kernel_of(args: Args) -> str:
             noise_BHA = args[0]
             assert noise_BHA is not None
+            if self.kernel != "auto":
+                return self.kernel
             return choose_kernel(sizes, noise_BHA.shape[0] * noise_BHA.shape[1], noise_BHA.device)
 
         kernels = dict.fromkeys(kernel_of(args) for args in source.examples)

@@ -6,6 +6,9 @@ import torch
 
 from optim.base import CannotRun, Reason
 
+BF16_CAPABILITY = (8, 0)  # Ampere
+BF16_UNITS = "bfloat16 in matrix units"
+
 
 def no_gpu(device: torch.device, way_out: str) -> Reason:
     """Word what needs an NVIDIA GPU where the policy runs on another device."""
@@ -35,6 +38,20 @@ def require_dtype(dtype: torch.dtype, wanted: torch.dtype) -> None:
     if dtype != wanted:
         need, got = (str(kind).removeprefix("torch.") for kind in (wanted, dtype))
         raise RuntimeError(f"it needs policy.precision={need}, got {got}; set policy.precision={need}")
+
+
+def require_compiler(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise where torch.compile makes no kernels for the policy's GPU; on a CPU it needs nothing of us.
+
+    Raises:
+        RuntimeError: there is no Triton.
+        CannotRun: the GPU has no matrix instructions for bfloat16, which the policy's precision asks for.
+    """
+    if device.type != "cuda":
+        return
+    if dtype == torch.bfloat16:
+        require_cuda(name, device, BF16_CAPABILITY, BF16_UNITS)
+    require_triton()
 
 
 def require_warmup(warmup: int) -> None:

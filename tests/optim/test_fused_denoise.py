@@ -6,15 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from optim import fused_denoise
 from optim.base import CannotRun, StageContext
+from optim.core.engines import Build
 from optim.core.parity import stage_parity
 from optim.fused_denoise import Fused, FusedDenoise, choose_kernel, sizes_of
 from optim.kernels.denoise.contract import Sizes, pack_qkv
 from optim.kernels.denoise.launch import programs
 from optim.kernels.denoise.ring import num_slots, ring_obstacle, ring_order, tiling
-from policies.pi05.denoise import Denoise
+from optim.kernels.split_attention import SplitAttention
+from policies.pi05.denoise import Denoise, SuffixAttention
 from policies.pi05.dims import PI05_SMALL, GemmaDims
 from tests.optim import references
 from tests.optim.small import random_checkpoint, random_request, sources
@@ -143,9 +146,17 @@ def test_what_the_ring_does_not_take_is_named(
 
 @pytest.mark.parametrize(
     ("rows", "processors", "kernel"),
-    [(1, 132, "ring"), (16, 132, "ring"), (17, 132, "phases"), (10, 108, "phases")],
+    [
+        (1, 132, "ring"),
+        (16, 132, "ring"),
+        (17, 132, "compile"),
+        (50, 132, "compile"),
+        (10, 108, "phases"),
+        (16, 108, "phases"),
+        (17, 108, "compile"),
+    ],
 )
-def test_up_to_sixteen_rows_are_the_rings_where_the_gpu_has_room_for_it(
+def test_up_to_sixteen_rows_are_a_persistent_kernels_and_more_are_compiled(
     rows: int, processors: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = SimpleNamespace(multi_processor_count=processors, shared_memory_per_block_optin=H200_SHARED)
@@ -153,7 +164,7 @@ def test_up_to_sixteen_rows_are_the_rings_where_the_gpu_has_room_for_it(
     programs.cache_clear()
     assert choose_kernel(FULL, rows, torch.device("cuda", 0)) == kernel
     programs.cache_clear()
-    assert choose_kernel(FULL, rows, torch.device("cpu")) == "phases"
+    assert choose_kernel(FULL, rows, torch.device("cpu")) == ("phases" if rows <= 16 else "compile")
 
 
 def test_each_batch_size_gets_the_fastest_kernel_and_the_details_name_them(
@@ -176,10 +187,33 @@ def test_each_batch_size_gets_the_fastest_kernel_and_the_details_name_them(
     monkeypatch.setattr(
         fused_denoise, "obstacle_on", lambda _, sizes, rows: "too many" if rows > 16 else None
     )
+    monkeypatch.setattr(fused_denoise, "compile_denoise", lambda stage, warmup: lambda args: stage)
     stage = Fused()(replace(source, examples=[*source.examples, two]))
+    assert made == ["ring"]
+    assert (stage.details["kernel"], stage.details["engines"]) == ("ring, compile", 3)
+    assert Fused()(replace(source, examples=[two])).details["kernel"] == "compile"
+    assert Fused(kernel="phases")(replace(source, examples=[two])).details["kernel"] == "phases"
     assert made == ["ring", "phases"]
-    assert (stage.details["kernel"], stage.details["engines"]) == ("ring, phases", 3)
-    assert Fused()(replace(source, examples=[two])).details["kernel"] == "phases"
+
+
+def test_more_rows_are_served_by_what_optim_denoise_compile_makes(
+    small_sources: dict[str, StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[type, bool, int]] = []
+
+    def build_compiled(stage: nn.Module, *, graph: bool, warmup: int) -> Build:
+        [attention] = {type(module) for module in stage.modules() if isinstance(module, SuffixAttention)}
+        asked.append((attention, graph, warmup))
+        return lambda args: small_sources["denoise"].stage
+
+    monkeypatch.setattr(fused_denoise, "build_compiled", build_compiled)
+    Fused(kernel="compile", warmup=2)(small_sources["denoise"])
+    assert asked == [(SplitAttention, True, 2)]
+
+
+def test_a_kernel_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel must be one of auto, ring, phases, compile, got 'fast'"):
+        Fused(kernel="fast")
 
 
 @pytest.mark.parametrize(("columns", "tiles", "inner"), [(32, 1, 64), (16, 1, 128), (32, 2, 64), (16, 1, 32)])

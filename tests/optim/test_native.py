@@ -123,6 +123,24 @@ def test_split_attention_serves_denoise_on_a_gpu() -> None:
         Compile(attention="split").check("denoise", torch.device("cpu"), torch.bfloat16)
 
 
+def test_compile_asks_a_gpu_for_bfloat16_and_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    words = r"bfloat16 in matrix units needs compute capability 8.0, Tesla T4 has 7.5"
+    with pytest.raises(CannotRun, match=words):
+        Compile().check("prefix", cuda, torch.bfloat16)
+    Compile().check("prefix", cuda, torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for name, chosen in (("vision", Compile()), ("denoise", Compile(attention="split"))):
+        chosen.check(name, cuda, torch.bfloat16)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="it needs Triton"):
+        Compile().check("prefix", cuda, torch.bfloat16)
+    Compile().check("prefix", torch.device("cpu"), torch.bfloat16)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_reference_of_split_attention_is_the_attention_of_the_stage(groups: int, masked: bool) -> None:

@@ -69,6 +69,21 @@ def test_stage_serves_two_lengths_with_fresh_inputs_and_refuses_a_third(
 
 
 @pytest.mark.parametrize("form", ["lean", "full"])
+def test_a_compiled_policy_meets_eager_end_to_end(form: str, checkpoint: Checkpoint) -> None:
+    split = Compile(attention="split")
+    backends: dict[str, Backend] = {"vision": Compile(), "prefix": Compile(), "denoise": split}
+    eager = eager_policy(checkpoint, form)
+    fast = eager.with_stages(apply_backends(sources(checkpoint, REQUESTS, form), backends))
+    for request in [*REQUESTS, random_request(5)]:
+        actions, expected = (
+            torch.from_numpy(policy.infer([request])[0].actions_HJ) for policy in (fast, eager)
+        )
+        assert compare(actions, expected).rel_error < 0.1
+    assert [facts["details"]["cuda_graph"] for facts in fast.engagement().values()] == [True] * 3
+    assert [facts["calls"] for facts in fast.engagement().values()] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("form", ["lean", "full"])
 def test_native_policy_meets_eager_end_to_end(form: str, checkpoint: Checkpoint) -> None:
     backends: dict[str, Backend] = {"vision": Fp8(), "prefix": Fp8(), "denoise": Compile(attention="split")}
     eager = eager_policy(checkpoint, form)

@@ -49,7 +49,12 @@ def refusal(*overrides: str) -> str:
         (
             ["policy=full_optimized"],
             f"policy=full_optimized cannot run here: {GPU} (vision on tensorrt_fp16, prefix on tensorrt_fp8, "
-            "denoise on cuda_graph); choose policy=baseline",
+            "denoise on compile); choose policy=baseline",
+        ),
+        (
+            ["policy=compiled"],
+            f"policy=compiled cannot run here: {GPU} (denoise on compile, images on cuda_graph); "
+            "choose policy=baseline",
         ),
         (
             ["policy=realtime"],
@@ -86,6 +91,7 @@ def test_a_policy_is_named_with_all_that_cannot_run_and_a_key_where_it_was_set(
 def test_reasons_that_differ_are_each_said_with_their_own_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.specs.pi05_build.choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert refusal("policy=native_fp8", "policy.precision=float32") == (
         "policy=native_fp8 cannot run here: it needs policy.precision=bfloat16, got float32; "
         "set policy.precision=bfloat16 (vision on fp8, prefix on fp8); or choose policy=baseline"
