@@ -278,7 +278,7 @@ def _request(cameras: Sequence[str]) -> Request:
         (["suite=libero_goal"], {}, "suite=libero_goal is not read here; give suite=NAME as a keyword"),
         ([{"seed": 8}], {}, "an override must be text like 'seed=8', got {'seed': 8}"),
         (["sede=3"], {}, "unknown key sede; did you mean seed?"),
-        ([], {"protocol": "smokee"}, "protocol must be one of full, official, quick, smoke, got 'smokee'"),
+        ([], {"protocol": "smokee"}, "protocol must be one of full, official, plus, quick, smoke, got"),
     ],
 )
 def test_what_evaluate_does_not_take_is_one_line(
