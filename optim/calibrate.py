@@ -36,6 +36,7 @@ from policies.base import Request
 from policies.files import expand_home
 from policies.pi05.checkpoint import Checkpoint
 from policies.pi05.policy import Pi05Policy
+from policies.text import pluralize
 
 LEAST_TASKS = 3
 COUNT_RANGE = (8, 64)  # fewer miss what a policy sees, more change the largest value little
@@ -202,10 +203,11 @@ def summary(scales: Scales, path: Path) -> str:
     """Summarise what was measured, in three lines."""
     largest = {stage: max(amax, key=amax.__getitem__) for stage, amax in scales.amax.items()}
     peaks = [f"{stage} {scales.amax[stage][name]:.4g} ({name})" for stage, name in largest.items()]
+    tasks, steps = pluralize(len(scales.tasks), "task"), pluralize(scales.denoise_steps, "denoise step")
     return "\n".join(
         (
-            f"{scales.checkpoint} on {scales.observations} observations of {len(scales.tasks)} tasks "
-            f"({scales.form}, {scales.denoise_steps} denoise steps, {scales.dtype}; {scales.source})",
+            f"{scales.checkpoint} on {scales.observations} observations of {tasks} "
+            f"({scales.form}, {steps}, {scales.dtype}; {scales.source})",
             f"largest inputs: {', '.join(peaks)}",
             f"scales: {path}",
         )

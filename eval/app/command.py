@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.app.completion import SCRIPT
 from eval.config import groups, schema
 from eval.config.errors import one_line
 from eval.config.schema import ConfigError
@@ -99,6 +100,11 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
     search_current_folder_last()
     options = Flags(config_name, [get_args_parser()]).check(sys.argv[1:])  # Hydra would print all its usage
     schema.register()
+    if options.shell_completion and options.overrides == ["install=bash"]:
+        sys.stdout.write(SCRIPT)
+        return
+    if options.config_dir:
+        _list_options_of(Path(options.config_dir))
     before = os.environ.get(FULL_ERROR)
     full_trace = before == "1"
     failed = []
@@ -128,6 +134,13 @@ def command(config_name: str, run: Callable[[DictConfig], None]) -> None:
             os.environ[FULL_ERROR] = before
     if failed:
         sys.exit(1)
+
+
+def _list_options_of(folder: Path) -> None:
+    """Let `--help` list what a user's folder adds to each group."""
+    OmegaConf.register_new_resolver(
+        "options", lambda group: ", ".join(groups.options(group, [folder])), replace=True
+    )
 
 
 def _compose_and_run(

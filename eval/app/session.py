@@ -26,7 +26,7 @@ from eval.records.reader import read_run
 from eval.records.resume import portable
 from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
-from eval.render.console import print_error, print_info, report_console
+from eval.render.console import print_error, print_info, print_words, report_console
 from eval.render.settings import spell_settings
 from eval.runners.base import Runner
 from eval.runners.recorder import RunRecorder
@@ -80,9 +80,9 @@ class Session:
     def announce(self) -> None:
         """Say what will run, on which policy, into which folder."""
         label = policy_label(self.plan.policy, self.run_info["config"])
-        print_info(announcement(self.plan, label, self.runner.about, self.origin.folder))
+        print_words(announcement(self.plan, label, self.runner.about, self.origin.folder))
         if settings := self.runner.about.get("settings"):
-            print_info(f"checkpoint settings: {spell_settings(settings)}")
+            print_words(f"checkpoint settings: {spell_settings(settings)}")
         if self.stop is not None:
             print_info(
                 "episodes come in the order of the test, until it shows whether this run loses more than "

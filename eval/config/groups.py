@@ -1,6 +1,7 @@
 """Read conf/: the options of a group, the backends of a stage, the recipe of a policy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -10,9 +11,10 @@ from policies.files import ROOT
 CONF = ROOT / "conf"
 
 
-def options(group: str) -> list[str]:
-    """List a group's options; files that begin with _ are parts of others."""
-    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
+def options(group: str, folders: Iterable[Path] = ()) -> list[str]:
+    """List a group's options, also those in a user's folders; files that begin with _ are parts of others."""
+    files = (file for folder in (CONF, *folders) for file in (folder / group).glob("[!_]*.yaml"))
+    return sorted({file.stem for file in files})
 
 
 def backends(stage: str) -> dict[str, dict[str, Any]]:

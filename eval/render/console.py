@@ -38,6 +38,12 @@ def print_info(text: str) -> None:
     report_console(stderr=True).print(Text(visible(text, lines=True)), soft_wrap=True)
 
 
+def print_words(text: str) -> None:
+    """Print a sentence on stderr that a terminal breaks between words; elsewhere it stays one line."""
+    console = report_console(stderr=True)
+    console.print(Text(visible(text)), soft_wrap=not console.is_terminal)
+
+
 def wants_trace() -> bool:
     """Whether the user asked for the whole trace of an error, by HYDRA_FULL_ERROR=1."""
     return os.environ.get(FULL_ERROR) == "1"

@@ -257,6 +257,18 @@ def test_a_full_trace_is_there_for_those_who_ask(command_line: Callable[..., Non
         command_line("denoise.steps=0", full_error="1")
 
 
+def test_help_lists_what_a_folder_of_ones_own_adds(
+    command_line: Callable[..., None], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "mine.yaml").touch()
+    with pytest.raises(SystemExit):
+        command_line("--config-dir", str(tmp_path), "--help")
+    [line] = [line for line in capfd.readouterr().out.splitlines() if line.split()[:1] == ["policy"]]
+    assert "mine" in line
+    assert "native_fp8" in line
+
+
 def test_help_lists_what_can_be_chosen_and_explains_keys_that_exist(
     command_line: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from eval.records.schema import AROUND, HOST_TO_HOST
 from eval.report.plots import Axis, line, rect, text_at, ticks
 from optim.bench.tables import Component
 from policies.pi05.dims import STAGES
+from policies.text import pluralize
 from tools.results.bench import Bench
 
 WIDTH, LEFT, RIGHT, MARGIN = 640, 150, 524, 16
@@ -46,7 +47,7 @@ def latency_svg(bench: Bench) -> str:
     ]
     top, bars = 92, []
     for steps, policies in bench.times.items():
-        bars.append(text_at(MARGIN, top + 18, f"{steps} denoise steps", "heading"))
+        bars.append(text_at(MARGIN, top + 18, pluralize(steps, "denoise step"), "heading"))
         top += HEADING
         for policy, times in policies.items():
             bars += _bar(policy, times, x, top)

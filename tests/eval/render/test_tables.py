@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from eval.render.console import print_words
 from eval.render.tables import (
     LINE,
     Block,
@@ -90,3 +91,19 @@ def test_a_line_parts_rows_whose_first_cells_differ() -> None:
 )
 def test_an_interval_of_success_is_in_percent(low: float | None, high: float | None, text: str) -> None:
     assert percent_interval(low, high) == text
+
+
+def test_a_sentence_on_a_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(terminal: bool) -> list[str]:
+        for name in ("FORCE_COLOR", "NO_COLOR", "CI", "TTY_COMPATIBLE"):
+            monkeypatch.delenv(name, raising=False)
+        if terminal:
+            monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("COLUMNS", "20")
+        out = io.StringIO()
+        monkeypatch.setattr("sys.stderr", out)
+        print_words("nine episodes of libero_spatial")
+        return [line.rstrip() for line in out.getvalue().splitlines()]
+
+    assert shown(terminal=True) == ["nine episodes of", "libero_spatial"]
+    assert shown(terminal=False) == ["nine episodes of libero_spatial"]

@@ -138,6 +138,13 @@ def test_texts_of_records_are_never_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
+def test_the_tint_of_a_tasks_success_is_its_rate(tmp_path: Path) -> None:
+    text = report([write_run(tmp_path / "a", count=40, failures=[1, 11, 21, 2])])
+    tint = r"background: color-mix\(in oklab, var\(--good\) (\d+)%, var\(--none\)\)"
+    shares = re.findall(rf'style="{tint}">(\d) / 4', text)
+    assert shares == [("25", "1"), ("75", "3")]
+
+
 def test_latencies_under_load_are_labelled(tmp_path: Path) -> None:
     text = report([write_run(tmp_path / "a", under_load=True, run={"config": {"shard": "2/3"}})])
     assert "other episodes ran beside every inference" in text
