@@ -134,7 +134,7 @@ def argument_rows(stages: Mapping[str, nn.Module], shown: Mapping[str, Args]) ->
     for name, args in shown.items():
         result = stages[name](*args)
         outputs = result if isinstance(result, tuple) else (result,)
-        inputs = inspect.signature(stages[name].forward).parameters
+        inputs = list(inspect.signature(stages[name].forward).parameters)[: len(args)]  # others have defaults
         rows += [(name, "in", *spelt) for spelt in _spell(inputs, args)]
         rows += [(name, "out", *spelt) for spelt in _spell(OUTPUTS[name], outputs)]
     return rows
