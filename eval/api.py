@@ -43,7 +43,7 @@ from eval.records.folders import refuse_full
 from eval.records.reader import Run, read_run
 from eval.records.schema import EpisodeRecord, InferenceRecord
 from eval.render.comparison import render as render_comparison
-from eval.render.console import report_console
+from eval.render.console import print_info, report_console
 from eval.render.summary import render
 from eval.report.cli import REPORT_FILE, default_title
 from eval.report.page import page, report_command
@@ -52,6 +52,7 @@ from eval.runners.open import open_local, open_runner
 from eval.sim.benchmark import prepare_suite
 from eval.sim.stack import prepare as prepare_simulator
 from eval.sim.tasks import Task
+from eval.specs.auto import settle
 from eval.specs.base import PolicySpec
 from eval.specs.choose import check as check_spec
 from eval.specs.choose import checked_spec
@@ -194,7 +195,9 @@ def load_policy(name: str, *overrides: str, suite: str = "libero_spatial") -> Lo
     """
     chosen = (f"policy={name}", *overrides)
     every_task = "protocol.num_tasks=null"  # their prompts differ in length
-    config, _ = _compose([*chosen, f"suite={suite}", every_task, "tracking=none"])
+    beside = [f"suite={suite}", every_task, "tracking=none"]
+    config, _, settled = _compose([*chosen, *beside])
+    chosen = tuple(text for text in settled if text not in beside)
     spec = checked_spec(config, chosen)
     spec.check_machine(config)
 
@@ -259,7 +262,7 @@ def evaluate(
             quoted("policy.name", ready.name),
             *chosen,
         ]
-    config, composed = _compose(chosen)
+    config, composed, chosen = _compose(chosen)
     if ready is None or isinstance(policy, LoadedPolicy):
         spec = checked_spec(config, chosen)
     else:
@@ -302,11 +305,15 @@ def _refuse_foreign(overrides: Sequence[Any], instead: Mapping[str, str]) -> Non
                 raise ConfigError(f"{text} is not read here; {way_out}")
 
 
-def _compose(overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+def _compose(overrides: Sequence[str]) -> tuple[Config, dict[str, Any], list[str]]:
+    """Compose overrides; return with them those that name the policy which policy=auto takes."""
     try:
         with own_hydra():
-            cfg = compose_run(overrides)
-            return check(cfg), plain(cfg)
+            settled, why = settle(compose_run(overrides), overrides, lambda words: check(compose_run(words)))
+            for line in why:
+                print_info(line)
+            cfg = compose_run(settled)
+            return check(cfg), plain(cfg), settled
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
 

@@ -38,6 +38,7 @@ from eval.render.console import print_info
 from eval.runners.base import RunnerError
 from eval.runners.recorder import RunFailed
 from eval.sim.stack import SimulatorError
+from eval.specs.auto import settle
 from eval.specs.choose import checked_spec
 from eval.tracking.base import NullTracker, SafeTracker, TrackingError
 from policies.files import expand_home
@@ -73,6 +74,11 @@ def find_start(cfg: DictConfig) -> Start:
     """
     overrides = list(HydraConfig.get().overrides.task)
     if cfg.resume is None:
+        settled, why = settle(cfg, overrides, lambda words: check(compose("config", list(words))))
+        for line in why:
+            print_info(line)
+        if settled != overrides:
+            cfg, overrides = compose("config", settled), settled
         return Start(cfg, overrides, Path(HydraConfig.get().runtime.output_dir))
     if not cfg.resume:
         raise ConfigError("resume must be the folder of a run, got ''; give resume=FOLDER, or leave it out")

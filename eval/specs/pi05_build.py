@@ -12,6 +12,7 @@ from eval.config.backends import make_backend
 from eval.config.origins import checkpoint_origins
 from eval.config.schema import Config, ConfigError
 from eval.records.run_json import SCALES
+from eval.specs.auto import AUTO
 from eval.specs.base import Capture
 from eval.specs.machine import explain
 from optim.base import (
@@ -44,6 +45,11 @@ def choose_backends(config: Config) -> dict[str, Backend]:
         CannotRun: backends, or `policy.images`, cannot run on this machine.
     """
     options = config.pi05_options()
+    if config.policy._target_ == AUTO:
+        raise ConfigError(
+            "policy=auto is for `python -m eval` and eval.api, which choose when a run begins; name a policy "
+            "here, such as policy=native_fp8"
+        )
     backends = {stage: make_backend(stage, getattr(config.optim, stage)) for stage in STAGES}
     _refuse_guidance(config, backends["denoise"])
     device = choose_device(options.device)

@@ -7,7 +7,7 @@ Non-obvious behaviors:
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from policies.files import OUTPUTS, expand_home, read_json_object, real_path, write_atomic
 from policies.pi05.checkpoint import Checkpoint
+from policies.pi05.checkpoint_config import CheckpointConfig
 from policies.pi05.dims import STAGES
 from policies.text import brief, shell_command, shell_override, shorten
 
@@ -199,11 +200,20 @@ def calibrate_command(checkpoint: Checkpoint) -> str:
     return shell_command("optim.calibrate", *words)
 
 
-def _places(checkpoint: Checkpoint) -> list[Path]:
-    config = checkpoint.config
+def scale_places(config: CheckpointConfig, weights_sha256: Callable[[], str]) -> Iterator[Path]:
+    """Yield where scales may lie: beside the weights, then in outputs/calibration.
+
+    Args:
+        weights_sha256: called for the second place alone.
+    """
     folder = None if config.path is None else expand_home(config.path)
-    beside = [folder / FILE_NAME] if folder is not None and folder.is_dir() else []
-    return [*beside, CALIBRATION / f"{checkpoint.weights_sha256[:16]}.json"]
+    if folder is not None and folder.is_dir():
+        yield folder / FILE_NAME
+    yield CALIBRATION / f"{weights_sha256()[:16]}.json"
+
+
+def _places(checkpoint: Checkpoint) -> list[Path]:
+    return list(scale_places(checkpoint.config, lambda: checkpoint.weights_sha256))
 
 
 def _read(file: Path, checkpoint: Checkpoint) -> dict[str, Any]:
