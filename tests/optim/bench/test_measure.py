@@ -1,11 +1,15 @@
 """One setting of a bench: floors, parity, shapes and the action that is compared."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from eval.config.compose import configure
+from eval.episodes.clocks import make_clock
 from optim.base import Backend, CountedStage, StageContext
 from optim.bench.config import read_arguments
 from optim.bench.measure import bench_setting
@@ -72,3 +76,19 @@ def test_an_action_for_parity_is_the_one_that_infer_returns() -> None:
     actions, _ = infer_once(policy, request(3))
     assert np.array_equal(actions.in_units_HJ, chunk.actions_HJ)
     assert actions.normalised_HA.shape == (10, 32)
+
+
+def test_guided_stages_are_timed_and_their_row_is_found_by_a_clock(tmp_path: Path) -> None:
+    words = [*SMALL, "rounds=2", "bench.warmup=0", "steps=2", "clock=rtc", "clock.latency_ms=0"]
+    [setting] = read_arguments(words)
+    [row] = setting.rows
+    backends = dict.fromkeys(("vision", "prefix", "denoise"), Eager())
+    record = bench_setting(setting, {row.overrides: backends}, [request(0)], row.config.bench)
+    [policy] = record["policies"]
+    assert policy["facts"]["guidance"] == {"beta": 5.0, "jacobian": "identity"}
+    assert policy["parity"]["rel_error"] == 0.0  # the reference in float32 is guided too
+    (tmp_path / "bench.json").write_text(json.dumps({"settings": [record]}))
+    drawn = ["clock=rtc", f"clock.latency_from={tmp_path / 'bench.json'}", "denoise.steps=2", *SMALL]
+    latency = make_clock(configure(drawn)).latency
+    measured = {sample["infer_ms"] for sample in policy["samples"]}
+    assert {latency(request(0).episode, call, 0.0) for call in range(20)} == measured
