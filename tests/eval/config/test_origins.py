@@ -59,8 +59,8 @@ OTHER_WEIGHTS = ["checkpoint=reference", FOLDER, "checkpoint.sha256=null"]
 @pytest.mark.parametrize(
     ("overrides", "suites"),
     [
-        (["checkpoint=reference"], ["libero_spatial"]),
-        (["checkpoint=reference", FOLDER], ["libero_spatial"]),  # of the same hash, or it will not load
+        (["checkpoint=reference"], FOUR[:3]),
+        (["checkpoint=reference", FOLDER], FOUR[:3]),  # of the same hash, or it will not load
         (OTHER_WEIGHTS, None),
         ([*OTHER_WEIGHTS, "checkpoint.suites=[libero_goal]"], ["libero_goal"]),
         (["checkpoint=lerobot_pi05_libero"], FOUR),

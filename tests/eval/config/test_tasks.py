@@ -14,7 +14,8 @@ from eval.config.tasks import choose_tasks, refuse_elsewhere, warnings_of
     ("checkpoint", "suite", "warned"),
     [
         ("reference", "libero_spatial", False),
-        ("reference", "libero_goal", True),
+        ("reference", "libero_goal", False),
+        ("reference", "libero_10", True),
         ("lerobot_pi05_libero", "libero_10", False),
         ("lerobot_pi05_libero", "libero_90", True),
         ("random_small", "libero_goal", False),
