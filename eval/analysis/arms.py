@@ -1,7 +1,7 @@
 """What a perturbation costs: each perturbed run of several beside the control arm of the same policy."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from eval.analysis.comparable import Names, NotComparable
@@ -32,7 +32,8 @@ class Arms:
 
     def to_dict(self) -> dict[str, Any]:
         """In dicts, lists and scalars."""
-        return asdict(self)
+        comparison = None if self.comparison is None else self.comparison.to_dict()
+        return vars(self) | {"comparison": comparison}
 
 
 def find_arms(runs: Sequence[Run], summaries: Sequence[Summary], margin: float) -> tuple[Arms, ...]:

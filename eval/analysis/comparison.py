@@ -178,7 +178,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """In dicts, lists and scalars, ready for JSON."""
-        return asdict(self) | {"engaged": self.engaged, "passed": self.passed}
+        levels = {str(level): asdict(counts) for level, counts in self.levels.items()}
+        return asdict(self) | {"levels": levels, "engaged": self.engaged, "passed": self.passed}
 
 
 def compare(

@@ -1,5 +1,6 @@
 """A perturbed run beside its control arm: paired by task, state and noise key, clustered by base task."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from eval.analysis.comparison import compare
 from eval.analysis.overview import Overview, Source, overview
 from eval.analysis.statistics import by_cluster
 from eval.records.reader import Run, read_run
-from eval.records.schema import EpisodeRecord, InferenceRecord
+from eval.records.schema import EpisodeRecord, InferenceRecord, to_json
 from eval.records.writer import RunWriter
 from eval.render.arms import COLUMNS, rows
 from eval.render.overview import markdown
@@ -132,6 +133,8 @@ def test_a_row_for_each_perturbed_run_with_its_own_control(write: Callable[..., 
     kept = [sum(task not in IDS[:n] for task in at_one) / len(at_one) for n in (7, 47)]
     assert cells["level 1"] == f"{kept[0]:.1%} -> {kept[1]:.1%}"
     assert "| 1, 2 |" in markdown(result, "Sweep")
+    [plain] = json.loads(to_json(result.to_dict(), "overview"))["arms"]
+    assert plain["comparison"]["levels"]["1"]["lost"] == sum(task in IDS[7:47] for task in at_one)
     html = page(result, "Arms", "command")
     assert "What perturbations cost" in html
     assert f"2 {CAMERA}: lost to the perturbation, run 1 succeeded (40)" in html
