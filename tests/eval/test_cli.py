@@ -145,12 +145,13 @@ def test_a_sweep_has_a_folder_for_each_job(tmp_path: Path, home: Path) -> None:
 def test_a_run_on_a_suite_that_the_checkpoint_does_not_know_carries_a_warning(
     tmp_path: Path, home: Path
 ) -> None:
-    arguments = ["suite=libero_goal", "protocol=smoke", "suite.max_steps=1", "tracking=none"]
+    arguments = ["suite=libero_10", "protocol=smoke", "suite.max_steps=1", "tracking=none"]
     done = evaluate(*arguments, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
-    warning = "checkpoint=reference was trained for libero_spatial, not for libero_goal"
+    known = "libero_spatial, libero_object, libero_goal"
+    warning = f"checkpoint=reference was trained for {known}, not for libero_10"
     assert f"warning: {warning}" in done.stderr
-    steps = "suite.max_steps=1, not the 300 of libero_goal: success is not comparable with that of others"
+    steps = "suite.max_steps=1, not the 520 of libero_10: success is not comparable with that of others"
     run = read_run(tmp_path / "run").run
     assert [note.partition(";")[0] for note in run["notes"]] == [warning, steps]
     assert run["config"]["checkpoint"]["path"] == "policies/reference/weights"
