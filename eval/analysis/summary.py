@@ -126,6 +126,7 @@ class Summary:
         setting: device, precision, form, denoise and replan steps; None for a policy without a network.
         commit: of the harness; `commit_dirty` when its tree had changes; sources: the id of its folders.
         episodes: recorded ones, finished or not; planned_episodes: how many the run set out to do.
+        decision: of the sequential test that ended the run before those; None where none did.
         suites: suite to success; total: all suites pooled.
         quiet_episodes: how many the latencies of `infer` are of.
         infer: host to host; stages: stage to its own statistics, each with its n; both of one request at a
@@ -150,6 +151,7 @@ class Summary:
     sources: str | None
     episodes: int
     planned_episodes: int | None
+    decision: str | None
     tasks: tuple[TaskSuccess, ...]
     suites: Mapping[str, SuccessRate]
     total: SuccessRate
@@ -253,6 +255,7 @@ def summarise(run: Run) -> Summary:
         sources=joint_id(origin.get("trees")),
         episodes=len(run.episodes),
         planned_episodes=planned,
+        decision=run.run["stop"]["decision"] if is_decided(run.run) else None,
         tasks=_tasks(run.episodes),
         suites={
             suite: success_rate(e for e in run.episodes if e.suite == suite)

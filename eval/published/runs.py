@@ -17,7 +17,7 @@ from eval.records.resume import FREE
 from eval.records.sweep import SWEEP_FILE, JobRecord, read_jobs_to_run
 from eval.render.console import print_info
 from eval.specs.choose import checked_spec
-from policies.text import quoted, shorten
+from policies.text import quoted, shell_command, shorten
 
 CHOSEN_BY = {
     "suite": "--suites",
@@ -101,7 +101,8 @@ def make_jobs(
     if fixed := [text for text in overrides if not _is_key(text, MAY_CHANGE)]:
         raise ConfigError(
             f"{shorten(fixed)} would evaluate something else than was published; this command takes "
-            f"{', '.join(MAY_CHANGE)}; for all else: python -m eval checkpoint={target.checkpoint} ..."
+            f"{', '.join(MAY_CHANGE)}; for all else: "
+            f"{shell_command('eval', f'checkpoint={target.checkpoint}', '...')}"
         )
     return jobs
 

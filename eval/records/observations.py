@@ -11,6 +11,7 @@ from eval.records.arrays import Array, read_arrays
 from eval.records.schema import SUITE
 from policies.base import ACTION_DIM, EpisodeKey, Observation, Request
 from policies.files import real_path
+from policies.text import shell_command
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ SIDES = (4, 4096)  # pixels
 MOST_ASPECT = 8  # of height and width; a resize keeps it, and a network's image has 224 pixels a side
 IMAGES = "images/"  # before each camera's name
 FIELDS = ("state", "instruction", "suite", "task_id", "episode", "seed", "call")
-WAY_OUT = "collect some with `python -m optim.calibrate calibrate.keep=FILE.npz`"
+WAY_OUT = f"collect some with `{shell_command('optim.calibrate', 'calibrate.keep=FILE.npz')}`"
 
 
 def save_requests(path: Path, requests: Sequence[Request]) -> None:

@@ -46,8 +46,8 @@ def verdict(summary: Summary) -> str:
     )
     if summary.random_weights:
         return f"No result: {summary.weights_label}; {counted}"
-    if summary.planned_episodes is not None and summary.episodes < summary.planned_episodes:
-        left = summary.planned_episodes - summary.episodes
+    left = (summary.planned_episodes or 0) - summary.episodes
+    if left > 0 and summary.decision is None:
         return f"Not finished, {pluralize(left, 'episode')} left: {counted}"
     idle = [stage.stage for stage in summary.engagement if not stage.engaged]
     if idle:
@@ -58,7 +58,8 @@ def verdict(summary: Summary) -> str:
         latency = (
             f"; {summary.infer.p50_ms:.1f} ms from observation to action (median, n = {summary.infer.n})"
         )
-    return f"Result: {counted}{errors}{latency}"
+    decision = f"; ended by the test against its base: {summary.decision}" if summary.decision else ""
+    return f"Result: {counted}{errors}{decision}{latency}"
 
 
 def _blocks(summary: Summary) -> Iterator[Block]:

@@ -21,6 +21,7 @@ from eval.config.groups import CONF, options
 from eval.config.multiply import choices, key_of, parse_overrides, refuse_hydra, swept_words
 from eval.config.schema import ConfigError, steps_word
 from eval.config.typed import keep_text, refuse_empty
+from policies.text import shell_command
 
 CHOSEN_HERE = ("resume", "shard")
 
@@ -96,9 +97,8 @@ def _refuse(override: Override) -> None:
     refuse_hydra(override, "a sweep", "--out FOLDER")
     key = key_of(override)
     if key in CHOSEN_HERE:
-        raise ConfigError(
-            f"{key} belongs to one run; to go on with a sweep: python -m eval.sweep --resume FOLDER"
-        )
+        go_on = shell_command("eval.sweep", "--resume", "FOLDER")
+        raise ConfigError(f"{key} belongs to one run; to go on with a sweep: {go_on}")
 
 
 def _one_at_a_time(lists: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:

@@ -267,6 +267,9 @@ def test_the_verdict_says_why_a_run_is_no_result(write_run: WriteRun) -> None:
     counted = "97 of 100 episodes succeeded (97.0%; 95 % interval 91.5 to 99.0 %)"
     assert said() == f"Result: {counted}; 26.2 ms from observation to action (median, n = 198)"
     assert said(planned_episodes=500) == f"Not finished, 400 episodes left: {counted}"
+    stop = {"decision": "non-inferior", "margin": 2.0, "pairs": 100, "planned": 500}
+    ended = said(planned_episodes=500, stop=stop)
+    assert ended.startswith(f"Result: {counted}; ended by the test against its base: non-inferior; ")
     label = "RANDOM WEIGHTS (small)"
     assert said(weights_label=label) == f"No result: {label}; {counted}"
     idle = {"vision": {"backend": "tensorrt_fp8", "calls": 0, "misses": 0}}
