@@ -297,5 +297,5 @@ def test_a_class_in_place_of_an_object_is_named() -> None:
 
 
 def test_a_policy_that_does_not_exist_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"^policy must be one of baseline, custom, .*, got 'baselin'$"):
+    with pytest.raises(ConfigError, match=r"^policy must be one of auto, baseline, .*, got 'baselin'$"):
         load_policy("baselin")

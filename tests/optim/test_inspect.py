@@ -167,7 +167,7 @@ def test_a_backend_that_cannot_run_here_is_a_note_and_the_rest_is_shown(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["policy=nope"], "policy must be one of baseline, "),
+        (["policy=nope"], "policy must be one of auto, baseline, "),
         (
             ["policy=oracle"],
             "policy.device is no option of this policy; choose one that has it, as policy=baseline",

@@ -55,7 +55,7 @@ def test_a_value_out_of_range_is_refused_by_its_key(bad: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["policy=baseline,nope"], "policy must be one of baseline, "),
+        (["policy=baseline,nope"], "policy must be one of auto, baseline, "),
         (["policy=oracle"], "policy.device is no option of this policy; choose one that has it, as policy="),
         (["~seed"], "~seed would remove a key that is needed; give it a value: seed=..."),
         (["+bench.round=3"], "unknown key bench.round; did you mean bench.rounds?"),
