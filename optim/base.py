@@ -151,6 +151,7 @@ class Backend(ABC):
     """
 
     jacobians: ClassVar[tuple[str, ...]] = ()  # of guidance towards an old chunk, which denoise engines take
+    compiles: ClassVar[bool] = False  # with Inductor or Triton, whose code is kept (`optim.core.code_cache`)
 
     @property
     def needs_examples(self) -> bool:

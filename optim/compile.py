@@ -38,6 +38,7 @@ class Compile(Backend):
     attention: str = "sdpa"
     warmup: int = 3
     jacobians: ClassVar[tuple[str, ...]] = ("identity",)
+    compiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:

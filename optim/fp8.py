@@ -112,6 +112,7 @@ class Fp8(Backend):
     linears: str = "all"
     warmup: int = 3
     needs_amax: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.linears not in LINEARS:

@@ -201,6 +201,7 @@ class Fused(Backend):
     warmup: int = 3
     kernel: str = "auto"
     jacobians: ClassVar[tuple[str, ...]] = ("identity",)
+    compiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)

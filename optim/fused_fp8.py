@@ -148,6 +148,7 @@ class FusedFp8(Backend):
 
     warmup: int = 3
     needs_amax: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_warmup(self.warmup)

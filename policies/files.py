@@ -125,7 +125,7 @@ def new_folder(path: Path, *, durable: bool = False) -> Iterator[Path]:
         _remove_left_behind(path)
         unlocked = temporary.with_suffix(".new")  # a name that nobody removes, until it is locked
         unlocked.mkdir()
-        held.enter_context(_lock(unlocked))
+        held.enter_context(hold_lock(unlocked))
         unlocked.replace(temporary)
         try:
             yield temporary
@@ -229,7 +229,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+def hold_lock(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a folder's lock, which ends with the process at the latest; yield whether it is held.
 
     It is not where another process holds it and `wait` is false, or the file system has no locks.
@@ -251,7 +251,7 @@ def _remove_left_behind(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     for left in path.parent.iterdir():
         if pattern.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
-            with contextlib.suppress(OSError), _lock(left, wait=False) as is_held:  # another user's stays
+            with contextlib.suppress(OSError), hold_lock(left, wait=False) as is_held:  # another user's stays
                 if is_held:
                     shutil.rmtree(left)
 

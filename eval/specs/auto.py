@@ -45,7 +45,7 @@ def settle(
     if cfg.policy.get("_target_") != AUTO:
         return list(overrides), []
     others = [text for text in overrides if key_of(text) != "policy"]
-    lines = []
+    lines: list[str] = []
     for policy in FASTEST:
         settled = [f"policy={policy}", *others]
         reason = _obstacle(configure(settled), is_last=policy == FASTEST[-1])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from optim.base import (
     Backend,
     BackendError,
     CannotRun,
+    CountedStage,
     Reason,
     StageContext,
     apply_backends,
     check_backends,
 )
+from optim.core.code_cache import compiled_code
 from optim.core.requirements import no_gpu
 from optim.core.scales import load_scales
 from optim.eager import eager_stages
@@ -146,7 +148,8 @@ def optimise(
         for name, stage in checkpoint.stages.items()
     }
     try:
-        policy = eager.with_stages(apply_backends(sources, backends, on_mismatch=config.optim.on_mismatch))
+        stages = _apply(sources, backends, config, checkpoint)
+        policy = eager.with_stages(stages)
     except BackendError as error:
         raise ConfigError(str(error)) from error
     if graphed:
@@ -155,6 +158,29 @@ def optimise(
         images = GraphedImages(frames, policy.dims.image_size, policy.device, prepare)
         policy.preprocess = replace(policy.preprocess, load_images=images)
     return policy
+
+
+def _apply(
+    sources: Mapping[str, StageContext],
+    backends: Mapping[str, Backend],
+    config: Config,
+    checkpoint: Checkpoint,
+) -> dict[str, CountedStage]:
+    """Apply the backends; the details of those that compile say whether their code was on disk."""
+    mismatch = config.optim.on_mismatch
+    if not any(backend.compiles for backend in backends.values()):
+        return apply_backends(sources, backends, on_mismatch=mismatch)
+    sizes = {
+        "dims": asdict(checkpoint.dims),
+        "dtype": str(checkpoint.dtype),
+        "denoise_steps": checkpoint.settings.denoise_steps,
+    }
+    with compiled_code(checkpoint.device, sizes) as state:
+        stages = apply_backends(sources, backends, on_mismatch=mismatch)
+    for name, stage in stages.items():
+        if backends[name].compiles:
+            stage.details["compiled_code"] = state
+    return stages
 
 
 def _with_guidance(request: Request, policy: Pi05Policy) -> Request:
