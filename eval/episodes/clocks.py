@@ -30,7 +30,7 @@ def _samples_ms(path: Path, policy: str, steps: int | None) -> tuple[float, ...]
     rows: list[tuple[str, dict[str, Any]]] = []
     try:
         for setting in read_json_object(path)["settings"]:
-            for row in setting["policies"]:
+            for row in setting["policies"] if setting.get("batch", 1) == 1 else ():
                 rows.append((f"{row['facts']['policy']} {row['facts']['denoise_steps']}", row))
         own = [row for name, row in rows if name == f"{policy} {steps}"]
         samples = [float(sample["infer_ms"]) for row in own for sample in row["samples"]]

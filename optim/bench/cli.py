@@ -34,7 +34,7 @@ from eval.specs.machine import explain
 from eval.specs.pi05_build import choose_backends, choose_device
 from optim.base import CannotRun
 from optim.bench.config import LEAST_OBSERVATIONS, BenchConfig, BenchRun, Row, help_text, read_arguments
-from optim.bench.measure import Backends, bench_setting, eager_float32, free
+from optim.bench.measure import Backends, bench_setting, eager_float32, free, refuse_batches
 from optim.bench.tables import problems, render_setting, report
 from optim.commands import saved_requests, user_errors
 from policies.base import Request
@@ -82,7 +82,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _backends(row: Row) -> Backends:
     try:
-        return choose_backends(row.config)
+        backends = choose_backends(row.config)
+        refuse_batches(row.config.bench.batch, backends)
+        return backends
     except (ConfigError, CannotRun) as error:
         named = isinstance(error, CannotRun) and explain(row.config, error.reasons).names_policy
         which = "" if named and row.label == row.config.policy.name else f"policy {row.label}: "

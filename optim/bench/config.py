@@ -24,6 +24,7 @@ from optim.commands import StagesRun
 SHORT = {
     "views": "bench.views",
     "prompt_tokens": "bench.prompt_tokens",
+    "batch": "bench.batch",
     "rounds": "bench.rounds",
     "steps": "denoise.steps",
 }
@@ -41,6 +42,7 @@ class BenchConfig:
 
     rounds: int = 50
     warmup: int = 10
+    batch: int = 1
     views: int | None = None
     prompt_tokens: int | None = None
     observations: str | None = None
@@ -52,6 +54,7 @@ class BenchConfig:
         least = {
             "rounds": 1,
             "warmup": 0,
+            "batch": 1,
             "views": 1,
             "prompt_tokens": 1,
             "num_observations": LEAST_OBSERVATIONS,

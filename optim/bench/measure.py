@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from eval.config.schema import ConfigError
 from eval.records.observations import require_cameras
 from eval.render.console import print_info
 from eval.specs.pi05_build import choose_device, choose_dtype, eager_policy, load, optimise
@@ -23,7 +24,7 @@ from optim.bench.config import BenchConfig, BenchRun, Row, Setting
 from optim.bench.reshape import reshape
 from optim.bench.roofline import Work, find_ceiling, floor_ms, work
 from optim.commands import user_errors
-from optim.core.actions import Actions, infer_once
+from optim.core.actions import Actions, infer_once, infer_together
 from optim.core.parity import compare, worst
 from policies.base import Request
 from policies.pi05.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ class Candidate:
 
     row: Row
     policy: Pi05Policy
+    batches: list[list[Request]]
     parity: dict[str, Any]
     peak_bytes: int | None
     build_s: float
@@ -70,31 +72,59 @@ def bench_setting(
     candidates = _build(setting.rows, backends, requests, reference)
     print_info(f"timing in {options.warmup} + {options.rounds} rounds")
     samples = time_policies(
-        [candidate.policy for candidate in candidates], requests, options.rounds, options.warmup
+        [(candidate.policy, candidate.batches) for candidate in candidates], options.rounds, options.warmup
     )
     expected = len(requests) + options.warmup + options.rounds
     return {
         "overrides": list(setting.overrides),
+        "batch": first.bench.batch,
         "policies": [
             _row_record(candidate, own, expected) for candidate, own in zip(candidates, samples, strict=True)
         ],
     }
 
 
+def refuse_batches(batch: int, backends: Backends) -> None:
+    """Raise ConfigError for a batch that a stage's backend does not serve."""
+    alone = [name for name, backend in backends.items() if batch > 1 and not backend.serves_batches]
+    if alone:
+        who = ", ".join(f"optim.{name}={backends[name]!r}" for name in alone)
+        groups = ", ".join(f"optim/{name}" for name in alone)
+        raise ConfigError(f"bench.batch must be 1 with {who}, got {batch}; choose another {groups}")
+
+
+def batches_of(requests: Sequence[Request], lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """Choose for each request those that are inferred with it: itself and the next ones of its length.
+
+    Args:
+        lengths: of each request's prompt.
+
+    Returns:
+        Numbers of requests; a batch that is larger than the number of a length has some of them again.
+    """
+    batches = []
+    for i, length in enumerate(lengths):
+        order = [*range(i, len(requests)), *range(i)]
+        alike = [j for j in order if lengths[j] == length]
+        batches.append([alike[k % len(alike)] for k in range(batch)])
+    return batches
+
+
 def time_policies(
-    policies: Sequence[Pi05Policy], requests: Sequence[Request], rounds: int, warmup: int
+    policies: Sequence[tuple[Pi05Policy, Sequence[Sequence[Request]]]], rounds: int, warmup: int
 ) -> list[list[dict[str, Any]]]:
     """Time policies in turns; a list of samples for each, in the order of the policies.
 
-    In round r every policy gets request r; who begins changes from round to round.
+    In round r every policy gets its batch r; who begins changes from round to round.
     """
     samples: list[list[dict[str, Any]]] = [[] for _ in policies]
     for i in range(-warmup, rounds):
-        at = i % len(requests)
         for position in range(len(policies)):
             which = (i + position) % len(policies)
+            policy, batches = policies[which]
+            at = i % len(batches)
             begin = time.perf_counter()
-            [chunk] = policies[which].infer([requests[at]])
+            chunk, *_ = policy.infer(batches[at])
             infer_ms = (time.perf_counter() - begin) * 1e3
             if i >= 0:
                 sample = {"round": i, "position": position, "observation": at, "infer_ms": infer_ms}
@@ -169,14 +199,18 @@ def _build(
         begin = time.perf_counter()
         with user_errors(f"policy {row.label}: "):
             eager = _shaped(config, eager_policy(config, checkpoint))
-            policy = optimise(config, eager, checkpoint, backends[row.overrides], lambda _: requests)
+            size = config.bench.batch
+            policy = optimise(config, eager, checkpoint, backends[row.overrides], lambda _: requests, (size,))
             build_s = time.perf_counter() - begin
             before_calls = _calls(policy)
-            parity = parity_of([infer_once(policy, request)[0] for request in requests], reference)
+            inputs = [_sizes(policy, request) for request in requests]
+            chosen = batches_of(requests, [sizes["prompt_tokens"] for sizes in inputs], size)
+            batches = [[requests[j] for j in numbers] for numbers in chosen]
+            actions = [one for batch in batches for one in infer_together(policy, batch)[0]]
+            parity = parity_of(actions, [reference[j] for numbers in chosen for j in numbers])
         peak = _used(device) - used_before + weight_bytes if device.type == "cuda" else None
-        inputs = [_sizes(policy, request) for request in requests]
         print_info(f"built {row.label} in {build_s:.1f} s")
-        candidates.append(Candidate(row, policy, parity, peak, build_s, inputs, before_calls))
+        candidates.append(Candidate(row, policy, batches, parity, peak, build_s, inputs, before_calls))
     return candidates
 
 
@@ -200,7 +234,7 @@ def _row_record(candidate: Candidate, samples: Sequence[Mapping[str, Any]], expe
         "peak_bytes": candidate.peak_bytes,
         "parity": candidate.parity,
         "engagement": engagement,
-        "floor_ms": _floors(policy, candidate.inputs),
+        "floor_ms": _floors(policy, candidate.inputs) if row.config.bench.batch == 1 else None,
         "samples": list(samples),
     }
 

@@ -35,6 +35,7 @@ TIMES = ("policy", "component", "n", "p50 ms", "p95 ms", "p99 ms", "speed-up", "
 GLANCE = ("setting", "policy", "all stages p50 ms", "host to host p50 ms", "speed-up, host to host", "cosine")
 ENGAGEMENT = ("policy", "stage", "backend", "calls", "expected", "misses", "details")
 PARITY = ("policy", "cosine (min)", "relative error", "max abs, normalised", "max abs, action", "n")
+THROUGHPUT = ("policy", "batch", "n", "observations/s at p50", "observations/s over all rounds")
 COST = ("policy", "build s", "peak memory GB")
 
 Record = Mapping[str, Any]
@@ -100,8 +101,15 @@ def title(setting: Record) -> str:
             f"images {_span(images)}",
             f"prompt tokens {tokens}",
             f"horizon {facts['horizon']}",
+            *([f"batch {batch_of(setting)}"] if batch_of(setting) > 1 else []),
         )
     )
+
+
+def batch_of(setting: Record) -> int:
+    """How many observations an inference had; records of older benches have none, and had one."""
+    batch: int = setting.get("batch", 1)
+    return batch
 
 
 def _prompt_tokens(policy: Record) -> str:
@@ -153,6 +161,16 @@ def parity_rows(setting: Record) -> Iterator[tuple[str, ...]]:
         yield policy["label"], f"{parity['cosine']:.6f}", *numbers, str(parity["observations"])
 
 
+def throughput_rows(setting: Record) -> Iterator[tuple[str, ...]]:
+    """Cells under `THROUGHPUT`: observations a second, host to host, of one inference after another."""
+    batch = batch_of(setting)
+    for policy in setting["policies"]:
+        times = _times(policy)[HOST_TO_HOST]
+        stats = latency_stats(times)
+        rates = (batch * 1e3 / stats.p50_ms, batch * len(times) * 1e3 / sum(times))
+        yield policy["label"], str(batch), str(stats.n), *(f"{rate:.1f}" for rate in rates)
+
+
 def cost_rows(setting: Record) -> Iterator[tuple[str, ...]]:
     """Cells under `COST`."""
     for policy in setting["policies"]:
@@ -161,12 +179,13 @@ def cost_rows(setting: Record) -> Iterator[tuple[str, ...]]:
 
 
 def setting_tables(setting: Record) -> list[Table]:
-    """Build the tables of one setting: times, engagement, parity and cost."""
+    """Build the tables of one setting: times, engagement, parity, throughput and cost."""
     reference = setting["policies"][0]["parity"]["reference"]
     return [
         _by_policy(TIMES, time_rows(setting), title(setting)),
         _by_policy(ENGAGEMENT, engagement_rows(setting), "Engagement", texts=3, last_is_text=True),
         Table(PARITY, parity_rows(setting), f"Parity with {reference}, same noise"),
+        Table(THROUGHPUT, throughput_rows(setting), "Throughput, host to host"),
         Table(COST, cost_rows(setting), "Cost"),
     ]
 
@@ -210,16 +229,16 @@ def report(record: Record) -> str:
         Items([f"{name}: {text}" for name, text in _facts(record).items()]),
         Sentence(
             f"Milliseconds of {record['rounds']} rounds after {record['warmup']} of warm-up that are left "
-            "out; batch 1. In each round every policy infers once on the same observation, and the order "
-            "rotates. Host to host is observation to action on the host, synchronised; stages are CUDA "
-            "events within it (on a CPU the host's clock), and all stages are their sum. Speed-up is against "
-            "the first policy, by p50. `of roofline` is the least time that the GPU's bandwidth and matmul "
-            "rate allow, by `optim/bench/roofline.py`, over p50."
+            f"out; {_batches(settings)}. In each round every policy infers once on the same observation, and "
+            "the order rotates. Host to host is observation to action on the host, synchronised; stages are "
+            "CUDA events within it (on a CPU the host's clock), and all stages are their sum. Speed-up is "
+            "against the first policy, by p50. `of roofline` is the least time that the GPU's bandwidth and "
+            "matmul rate allow, by `optim/bench/roofline.py`, over p50."
         ),
         Table(GLANCE, (row for setting in settings for row in glance_rows(setting)), texts=2),
     ]
     for setting in settings:
-        times, engagement, parity, cost = setting_tables(setting)
+        times, engagement, parity, throughput, cost = setting_tables(setting)
         reference = setting["policies"][0]["parity"]["reference"]
         caption = f"Parity with {reference} of the same weights, on the same observations and noise"
         blocks += [
@@ -227,11 +246,17 @@ def report(record: Record) -> str:
             replace(times, caption=""),
             engagement,
             replace(parity, caption=caption),
+            throughput,
             replace(cost, caption=""),
         ]
     if failures := problems(record):
         blocks.append(Sentence("\n".join(f"**{failure}**" for failure in failures)))
     return to_markdown(blocks)
+
+
+def _batches(settings: Iterable[Record]) -> str:
+    sizes = sorted({batch_of(setting) for setting in settings})
+    return f"batch {' or '.join(map(str, sizes))}"
 
 
 def _times(policy: Record) -> dict[str, list[float]]:

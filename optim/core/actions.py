@@ -3,6 +3,7 @@
 H horizon, A padded action dims, J 7 robot action dims.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,20 +33,27 @@ class Actions:
         return float(np.abs(self.in_units_HJ - reference.in_units_HJ).max())
 
 
-@torch.no_grad()
 def infer_once(policy: Pi05Policy, request: Request) -> tuple[Actions, StageArgs]:
-    """Run the stages on one request; return its actions and what each stage got.
+    """`infer_together` for one request."""
+    [actions], args = infer_together(policy, [request])
+    return actions, args
+
+
+@torch.no_grad()
+def infer_together(policy: Pi05Policy, requests: Sequence[Request]) -> tuple[list[Actions], StageArgs]:
+    """Run the stages on a batch; return each request's actions and what each stage got.
 
     Non-obvious behaviors:
         Arguments of a stage may be another engine's buffers, which its next call overwrites.
     """
-    inputs = policy.preprocess([request.observation], policy.form)
+    inputs = policy.preprocess([request.observation for request in requests], policy.form)
     actions_BHA, args = run_stages(
         policy.stages,
         inputs,
-        lambda: policy.noise([request]),
+        lambda: policy.noise(requests),
         StageTimer(policy.device),
-        lambda: policy.old([request]),
+        lambda: policy.old(requests),
     )
     normalised_BHA = actions_BHA.float().cpu()
-    return Actions(normalised_BHA[0], policy.postprocess(normalised_BHA.numpy())[0]), args
+    in_units_BHJ = policy.postprocess(normalised_BHA.numpy())
+    return [Actions(*pair) for pair in zip(normalised_BHA, in_units_BHJ, strict=True)], args

@@ -13,7 +13,7 @@ from typing import Any
 from eval.analysis.summary import is_random
 from eval.records.schema import AROUND, HOST_TO_HOST
 from eval.render.tables import Block, Sentence, Table, Written
-from optim.bench.tables import Component, components, problems, title
+from optim.bench.tables import Component, batch_of, components, problems, title
 from policies.pi05.dims import STAGES
 from tools.results.code import Commits
 from tools.results.runs import DATA
@@ -84,7 +84,7 @@ def latency(bench: Bench) -> list[Block]:
     if is_random(bench.weights_label):
         weights = f"**{bench.weights_label}**: not of the weights whose success is above"
     about = (
-        f"Latency of {', '.join(first)}, {weights}. {bench.device}, batch 1, "
+        f"Latency of {', '.join(first)}, {weights}. {bench.device}, batch {batch_of(setting)}, "
         f"medians of n = {bench.record['rounds']} rounds each; {title(setting).partition(', ')[2]}. "
         f"Every backend served every call; code: {bench.code} ([report]({bench.name}.md))."
     )
@@ -109,7 +109,10 @@ def latency(bench: Bench) -> list[Block]:
 
 
 def _shape(setting: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    return [(policy["label"], policy["facts"]["form"], policy["inputs"]) for policy in setting["policies"]]
+    batch = batch_of(setting)
+    return [
+        (batch, policy["label"], policy["facts"]["form"], policy["inputs"]) for policy in setting["policies"]
+    ]
 
 
 def _times(setting: Mapping[str, Any]) -> dict[str, dict[str, Component]]:

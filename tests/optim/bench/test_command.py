@@ -156,7 +156,7 @@ def test_help_explains_keys_that_exist(capsys: pytest.CaptureFixture[str]) -> No
     assert {f"bench.{option.name}" for option in fields(BenchConfig)} <= {key.split("=")[0] for key in keys}
     assert all(f"; short: {short}=" in said for short in SHORT)
     keys.remove("checkpoint.path=FOLDER")  # not of checkpoint=random_full
-    assert len(read_arguments(keys)) == 2 * 2 * 2 * 2
+    assert len(read_arguments(keys)) == 2 * 3 * 2 * 2 * 2
 
 
 def test_an_unknown_flag_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
