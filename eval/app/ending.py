@@ -34,7 +34,7 @@ def print_summary(summary: Summary | None, folder: Path) -> None:
 def next_commands(summary: Summary, folder: Path) -> list[str]:
     """Spell three commands for a shell: the first goes on with an unfinished run, or compares another.
 
-    They hold nothing of the records but the folders' names.
+    They hold nothing of the records but the folders' names, and `KEY=...` for what a record may not say.
     """
     name = shlex.quote(str(folder))
     page = shell_command("eval.report", name)
@@ -44,7 +44,8 @@ def next_commands(summary: Summary, folder: Path) -> list[str]:
     left = planned is not None and (summary.episodes < planned or summary.total.errors > 0)
     left = left and not is_decided(run)
     if left and not run.get("parts"):
-        return [shell_command("eval", shell_override("resume", str(folder))), page, as_json]
+        again = (shlex.quote(f"{key}=...") for key in _typed_again(run))
+        return [shell_command("eval", shell_override("resume", str(folder)), *again), page, as_json]
     base = find_base(folder, run)
     if base is not None:
         return [shell_command("eval.compare", shlex.quote(str(base)), name), page, as_json]
@@ -54,6 +55,14 @@ def next_commands(summary: Summary, folder: Path) -> list[str]:
         as_json,
         shell_command("eval.wandb_sync", name) if mirrored else shell_command("eval", "--help"),
     ]
+
+
+def _typed_again(run: Mapping[str, Any]) -> list[str]:
+    """List the keys that whoever resumes a run types again: code, addresses, arguments."""
+    from eval.config.multiply import key_of  # Hydra takes half a second, and few runs are unfinished
+    from eval.config.targets import is_guarded
+
+    return list(dict.fromkeys(key_of(text) for text in run.get("overrides") or [] if is_guarded(text)))
 
 
 def find_base(folder: Path, run: Mapping[str, Any]) -> Path | None:

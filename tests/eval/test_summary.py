@@ -325,6 +325,10 @@ def test_three_commands_come_last_and_a_shell_takes_them(
     change = json.loads((new / "run.json").read_text()) | {"planned_episodes": 900}
     (new / "run.json").write_text(json.dumps(change))
     assert shlex.split(show(new, capsys).splitlines()[-3])[-2:] == ["eval", f"resume='{new}'"]
+    change["overrides"] = ["policy=custom", "policy._target_=mine.Policy", "policy.url=ws://host:1", "seed=3"]
+    (new / "run.json").write_text(json.dumps(change))
+    again = shlex.split(show(new, capsys).splitlines()[-3])
+    assert again[-3:] == [f"resume='{new}'", "policy._target_=...", "policy.url=..."]
 
 
 def test_several_suites_get_a_pooled_line(make_episode: Episode, run_json: dict[str, Any]) -> None:
