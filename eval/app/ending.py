@@ -9,6 +9,8 @@ from typing import Any
 from rich.text import Text
 
 from eval.analysis.summary import Summary, is_random
+from eval.config.multiply import key_of
+from eval.config.targets import is_guarded
 from eval.records.folders import WANDB
 from eval.records.run_json import is_decided, read_run_json
 from eval.render.console import report_console
@@ -59,9 +61,6 @@ def next_commands(summary: Summary, folder: Path) -> list[str]:
 
 def _typed_again(run: Mapping[str, Any]) -> list[str]:
     """List the keys that whoever resumes a run types again: code, addresses, arguments."""
-    from eval.config.multiply import key_of  # Hydra takes half a second, and few runs are unfinished
-    from eval.config.targets import is_guarded
-
     return list(dict.fromkeys(key_of(text) for text in run.get("overrides") or [] if is_guarded(text)))
 
 
