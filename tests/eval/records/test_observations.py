@@ -10,7 +10,7 @@ import pytest
 from eval.records.observations import load_requests, save_requests
 from policies.base import EpisodeKey, Observation, Request
 
-WAY_OUT = "python -m optim.calibrate calibrate.keep=FILE.npz"
+WAY_OUT = r"python\S* -m optim\.calibrate calibrate\.keep=FILE\.npz"
 
 
 def request_of(seed: int, size: int = 16) -> Request:
