@@ -48,8 +48,11 @@ def compiled_code(device: torch.device, sizes: Mapping[str, Any]) -> Iterator[st
     if chosen := _users_variables():
         yield ", ".join(f"{name}={value}" for name, value in chosen.items())
         return
-    folder = FOLDER / _key({**environment_of(device), "sizes": dict(sizes)})
+    folder = FOLDER.absolute() / _key({**environment_of(device), "sizes": dict(sizes)})
     folder.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder, wait=False) as is_free:
+        if not is_free:
+            log.warning("waiting for another process, which compiles to %s", folder)
     with hold_lock(folder) as is_held:
         if not is_held:
             raise OSError(

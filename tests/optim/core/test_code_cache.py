@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
 from optim.core import code_cache
 from optim.core.code_cache import MANIFEST, VARIABLES, compiled_code
+from policies.files import hold_lock
 
 CPU = torch.device("cpu")
 SIZES = {"width": 64}
@@ -126,6 +128,24 @@ def test_a_folder_that_the_user_named_is_left_to_him(tmp_path: Path, monkeypatch
         assert cache_dir() == str(tmp_path / "mine")
     assert state == f"TORCHINDUCTOR_CACHE_DIR={tmp_path}/mine"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_process_waits_for_another_one_with_the_same_key_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build()
+    states: list[str] = []
+    second = Thread(target=lambda: states.append(build()))
+    with hold_lock(folder(tmp_path)):
+        second.start()
+        for _ in range(1000):
+            if caplog.messages:
+                break
+            second.join(0.01)
+        assert not states
+    second.join()
+    assert states == ["warm"]
+    assert caplog.messages == [f"waiting for another process, which compiles to {folder(tmp_path)}"]
 
 
 def test_a_folder_that_cannot_be_locked_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
