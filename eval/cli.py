@@ -26,6 +26,7 @@ from eval.config.targets import (
     choice_of_policy,
     naming_lost_choices,
     recorded_tracking,
+    refuse_recorded_arguments,
     refuse_recorded_targets,
     repeatable,
     typed_again,
@@ -90,9 +91,11 @@ def find_start(cfg: DictConfig) -> Start:
         return Start(cfg, overrides, folder, before["overrides"], before, finished)
     refuse_joined(folder, before)
     recorded_overrides = current_overrides(before["overrides"])
+    repeated = repeatable(recorded_overrides, overrides)
     with naming_lost_choices(overrides):
-        cfg = compose("config", [*repeatable(recorded_overrides, overrides), *overrides])
+        cfg = compose("config", [*repeated, *overrides])
     refuse_recorded_targets(cfg, overrides, config_folders())
+    refuse_recorded_arguments([*repeated, *overrides], overrides)
     refuse_changed(folder, before, {"config": plain(cfg)})
     if cfg.tracking.name != "none" and (left_out := recorded_tracking(recorded_overrides)):
         print_info(f"tracking is what this command line says, without the record's {' '.join(left_out)}")

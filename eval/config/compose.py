@@ -14,7 +14,7 @@ from eval.config import schema
 from eval.config.credentials import refuse_credentials
 from eval.config.groups import CONF
 from eval.config.schema import Config
-from eval.config.targets import naming_lost_choices, refuse_recorded_targets
+from eval.config.targets import naming_lost_choices, refuse_recorded_arguments, refuse_recorded_targets
 from eval.config.typed import keep_text, refuse_unknown, refuse_unread
 from policies.files import real_path
 from policies.text import quoted
@@ -29,14 +29,15 @@ def configure(
         typed: the overrides of this command line, where others come from a record.
         folders: with YAML of the user's own, as `--config-dir` names one.
 
-    Raises ConfigError, among others, for a `_target_`, a server or a YAML of the user's that the record alone
-    names.
+    Raises ConfigError, among others, for a `_target_`, a server, an argument of a policy or a YAML of the
+    user's that the record alone names.
     """
     if typed is None:
         return check(compose_run(overrides, folders))
     with naming_lost_choices(typed):
         cfg = compose_run(overrides, folders)
     refuse_recorded_targets(cfg, typed, folders)
+    refuse_recorded_arguments(overrides, typed)
     return check(cfg)
 
 

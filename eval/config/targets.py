@@ -1,16 +1,17 @@
 """What a record may choose when its configuration is composed again: data, not code, machines or secrets."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from eval.config.groups import CONF
-from eval.config.multiply import is_below, key_of
+from eval.config.multiply import choices, is_below, key_of, parse_overrides
 from eval.config.schema import ConfigError
 from eval.records.overrides import refuse_lookups
 
@@ -18,6 +19,7 @@ TARGET = "_target_"
 OF_INSTANTIATE = re.compile(r"_[a-z]+_")  # `_target_`, `_args_`, `_partial_` and what Hydra may add
 # Where observations, pickles of Ray or a variable of the environment would go, and who would answer.
 OUTSIDE = ("runner.address", "policy.url", "policy.api_key_env")
+ARGS = "policy.args"  # keywords of code that the project does not know
 TRACKING = "tracking"
 NO_TRACKING = "tracking=none"
 
@@ -25,7 +27,8 @@ NO_TRACKING = "tracking=none"
 def repeatable(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     """Choose the overrides of a record with which its configuration is composed again.
 
-    Tracking is left out, unless it was none: where a mirror goes, this command line says.
+    Left out are tracking, unless it was none: where a mirror goes, this command line says; and arguments of
+    a policy that `typed` gives again, so that a mapping of the record's is replaced and not merged.
 
     Args:
         typed: the overrides of this command line, which come after.
@@ -35,7 +38,7 @@ def repeatable(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     keys = {key_of(text) for text in typed}
     kept = []
     for text in recorded:
-        if says_tracking(text):
+        if says_tracking(text) or (is_argument(text) and key_of(text) in keys):
             continue
         try:
             refuse_lookups([text])
@@ -47,9 +50,29 @@ def repeatable(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     return kept
 
 
-def is_guarded(key: str) -> bool:
-    """Whether a record may not set this key: it names code, or who is spoken to."""
-    return bool(OF_INSTANTIATE.fullmatch(_name(key))) or key in OUTSIDE
+def is_guarded(override: str) -> bool:
+    """Whether a record may not set this: code, who is spoken to, or a policy's argument (`is_argument`)."""
+    key = key_of(override)
+    return bool(OF_INSTANTIATE.fullmatch(_name(key))) or key in OUTSIDE or is_argument(override)
+
+
+def is_argument(override: str) -> bool:
+    """Whether an override gives a policy an argument that may name weights or code, or lift a guard.
+
+    A number, or a list of numbers, for a keyword does neither. Text, true, false and null may, as may the
+    keys of a mapping and a keyword that is taken away.
+    """
+    key = key_of(override)
+    if not is_below(key, [ARGS]):
+        return False
+    if key.count(".") != ARGS.count(".") + 1 or override.startswith("~"):
+        return True
+    try:
+        [parsed] = parse_overrides([override])
+        values = [each.value() for each in parse_overrides(choices(parsed))]
+    except (HydraException, ConfigError):
+        return True
+    return not all(_is_numbers(value) for value in values)
 
 
 def says_tracking(override: str) -> bool:
@@ -59,7 +82,7 @@ def says_tracking(override: str) -> bool:
 
 def typed_again(overrides: Iterable[str]) -> list[str]:
     """List the overrides that must be typed again when a run or a sweep is resumed."""
-    return [text for text in dict.fromkeys(overrides) if is_guarded(key_of(text)) or says_tracking(text)]
+    return [text for text in dict.fromkeys(overrides) if is_guarded(text) or says_tracking(text)]
 
 
 def choice_of_policy(overrides: Sequence[str], again: Iterable[str]) -> list[str]:
@@ -98,6 +121,27 @@ def refuse_recorded_targets(cfg: DictConfig, overrides: Sequence[str], folders: 
                 f"{key}={value} stands in the record alone, and a record is not allowed to {choose}; if "
                 f"you trust it, name it on this command line: {key}={value}"
             )
+
+
+def refuse_recorded_arguments(overrides: Sequence[str], typed: Sequence[str]) -> None:
+    """Refuse arguments of a policy that only a record gives (`is_argument`).
+
+    Args:
+        overrides: what is composed, with `typed` in it.
+        typed: the overrides of this command line.
+
+    Raises ConfigError with everything that must be typed again.
+    """
+    alone = [text for text in dict.fromkeys(overrides) if is_argument(text) and text not in typed]
+    if alone:
+        policy = choice_of_policy(overrides, alone)[-1:]
+        again = " ".join(map(shlex.quote, [*(text for text in policy if text not in typed), *alone]))
+        stands = "stands" if len(alone) == 1 else "stand"
+        raise ConfigError(
+            f"{', '.join(alone)} {stands} in the record alone, and a record gives a policy no arguments "
+            "but numbers: others may name weights or code; if you trust it, name it on this command line: "
+            f"{again}"
+        )
 
 
 @contextmanager
@@ -144,3 +188,9 @@ def _guarded(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 def _name(key: str) -> str:
     return key.rpartition(".")[2]
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_is_numbers(item) for item in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)

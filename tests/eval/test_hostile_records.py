@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from eval.config.compose import compose_run, configure
 from eval.config.origins import checkpoint_yaml
 from eval.config.schema import ConfigError
-from eval.config.targets import refuse_recorded_targets, repeatable
+from eval.config.targets import is_argument, refuse_recorded_targets, repeatable
 from eval.records.folders import EPISODES_FILE, INFERENCES_FILE, PACKED_INFERENCES, RUN_FILE
 from eval.records.foreign import DamagedRecords
 from eval.records.sweep import SWEEP_FILE, read_job_records, read_jobs_to_run
@@ -26,6 +26,8 @@ from policies.files import ROOT, NotPlain
 RUN = ROOT / "docs" / "results" / "data" / "2026-11-24_denoise_sweep" / "runs" / "realtime_1"
 CANARY = "canary_of_a_record"  # a module that must not be imported
 ALONE = "stands in the record alone"
+
+CUSTOM = ("policy=custom", "policy._target_=eval.specs.oracle.OracleSpec")  # code that conf/ names
 
 HOSTILE = {
     "target": ([f"optim.vision._target_={CANARY}.run", "+optim.vision.command=x"], ALONE),
@@ -38,6 +40,13 @@ HOSTILE = {
     "Ray's head": (["runner=ray", "runner.address=ray://example.com:1"], ALONE),
     "a server": (["policy=remote", "policy.url=ws://example.com:1", "policy.label=x"], ALONE),
     "a key": (["policy=remote", "policy.label=x", "policy.api_key_env=HOME"], ALONE),
+    "an argument": ([*CUSTOM, "+policy.args.path=evil/weights"], ALONE),
+    "an argument in a mapping": ([*CUSTOM, "+policy.args.config.tokenizer=evil/code"], ALONE),
+    "a mapping of arguments": ([*CUSTOM, "+policy.args={path:evil/weights}"], ALONE),
+    "an argument in a list": ([*CUSTOM, "+policy.args.paths=[1,[evil/weights]]"], ALONE),
+    "a switch": ([*CUSTOM, "+policy.args.trust_remote_code=true"], ALONE),
+    "a number in a mapping": ([*CUSTOM, "+policy.args.config.trust_remote_code=1"], ALONE),
+    "no guard": ([*CUSTOM, "+policy.args.guard=null"], ALONE),
     "a variable": (["checkpoint.path=${oc.env:CANARY}"], "may look up a value"),
     "braces escaped": (["checkpoint.path=$\\{oc.env:CANARY\\}"], "may look up a value"),
     "in a list": (["suite.tasks=[${oc.decode:${oc.env:CANARY}}]"], "may look up a value"),
@@ -162,6 +171,40 @@ def test_a_value_of_conf_is_trusted_in_its_own_place() -> None:
     refuse_recorded_targets(compose_run(["policy=native_fp8", "policy.form=full"]), [])
     with pytest.raises(ConfigError, match=r"^runner\.address=auto stands in the record alone"):
         refuse_recorded_targets(compose_run(["runner=ray", "runner.address=auto"]), [])
+
+
+def test_a_record_gives_a_policy_numbers_and_nothing_else() -> None:
+    numbers = [*CUSTOM, "+policy.args.size=3", "+policy.args.scales=[0.5,[1,2e-3]]"]
+    assert not any(map(is_argument, numbers))
+    assert configure(repeatable(numbers, []), typed=[]).policy.args == {
+        "size": 3,
+        "scales": [0.5, [1, 0.002]],
+    }
+    with pytest.raises(ConfigError) as refused:
+        configure([*CUSTOM, "+policy.args.path=evil/x", "+policy.args.fast='3'", "seed=8"], typed=["seed=8"])
+    assert str(refused.value) == (
+        "+policy.args.path=evil/x, +policy.args.fast='3' stand in the record alone, and a record gives a "
+        "policy no arguments but numbers: others may name weights or code; if you trust it, name it on this "
+        "command line: policy=custom +policy.args.path=evil/x '+policy.args.fast='\"'\"'3'\"'\"''"
+    )
+
+
+def test_an_argument_that_is_typed_replaces_the_records_and_is_not_merged_with_it() -> None:
+    recorded = [*CUSTOM, "+policy.args.config={a:evil/x,b:evil/y}", "+policy.args.config.c=evil/z"]
+    typed = ["+policy.args.config={a:mine}"]
+    with pytest.raises(ConfigError, match=r"^\+policy\.args\.config\.c=evil/z stands in the record alone"):
+        configure([*repeatable(recorded, typed), *typed], typed=typed)
+    config = configure([*repeatable(recorded[:-1], typed), *typed], typed=typed)
+    assert config.policy.args == {"config": {"a": "mine"}}
+
+
+def test_a_recorded_keyword_is_not_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    yaml = "name: mine\n_target_: eval.specs.oracle.OracleSpec\nargs: {guard: strict}\n"
+    (tmp_path / "policy" / "mine.yaml").write_text(yaml)
+    assert configure(["policy=mine"], typed=[], folders=[tmp_path]).policy.args == {"guard": "strict"}
+    with pytest.raises(ConfigError, match=r"^~policy\.args\.guard stands in the record alone"):
+        configure(["policy=mine", "~policy.args.guard"], typed=[], folders=[tmp_path])
 
 
 @pytest.mark.parametrize("name", [RUN_FILE, EPISODES_FILE, INFERENCES_FILE, "videos", "more/below"])

@@ -31,7 +31,8 @@ def run_eval(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_lerobot_policy_is_evaluated_and_resumed_by_the_command_line(folder: Path, save: Save) -> None:
     saved = save(type="queues", n_obs_steps=2, noise=0.5)
     short = ("protocol=smoke", "suite.max_steps=6", "runner.warmup_inferences=0", "tracking=none")
-    done = run_eval(folder, "policy=lerobot", f"policy.args.path={saved}", *short, "hydra.run.dir=run")
+    named = ("policy=lerobot", f"policy.args.path={saved}", "policy.args.device=cpu")
+    done = run_eval(folder, *named, *short, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert "policy lerobot" in done.stderr
     run = read_run(folder / "run")
@@ -43,10 +44,29 @@ def test_a_lerobot_policy_is_evaluated_and_resumed_by_the_command_line(folder: P
 
     for name in ("episodes.jsonl", "inferences.jsonl"):
         (folder / "run" / name).write_text("")
-    resumed = run_eval(folder, "resume=run")
+    refuse_what_the_record_names(folder, f"policy.args.path={saved}")
+    resumed = run_eval(folder, "resume=run", *named)
     assert resumed.returncode == 0, resumed.stderr
     [again] = read_run(folder / "run").episodes
     assert again.actions_sha256 == episode.actions_sha256
+
+
+def refuse_what_the_record_names(folder: Path, path: str) -> None:
+    """Resume the run as another could have sent it: with weights and a repository of code in its record."""
+    run_json = folder / "run" / "run.json"
+    before = run_json.read_text()
+    about = json.loads(before)
+    code = "+policy.args.config.action_tokenizer_name=evil/tokenizer"
+    run_json.write_text(json.dumps({**about, "overrides": [*about["overrides"], code]}))
+    typed = ("resume=run", "policy=lerobot")
+    for arguments, alone in (
+        (typed, f"{path}, policy.args.device=cpu, {code} stand in"),
+        ((*typed, path, "policy.args.device=cpu"), f"{code} stands in"),
+    ):
+        done = run_eval(folder, *arguments)
+        assert done.returncode == 1
+        assert f"error: {alone} the record alone" in done.stderr
+    run_json.write_text(before)
 
 
 def test_a_policy_that_cannot_run_ends_in_one_line(folder: Path, save: Save) -> None:

@@ -46,9 +46,9 @@ class Typed:
     def of_job(self, recorded: Sequence[str]) -> list[str]:
         """The overrides of a job that a record may not choose, and this command line says."""
         if self.overrides is None:
-            return [text for text in recorded if is_guarded(key_of(text))]
+            return [text for text in recorded if is_guarded(text)]
         allowed = _pairs(self.overrides)
-        named = [text for text in recorded if is_guarded(key_of(text)) and _pairs([text]) <= allowed]
+        named = [text for text in recorded if is_guarded(text) and _pairs([text]) <= allowed]
         return [*named, *self._tracking]
 
     def configure(self, recorded: Sequence[str]) -> Config:
@@ -58,15 +58,15 @@ class Typed:
 
     def refuse_useless(self, jobs: Iterable[Sequence[str]]) -> None:
         """Raise ConfigError for a typed override that is none to be typed, or that no job names."""
-        recorded = [text for job in jobs for text in job if is_guarded(key_of(text))]
+        recorded = [text for job in jobs for text in job if is_guarded(text)]
         for text in self.overrides or ():
             key = key_of(text)
             if is_below(key, [TRACKING]):
                 continue
-            if not is_guarded(key):
+            if not is_guarded(text):
                 raise ConfigError(
                     f"{text} would change recorded jobs; with --resume only KEY._target_=PATH, what names a "
-                    "server, and tracking... are typed"
+                    "server, arguments of a policy that are no numbers, and tracking... are typed"
                 )
             if not _pairs([text]) <= _pairs(recorded):
                 named = shorten(dict.fromkeys(recorded)) or "nothing of the kind"
