@@ -36,7 +36,7 @@ from eval.app.session import Origin, prepare
 from eval.config.compose import check, compose_run, own_hydra, plain
 from eval.config.errors import one_line
 from eval.config.multiply import is_below, key_of
-from eval.config.schema import Config, ConfigError
+from eval.config.schema import Config, ConfigError, PolicyConfig
 from eval.config.tasks import choose_tasks
 from eval.episodes.capture import example_requests
 from eval.records.folders import refuse_full
@@ -63,14 +63,21 @@ from policies.base import ActionChunk, EpisodeKey, Policy, Request
 from policies.files import write_atomic
 from policies.text import quoted
 
-INSTEAD = {  # of keys that `evaluate` does not read
-    "suite": "give suite=NAME as a keyword, and suite.max_steps or suite.tasks as an override",
-    "protocol": "give protocol=NAME as a keyword",
+INSTEAD = {  # of keys that `evaluate` does not read, nor what is below them
     "resume": "a run is resumed by the command line",
     "hydra": "give folder=PATH as a keyword",
     "tracking": "give wandb_run=RUN as a keyword",
 }
-ONLY_BY_ITSELF = ("suite", "protocol")  # what is below them is read
+CHOICES = {  # likewise, but what is below them is read
+    "suite": "give suite=NAME as a keyword, and suite.max_steps or suite.tasks as an override",
+    "protocol": "give protocol=NAME as a keyword",
+}
+OF_A_RUN = INSTEAD | dict.fromkeys(  # of keys that `load_policy` does not read
+    (*("hydra", "tracking", "runner", "video", "record_observations", "shard"), "against", "stop", "margin"),
+    "it makes a run and no policy; see what evaluate takes",
+)
+NAMED = {"policy": "the policy's name is the first argument"}
+CUSTOM = PolicyConfig.example
 FIXED = dict.fromkeys(  # of a policy that is an object
     ("policy", "checkpoint", "denoise", "optim"),
     "the policy is an object and stays as it is; give these to load_policy, or to its class",
@@ -187,12 +194,14 @@ def load_policy(name: str, *overrides: str, suite: str = "libero_spatial") -> Lo
 
     Args:
         name: of conf/policy, such as `realtime`.
-        overrides: `checkpoint.path=FOLDER`, `denoise.steps=3`, ...
+        overrides: `checkpoint.path=FOLDER`, `denoise.steps=3`, ...; those that make a run, as `video`, are
+            refused.
         suite: for whose tasks backends that are built for shapes are built.
 
     Raises:
         ConfigError, CannotRun, ValueError, OSError, SimulatorError: as the command line's errors.
     """
+    _refuse_foreign(overrides, OF_A_RUN, CHOICES | _of_named(name))
     chosen = (f"policy={name}", *overrides)
     every_task = "protocol.num_tasks=null"  # their prompts differ in length
     beside = [f"suite={suite}", every_task, "tracking=none"]
@@ -243,7 +252,10 @@ def evaluate(
         RunFailed: too many episodes raised, or a backend did not engage; the records are kept.
         ConfigError, ValueError, OSError, SimulatorError: nothing was recorded.
     """
-    _refuse_foreign(overrides, INSTEAD if isinstance(policy, str) else INSTEAD | FIXED)
+    if isinstance(policy, str):
+        _refuse_foreign(overrides, INSTEAD, CHOICES | _of_named(policy))
+    else:
+        _refuse_foreign(overrides, INSTEAD | FIXED, CHOICES)
     place = Path(folder) if folder is not None else None
     chosen = [f"suite={suite}", f"protocol={protocol}", "tracking=none", *overrides]
     ready: Policy | None = None
@@ -295,14 +307,29 @@ def evaluate(
     return run
 
 
-def _refuse_foreign(overrides: Sequence[Any], instead: Mapping[str, str]) -> None:
-    """Raise ConfigError for what is no KEY=VALUE, or is a keyword of `evaluate` instead."""
+def _of_named(name: str) -> dict[str, str]:
+    """Say of keys that name another policy than `name` what to do instead."""
+    if name == CUSTOM:
+        return NAMED
+    return NAMED | {"policy._target_": f"policy={name} has its own; name {CUSTOM!r} in the first argument"}
+
+
+def _refuse_foreign(overrides: Sequence[Any], below: Mapping[str, str], alone: Mapping[str, str]) -> None:
+    """Raise ConfigError for what is no KEY=VALUE, or is not read here.
+
+    Args:
+        below: what to do instead, of keys which are not read with all that is below them.
+        alone: likewise of single keys.
+    """
     for text in overrides:
         if not isinstance(text, str) or "=" not in text:
             raise ConfigError(f"an override must be text like 'seed=8', got {text!r}")
-        for key, way_out in instead.items():
-            if key_of(text) == key or (key not in ONLY_BY_ITSELF and is_below(key_of(text), [key])):
-                raise ConfigError(f"{text} is not read here; {way_out}")
+        key = key_of(text)
+        ways_out = [way_out for name, way_out in below.items() if is_below(key, [name])]
+        if key in alone:
+            ways_out.append(alone[key])
+        if ways_out:
+            raise ConfigError(f"{text} is not read here; {ways_out[0]}")
 
 
 def _compose(overrides: Sequence[str]) -> tuple[Config, dict[str, Any], list[str]]:

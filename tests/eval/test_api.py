@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,6 +289,55 @@ def test_what_evaluate_does_not_take_is_one_line(
         evaluate(Still(), *arguments, folder=tmp_path / "run", **keywords)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        (
+            "oracle",
+            "resume=/nowhere",
+            "resume=/nowhere is not read here; a run is resumed by the command line",
+        ),
+        ("oracle", "suite=libero_10", "suite=libero_10 is not read here; give suite=NAME as a keyword"),
+        ("oracle", "protocol=full", "protocol=full is not read here"),
+        *(
+            ("oracle", text, f"{text} is not read here; it makes a run and no policy")
+            for text in (
+                *("tracking=wandb", "tracking.mode=online", "runner=ray", "runner.workers=2", "video=all"),
+                *("hydra.run.dir=x", "shard=1/2", "against=/x", "stop=decided", "margin=3"),
+                "record_observations=1",
+            )
+        ),
+        ("oracle", "bogus", "an override must be text like 'seed=8', got 'bogus'"),
+        ("oracle", 5, "an override must be text like 'seed=8', got 5"),
+        ("oracle", None, "an override must be text like 'seed=8', got None"),
+    ],
+)
+def test_what_load_policy_does_not_take_is_one_line(name: str, override: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_policy(name, override)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("oracle", "policy=baseline", "policy=baseline is not read here; the policy's name is the first"),
+        (
+            "custom",
+            "policy=oracle",
+            "policy=oracle is not read here; the policy's name is the first argument",
+        ),
+        ("oracle", "policy._target_=a.B", "policy._target_=a.B is not read here; policy=oracle has its own"),
+    ],
+)
+def test_a_policy_that_has_a_name_is_no_other(name: str, override: str, message: str, tmp_path: Path) -> None:
+    for start in (load_policy, partial(evaluate, folder=tmp_path / "run")):
+        with pytest.raises(ConfigError) as refused:
+            start(name, override)
+        assert str(refused.value).startswith(message)
     assert not (tmp_path / "run").exists()
 
 
