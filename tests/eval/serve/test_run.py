@@ -11,6 +11,7 @@ from eval.analysis.summary import summarise
 from eval.episodes.plan import Plan
 from eval.records.episodes import Episodes
 from eval.records.reader import Run, read_run
+from eval.records.schema import AROUND
 from eval.records.video import VideoMode
 from eval.records.writer import RunWriter
 from eval.render.console import report_console
@@ -78,7 +79,7 @@ def test_the_summary_shows_server_and_way_and_no_engagement(tmp_path: Path) -> N
         client = remote(served.url)
         summary = summarise(do_run(client, tmp_path))
         client.close()
-    assert list(summary.stages) == ["server", "way"]
+    assert list(summary.stages) == ["server", "way", AROUND]
     assert summary.infer is not None
     parts = summary.stages["server"].mean_ms + summary.stages["way"].mean_ms
     assert 0 < parts <= summary.infer.mean_ms
