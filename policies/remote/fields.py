@@ -92,9 +92,16 @@ def read_state(message: Mapping[Any, Any], key: str) -> NDArray[np.float64]:
     state = require(message, key)
     if not isinstance(state, np.ndarray) or state.dtype.kind not in "fiu" or state.shape != (STATE_DIM,):
         raise FieldError(f"{key} must be {STATE_DIM} real numbers, got {spell(state)}")
+    state = as_float64(state)
     if not np.isfinite(state).all():
         raise FieldError(f"{key} must be finite, got {state.tolist()}")
-    return state.astype(np.float64)
+    return state
+
+
+def as_float64(numbers: NDArray[Any] | list[Any]) -> NDArray[np.float64]:
+    """Copy real numbers as float64; what is too large for one becomes infinite, so check afterwards."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers, dtype=np.float64)
 
 
 def read_text(message: Mapping[Any, Any], key: str) -> str:

@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import socket
+import ssl
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from websockets.exceptions import (
@@ -14,6 +16,7 @@ from websockets.exceptions import (
     InvalidProxy,
     InvalidStatus,
     InvalidURI,
+    WebSocketException,
 )
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
@@ -33,6 +36,7 @@ BUSY = 503  # HTTP: not ready yet
 UNAUTHORISED = (401, 403)
 TOO_BIG = 1009  # websocket's status of a message above the limit
 MAX_LINE = 300  # characters of a server's words
+ENDS = (OSError, EOFError, UnicodeError, WebSocketException)  # why websockets ends a connection by itself
 
 
 class RemoteError(ConnectionError):
@@ -107,6 +111,11 @@ class Link:
                 raise self._error(
                     f"does not speak websocket ({one_line(str(error))}); correct policy.url"
                 ) from error
+            except ssl.SSLError as error:
+                raise self._error(
+                    f"has no TLS that this machine trusts ({one_line(str(error))}); correct policy.url, "
+                    "or trust its certificate"
+                ) from error
             except OSError as error:  # a TimeoutError is one
                 why = error
             if time.monotonic() + RETRY_S > deadline:
@@ -122,6 +131,18 @@ class Link:
         with contextlib.suppress(ConnectionClosed, OSError):
             self._leave.close()
 
+    @contextlib.contextmanager
+    def closing_on_error(self) -> Iterator[None]:
+        """Close the connection where anything is raised inside, by the handler of a signal too.
+
+        An answer that is still on its way would be taken for the next one's.
+        """
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     @property
     def is_dropped(self) -> bool:
         """Whether this side has given the connection up."""
@@ -134,7 +155,15 @@ class Link:
 
     def send(self, message: bytes) -> None:
         """Send one message; RemoteError where it did not leave in time."""
-        self._do(lambda connection: connection.send(message))
+        self._do(lambda connection: self._send(connection, message))
+
+    def expect_nothing(self) -> None:
+        """RemoteError where a message has come already: it would be taken for the next answer."""
+        message = self._do(_waiting)
+        if isinstance(message, str):
+            raise self.told("sent text that nobody asked for", message)
+        if message is not None:
+            raise self.fault("sent an answer that nobody asked for; look at the server")
 
     def receive(self) -> Any:
         """Wait for one message and read it.
@@ -188,18 +217,51 @@ class Link:
     def _do(self, action: Callable[[ClientConnection], T]) -> T:
         if self._socket is None:
             raise self._error("is not connected; an episode connects again at its first inference")
+        with self.closing_on_error():
+            try:
+                return action(self._socket)
+            except RemoteError:
+                raise
+            except TimeoutError as error:
+                raise self._error(
+                    f"did not answer in policy.timeout_s={self._timeout_s:g} s; "
+                    "raise it, or look at the server"
+                ) from error
+            except ConnectionClosed as error:
+                cause = error.__cause__
+                if cause is not None and not isinstance(cause, ENDS):
+                    raise cause from None  # of a signal's handler, which websockets takes for its own
+                raise self._error(self._why_closed(error)) from error
+            except OSError as error:
+                raise self._error(
+                    f"did not take a message ({one_line(str(error))}); look at the server"
+                ) from error
+
+    def _send(self, connection: ClientConnection, message: bytes) -> None:
+        """Send, and cut the connection when the time is over: a slow reader has every single write succeed."""
+        late = threading.Event()
+
+        def cut() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                # not TLS's own, which would touch what the other thread writes with
+                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
+
+        timer = threading.Timer(self._timeout_s, cut)
+        timer.daemon = True
+        timer.start()
         try:
-            return action(self._socket)
-        except TimeoutError as error:
-            raise self.fault(
-                f"did not answer in policy.timeout_s={self._timeout_s:g} s; raise it, or look at the server"
-            ) from error
-        except ConnectionClosed as error:
-            raise self.fault(self._why_closed(error)) from error
-        except OSError as error:
-            raise self.fault(
-                f"did not take a message ({one_line(str(error))}); look at the server"
-            ) from error
+            connection.send(message)
+        except ConnectionClosed:
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise self._error(self._not_taken())
+
+    def _not_taken(self) -> str:
+        return f"did not take a message in policy.timeout_s={self._timeout_s:g} s; look at the server"
 
     def _why_closed(self, error: ConnectionClosed) -> str:
         if error.sent is not None and error.sent.code == TOO_BIG and not error.rcvd_then_sent:
@@ -208,9 +270,17 @@ class Link:
                 "raise it, or look at the server"
             )
         if isinstance(error.__cause__, BlockingIOError):  # SO_SNDTIMEO
-            return f"did not take a message in policy.timeout_s={self._timeout_s:g} s; look at the server"
+            return self._not_taken()
         said = f"{error.rcvd.code} {one_line(error.rcvd.reason)}".strip() if error.rcvd else "no goodbye"
         return f"closed the connection before it answered ({said}); look at the server's log"
+
+
+def _waiting(connection: ClientConnection) -> str | bytes | None:
+    """Take a message that has come already; None where there is none."""
+    try:
+        return connection.recv(0)
+    except TimeoutError:
+        return None
 
 
 def last_line(text: str) -> str:

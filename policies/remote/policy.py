@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Request
 from policies.remote import fields, openpi, vla_eval
-from policies.remote.link import Link, RemoteError
+from policies.remote.link import Link, RemoteError, one_line
 from policies.remote.speakers import WEIGHTS, Greeting, make_speaker
 from policies.remote.wire import MEBIBYTE
 from policies.text import shorten, visible
@@ -37,8 +37,8 @@ class RemotePolicy:
     Non-obvious behaviors:
         * It connects when it is made, and again only at an episode's first inference: a connection that is
           lost takes its episode with it, and the run goes on.
-        * After every fault the connection is dropped, because the late answer to one observation would be
-          taken for the answer to the next.
+        * After every fault, and every exception of a signal's handler, the connection is dropped, because the
+          late answer to one observation would be taken for the answer to the next.
         * A server that comes back with other metadata is refused: the run would mix two policies.
 
     Args:
@@ -125,15 +125,20 @@ class RemotePolicy:
         self._link.close()
 
     def _infer(self, request: Request) -> ActionChunk:
-        called_s = time.perf_counter()
-        if request.call == 0:
-            self._connect_again()
-            self._episodes[request.episode] = self._connections
-        elif self._link.is_dropped or self._episodes.get(request.episode) != self._connections:
+        lost = self._link.is_dropped or self._episodes.get(request.episode) != self._connections
+        if request.call > 0 and lost:
             raise RemoteError(
                 f"policy.url={self._url}: the connection on which {request.episode} began is lost; "
                 "the next episode connects again"
             )
+        with self._link.closing_on_error():
+            return self._ask(request)
+
+    def _ask(self, request: Request) -> ActionChunk:
+        called_s = time.perf_counter()
+        if request.call == 0:
+            self._connect_again()
+            self._episodes[request.episode] = self._connections
         start_s = time.perf_counter()
         if request.call == 0:
             self._speaker.begin(request)
@@ -152,24 +157,29 @@ class RemotePolicy:
             before, now = self._served.metadata, again.metadata
             keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             raise self._link.fault(
-                f"serves something else than when the run began ({shorten(keys)}); start a new run"
+                f"serves something else than when the run began ({one_line(shorten(keys))}); start a new run"
             )
         self._connections += 1
         self._episodes.clear()
 
     def _connect(self) -> Greeting:
-        self._link.open(self._connect_timeout_s)
-        greeting = self._speaker.greet()
-        metadata = {key: value for key, value in plain(greeting.metadata).items() if key != "client"}
+        with self._link.closing_on_error():
+            self._link.open(self._connect_timeout_s)
+            greeting = self._speaker.greet()
+            metadata = {key: value for key, value in plain(greeting.metadata).items() if key != "client"}
         return Greeting(metadata, greeting.cameras, greeting.image_size, greeting.replan_steps)
 
     def _actions(self, answer: Mapping[Any, Any]) -> NDArray[np.float64]:
         actions = answer.get("actions", answer.get("action"))
         if isinstance(actions, list):
+            if not _are_numbers(actions):
+                raise self._link.fault(f"sent actions that are not numbers: {fields.spell(actions)}")
             try:
-                actions = np.array(actions, dtype=np.float64)
-            except (TypeError, ValueError) as error:
-                raise self._link.fault(f"sent actions that are not numbers: {error}") from error
+                actions = fields.as_float64(actions)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise self._link.fault(
+                    f"sent actions that are not numbers: {one_line(str(error))}"
+                ) from error
         if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu":
             raise self._link.fault(f"sent no actions, but {fields.spell(actions)}; look at the server")
         chunk = actions[None] if actions.shape == (ACTION_DIM,) else actions
@@ -182,9 +192,10 @@ class RemotePolicy:
                 f"sent {len(chunk)} actions, policy.replan_steps={self.replan_steps} are to be executed; "
                 f"set policy.replan_steps={max(len(chunk), 1)}"
             )
+        chunk = fields.as_float64(chunk)
         if not np.isfinite(chunk).all():
             raise self._link.fault(f"sent {int((~np.isfinite(chunk)).sum())} actions that are not finite")
-        return chunk.astype(np.float64)
+        return chunk
 
     def _split(self, server: float | None, total_ms: float) -> dict[str, float]:
         """Split a round trip where the server said how long it took, and that can be true."""
@@ -263,6 +274,15 @@ def server_ms(answer: Mapping[Any, Any]) -> float | None:
     return None
 
 
+def _are_numbers(value: Any) -> bool:
+    """Whether a list holds numbers alone; NumPy would read a text as one."""
+    if isinstance(value, list):
+        return all(map(_are_numbers, value))
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "fiu"
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def plain(value: Any, levels: int = MAX_LEVELS) -> Any:
     """Turn metadata into JSON's types; what is not one, or lies deeper, becomes text that says so."""
     if isinstance(value, Mapping | list | tuple) and levels == 0:
@@ -276,6 +296,8 @@ def plain(value: Any, levels: int = MAX_LEVELS) -> Any:
         return [plain(item, levels - 1) for item in value]
     if isinstance(value, np.ndarray) and value.size <= MAX_NUMBERS and value.dtype.kind in "biufU":
         return plain(value.tolist())
+    if isinstance(value, np.longdouble):
+        return plain(float(value))  # its `item` is no number of Python's
     if isinstance(value, np.generic):
         return plain(value.item())
     if value is None or isinstance(value, str | bool | int):

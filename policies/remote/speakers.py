@@ -65,7 +65,9 @@ class OpenpiSpeaker:
 
     def ask(self, request: Request) -> Mapping[Any, Any]:
         observation = openpi.write_observation(request, self._cameras, self._image_size)
-        self._link.send(pack_openpi(observation))
+        message = pack_openpi(observation)
+        self._link.expect_nothing()  # answers have no number: one too many would shift all that follow
+        self._link.send(message)
         return _as_map(self._link, self._link.receive(), "an answer")
 
 
@@ -162,6 +164,7 @@ def _own(link: Link, metadata: Mapping[Any, Any]) -> _Own | None:
         or not (type(steps) is int and steps >= 1)
     ):
         raise link.fault(
-            f"says cameras={cameras}, image_size={size}, replan_steps={steps}: not of our making"
+            f"says cameras={fields.spell(cameras)}, image_size={fields.spell(size)}, "
+            f"replan_steps={fields.spell(steps)}: not of our making"
         )
     return _Own(tuple(cameras), size, steps)

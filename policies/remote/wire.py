@@ -33,6 +33,8 @@ MAX_TEXT = MEBIBYTE  # bytes of texts, which may take four times that
 MAX_IMAGES = 16  # that are encoded
 MAX_DECODED = 32 * MEBIBYTE  # bytes of those
 MAX_DIMS = 8
+MAX_POINT = 0x10FFFF  # of Unicode
+SURROGATES = 0xD800 >> 11  # the first bits of 0xD800 to 0xDFFF, which are no characters
 ARRAY_KINDS = "biufSUMm"  # of dtypes; not V, O and c, which openpi refuses too
 SCALAR_KINDS = "biuf"
 IMAGE_FORMATS = ("png", "jpeg")  # beside raw
@@ -212,7 +214,13 @@ def _array(data: Value, dtype_name: Value, shape_list: Value) -> NDArray[Any]:
         raise WireError(
             f"an array {shape} of {dtype} has {math.prod(shape) * dtype.itemsize} bytes, got {size}"
         )
-    return np.frombuffer(data, dtype).reshape(shape) if data else np.empty(shape, dtype)
+    if not data:
+        return np.empty(shape, dtype)
+    if dtype.kind == "U":
+        points = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
+        if points.max() > MAX_POINT or (points >> 11 == SURROGATES).any():
+            raise WireError("a text in an array must be Unicode; NumPy could not read it")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _scalar(data: Value, dtype_name: Value) -> np.generic:

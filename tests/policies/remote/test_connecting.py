@@ -139,3 +139,13 @@ def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("KEY_OF_A_TEST")
     with pytest.raises(ValueError, match=r"policy.api_key_env=KEY_OF_A_TEST is not set"):
         remote("ws://127.0.0.1:1", api_key_env="KEY_OF_A_TEST")
+
+
+def test_a_server_without_tls_is_told_at_once() -> None:
+    start_s = time.monotonic()
+    with (
+        serving(answering({})) as url,
+        pytest.raises(RemoteError, match=r"has no TLS .*; correct policy.url, or trust its certificate"),
+    ):
+        remote(url.replace("ws://", "wss://"), connect_timeout_s=30.0)
+    assert time.monotonic() - start_s < 10
