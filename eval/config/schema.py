@@ -83,6 +83,11 @@ class Pi05PolicyConfig(PolicyConfig):
         one_of("policy.form", self.form, FORMS)
         one_of("policy.precision", self.precision, PRECISIONS)
 
+    @property
+    def graphs_images(self) -> bool:
+        """Whether camera images are prepared in CUDA graphs, each for one size."""
+        return self.images == "cuda_graph"
+
 
 @dataclass
 class RemotePolicyConfig(PolicyConfig):

@@ -30,7 +30,7 @@ def prepare(config: ServeRun, spec: PolicySpec) -> ServeRun:
         CannotRun: a backend cannot run here.
     """
     spec.check_machine(config)
-    if not built_for_shapes(config):
+    if not has_limits(config):
         if config.server.max_prompt_tokens is not None:
             raise ConfigError(
                 f"server.max_prompt_tokens={config.server.max_prompt_tokens} limits what is built, and "
@@ -43,14 +43,13 @@ def prepare(config: ServeRun, spec: PolicySpec) -> ServeRun:
     return replace(config, policy=replace(options, prompt_multiple=PROMPT_MULTIPLE))
 
 
-def built_for_shapes(config: Config) -> bool:
-    """Whether something of the policy serves only the shapes that it was built for."""
+def has_limits(config: Config) -> bool:
+    """Whether the policy refuses shapes that it was not built for."""
     if not isinstance(config.policy, Pi05PolicyConfig):
         return False
-    from eval.specs.pi05_build import choose_backends
+    from eval.specs.pi05_build import built_for_shapes, choose_backends
 
-    graphed = config.policy.images == "cuda_graph"
-    return graphed or any(backend.needs_examples for backend in choose_backends(config).values())
+    return built_for_shapes(config, choose_backends(config))
 
 
 def build(config: ServeRun, spec: PolicySpec) -> Policy:
@@ -73,7 +72,7 @@ def build(config: ServeRun, spec: PolicySpec) -> Policy:
         )
     if not isinstance(policy, Pi05Policy):
         return policy
-    sizes = tuple(server.image_sizes) if config.pi05_options().images == "cuda_graph" else None
+    sizes = tuple(server.image_sizes) if config.pi05_options().graphs_images else None
     return BoundedPolicy(policy, server.max_prompt_tokens, sizes)
 
 

@@ -136,15 +136,15 @@ class Serving:
             )
 
     def _prompts(self) -> str | None:
-        from eval.serve.build import built_for_shapes
+        from eval.serve.build import has_limits
 
-        if not built_for_shapes(self.config):
+        if not has_limits(self.config):
             return None
         options, server = self.config.pi05_options(), self.config.server
         most = f" of at most {server.max_prompt_tokens} tokens" if server.max_prompt_tokens else ""
         padded = f" padded to multiples of {options.prompt_multiple} tokens" if options.form == "lean" else ""
         sizes = f", images of {' and '.join(map(str, server.image_sizes))} pixels"
-        return f"built for prompts{most}{padded}{sizes if options.images == 'cuda_graph' else ''}"
+        return f"built for prompts{most}{padded}{sizes if options.graphs_images else ''}"
 
     def _report(self, policy: Policy, server: PolicyServer, began: datetime, ended_by: str) -> None:
         engagement = policy.engagement()
@@ -227,7 +227,7 @@ def check(config: ServeRun, overrides: Sequence[str]) -> Serving:
 
 def sees_sizes(config: ServeRun) -> bool:
     """Whether the policy serves images of the sizes that it was built for alone."""
-    return isinstance(config.policy, Pi05PolicyConfig) and config.policy.images == "cuda_graph"
+    return isinstance(config.policy, Pi05PolicyConfig) and config.policy.graphs_images
 
 
 def job(cfg: DictConfig) -> None:

@@ -1,16 +1,14 @@
 """conf/serve.yaml: where and how a policy is served."""
 
-import os
 from dataclasses import dataclass, field
 
 from eval.config.schema import Config, ConfigError
 from policies.files import expand_home
 from policies.remote import openpi, vla_eval
 from policies.remote.fields import ACTION, CHUNK, MOST_MB, SIDES
+from policies.remote.options import MAX_S, PROTOCOLS, check_key, read_key
 
-PROTOCOLS = (openpi.NAME, vla_eval.NAME)
 ANSWERS = (CHUNK, ACTION)
-MAX_S = 86_400.0  # of a time limit: a day
 MAX_PORT = 65535
 # Keys and groups of a run of episodes, which are not read here.
 IGNORED = (
@@ -86,16 +84,10 @@ class ServeRun(Config):
 def read_api_key(server: ServerConfig) -> str | None:
     """Read the key that clients must give; None where none is asked for.
 
-    Raises ConfigError for a variable that is not set, OSError for a file that is not there.
+    Raises ValueError for a variable that is not set and for what is no key, OSError for a file that is not
+    there.
     """
-    if server.api_key_env is not None:
-        key = os.environ.get(server.api_key_env, "")
-        where = f"server.api_key_env={server.api_key_env}"
-    elif server.api_key_file is not None:
-        key = expand_home(server.api_key_file).read_text().strip()
-        where = f"server.api_key_file={server.api_key_file}"
-    else:
-        return None
-    if not key or not key.isascii() or not key.isprintable():
-        raise ConfigError(f"{where} must hold a key of printable ASCII, it holds none; set it")
-    return key
+    if server.api_key_file is None:
+        return read_key("server.api_key_env", server.api_key_env)
+    key = expand_home(server.api_key_file).read_text().strip()
+    return check_key(key, f"server.api_key_file={server.api_key_file}")

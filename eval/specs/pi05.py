@@ -46,18 +46,15 @@ class Pi05Spec(PolicySpec):
             CannotRun: backends, or `policy.images`, cannot run on this machine.
             ValueError, OSError: from the checkpoint or its scales, naming what is missing.
         """
-        from eval.specs.pi05_build import choose_backends, eager_policy, load, optimise
+        from eval.specs.pi05_build import built_for_shapes, choose_backends, eager_policy, load, optimise
 
         backends = choose_backends(config)
         alone = [stage for stage, backend in backends.items() if not backend.serves_batches]
         sizes = (1,) if alone else powers_of_two(max_batch)
         checkpoint = load(config)
         policy = optimise(config, eager_policy(config, checkpoint), checkpoint, backends, capture, sizes)
-        built_for_shapes = config.pi05_options().images == "cuda_graph" or any(
-            backend.needs_examples for backend in backends.values()
-        )
         batching = Batching(
-            sizes=sizes if alone or built_for_shapes else None,
+            sizes=sizes if alone or built_for_shapes(config, backends) else None,
             shape=lambda request: policy.preprocess.prompt_length(request.observation, policy.form),
             one_at_a_time=_reason(backends, alone) if alone and max_batch > 1 else None,
         )

@@ -60,11 +60,16 @@ def choose_backends(config: Config) -> dict[str, Backend]:
         check_backends(backends, device, choose_dtype(options.precision, device))
     except CannotRun as error:
         reasons |= error.reasons
-    if options.images == "cuda_graph" and device.type != "cuda":
+    if options.graphs_images and device.type != "cuda":
         reasons["images"] = no_gpu(device, "choose policy.images=eager")
     if reasons:
         raise CannotRun(explain(config, reasons).message, reasons)
     return backends
+
+
+def built_for_shapes(config: Config, backends: Mapping[str, Backend]) -> bool:
+    """Whether something of the policy serves only the shapes that it was built for."""
+    return config.pi05_options().graphs_images or any(chosen.needs_examples for chosen in backends.values())
 
 
 def load(config: Config) -> Checkpoint:
@@ -137,9 +142,8 @@ def optimise(
         measured = json.dumps(amax, sort_keys=True).encode()  # of the numbers, whichever file has them
         facts = {**eager.checkpoint_facts, SCALES: hashlib.sha256(measured).hexdigest()}
         eager = replace(eager, checkpoint_facts=facts)
-    graphed = config.pi05_options().images == "cuda_graph"
     requests: Sequence[Request] = ()
-    if graphed or any(chosen.needs_examples for chosen in backends.values()):
+    if built_for_shapes(config, backends):
         requests = [_with_guidance(request, eager) for request in capture(eager)]
     batches = [[request] * size for size in batch_sizes for request in requests]
     examples = eager.example_inputs(batches)
@@ -152,7 +156,7 @@ def optimise(
         policy = eager.with_stages(stages)
     except BackendError as error:
         raise ConfigError(str(error)) from error
-    if graphed:
+    if config.pi05_options().graphs_images:
         frames = [[policy.preprocess.frames(request.observation) for request in batch] for batch in batches]
         prepare = policy.preprocess.prepare_images
         images = GraphedImages(frames, policy.dims.image_size, policy.device, prepare)

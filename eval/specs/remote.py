@@ -19,11 +19,12 @@ class RemoteSpec(PolicySpec):
     """Reads `RemotePolicyConfig`."""
 
     def check(self, config: Config) -> None:
-        from policies.remote.policy import check_options, read_key
+        from policies.remote.options import read_key
+        from policies.remote.policy import check_options
 
         options = remote_options(config)
         check_options(**{key: options[key] for key in CHECKED})
-        read_key(options["api_key_env"])
+        read_key("policy.api_key_env", options["api_key_env"])
         if config.runner.name == "ray" and options["protocol"] == "vla_eval":
             raise ConfigError(
                 "policy.protocol=vla_eval has one episode on a connection, so runner must be local, got ray"

@@ -8,14 +8,16 @@ PROTOCOLS = (openpi.NAME, vla_eval.NAME)
 MAX_S = 86_400.0  # of a time limit: a day
 
 
-def read_key(option: str, variable: str) -> str:
-    """Read the key that an environment variable holds.
+def read_key(option: str, variable: str | None) -> str | None:
+    """Read the key that an environment variable holds; None where no variable is named.
 
     Args:
         option: names the variable, and stands in messages.
 
     Raises ValueError where the variable is not set, or holds no key.
     """
+    if variable is None:
+        return None
     key = os.environ.get(variable)
     if not key:
         raise ValueError(f"{option}={variable} is not set; export it, or leave the key out")

@@ -5,7 +5,6 @@ H horizon, J 7 robot action dims.
 
 import logging
 import math
-import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import ACTION_DIM, ActionChunk, EpisodeKey, Request
-from policies.remote import fields, openpi, vla_eval
+from policies.remote import fields, vla_eval
 from policies.remote.link import Link, RemoteError, one_line
+from policies.remote.options import MAX_S, PROTOCOLS, read_key
 from policies.remote.speakers import WEIGHTS, Greeting, make_speaker
 from policies.remote.wire import MEBIBYTE
 from policies.text import shorten, visible
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 SERVER, WAY = "server", "way"  # what a round trip consists of
 MAX_NUMBERS = 64  # of an array in the metadata that go into the records
 MAX_LEVELS = 8  # of maps and lists in it
-MAX_S = 86_400.0  # of a time limit: a day
-PROTOCOLS = (openpi.NAME, vla_eval.NAME)
 
 
 class RemotePolicy:
@@ -80,7 +78,8 @@ class RemotePolicy:
         self.name = name
         self._url, self._label, self._protocol = url, label, protocol
         self._connect_timeout_s = connect_timeout_s
-        link = Link(url, timeout_s, max_message_mb * MEBIBYTE, read_key(api_key_env))
+        key = read_key("policy.api_key_env", api_key_env)
+        link = Link(url, timeout_s, max_message_mb * MEBIBYTE, key)
         self._speaker = make_speaker(protocol, link, whole_turn)
         self._link = link
         weakref.finalize(self, link.close)  # a goodbye, also where nobody calls `close`
@@ -251,18 +250,6 @@ def check_url(url: str) -> None:
         )
     if parts.scheme not in ("ws", "wss") or not host or port == 0 or parts.fragment or visible(url) != url:
         raise ValueError(f"policy.url must be ws://HOST:PORT, got {url!r}")
-
-
-def read_key(variable: str | None) -> str | None:
-    """Read a key from the environment; ValueError where the variable is not set, or holds no key."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ValueError(f"policy.api_key_env={variable} is not set; export it, or leave the key out")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"policy.api_key_env={variable} must hold a key of printable ASCII; set it again")
-    return key
 
 
 def server_ms(answer: Mapping[Any, Any]) -> float | None:

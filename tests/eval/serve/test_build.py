@@ -110,7 +110,7 @@ def test_images_of_another_size_than_was_built_are_refused_by_the_servers_key() 
         (["server.max_prompt_tokens=64"], "policy=baseline builds nothing for a prompt's length"),
         (["server.image_sizes=[64]"], "server.image_sizes is read with policy.images=cuda_graph alone"),
         (["policy=oracle", "denoise.steps=3"], "denoise"),
-        (["server.api_key_env=NO_KEY_OF_A_TEST"], "server.api_key_env=NO_KEY_OF_A_TEST must hold a key"),
+        (["server.api_key_env=NO_KEY_OF_A_TEST"], "server.api_key_env=NO_KEY_OF_A_TEST is not set"),
         (["server.record=/"], "server.record=/ already exists"),
         (["policy=realtime", "policy.device=cpu"], "cannot run here"),
         (
@@ -174,6 +174,12 @@ def test_the_key_comes_from_a_file_or_the_environment(
     assert read_api_key(replace(server, api_key_env="KEY_OF_A_TEST")) == "other"
     with pytest.raises(FileNotFoundError):
         read_api_key(replace(server, api_key_file=str(tmp_path / "none")))
+    file.write_text("two\nlines")
+    with pytest.raises(ValueError, match=rf"^server.api_key_file={file} must hold a key of printable ASCII"):
+        read_api_key(replace(server, api_key_file=str(file)))
+    monkeypatch.delenv("KEY_OF_A_TEST")
+    with pytest.raises(ValueError, match=r"^server.api_key_env=KEY_OF_A_TEST is not set; export it"):
+        read_api_key(replace(server, api_key_env="KEY_OF_A_TEST"))
 
 
 def test_a_port_in_use_is_refused_before_the_policy_is_built() -> None:
