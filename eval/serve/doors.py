@@ -12,6 +12,7 @@ from eval.serve.inference import PolicyGone, Timed
 from eval.serve.session import CountsItself, Session, refuse_call
 from policies.base import Request
 from policies.remote import fields, openpi, vla_eval
+from policies.remote.link import one_line
 from policies.remote.wire import WireError, pack_openpi, pack_vla_eval, unpack
 from policies.text import shorten
 
@@ -175,8 +176,8 @@ def read(message: str | bytes) -> Any:
 
 
 def word(error: Exception) -> str:
-    """Word an error on one line, for the client and for the console."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Word an error on a short line, for the client and for the console."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def _whole(timed: Timed) -> dict[str, Any]:

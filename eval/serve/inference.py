@@ -7,8 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from eval.runners.device import is_device_lost
 from policies.base import ActionChunk, Policy, Request
 from policies.chunking import ActionQueue
+from policies.remote.link import one_line
 
 T = TypeVar("T")
 
@@ -52,14 +54,7 @@ class Inference:
             ValueError: the policy's chunk is too short, of a wrong shape or not finite.
             Exception: whatever the policy raises for this request.
         """
-        try:
-            return await self._do(lambda: self._infer(request))
-        except Exception as error:
-            from eval.runners.ray.policy_server import is_device_lost
-
-            if is_device_lost(error):
-                raise PolicyGone(f"the policy lost its GPU: {error}") from error
-            raise
+        return await self._do(lambda: self._infer(request))
 
     def end(self) -> None:
         """Take no more work; what is being computed goes on."""
@@ -79,7 +74,12 @@ class Inference:
 
     def _infer(self, request: Request) -> Timed:
         start_s = time.perf_counter()
-        [chunk] = self.policy.infer([request])
+        try:
+            [chunk] = self.policy.infer([request])
+        except Exception as error:
+            if is_device_lost(error):
+                raise PolicyGone(f"the policy lost its GPU: {one_line(str(error))}") from error
+            raise
         infer_ms = (time.perf_counter() - start_s) * 1e3 - chunk.setup_ms
         ActionQueue(self.policy.replan_steps).refill(chunk)  # holds the chunk to its promise
         return Timed(chunk, infer_ms)

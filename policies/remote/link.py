@@ -238,7 +238,7 @@ class Link:
                 ) from error
 
     def _send(self, connection: ClientConnection, message: bytes) -> None:
-        """Send, and cut the connection when the time is over: a slow reader has every single write succeed."""
+        """Send; cut the connection when the time is over, because a slow reader takes ever more of it."""
         late = threading.Event()
 
         def cut() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.episodes.rollout import PolicyLost, ServedChunk, Service
 from eval.records.engagement import Engagement
+from eval.runners.device import is_device_lost
 from eval.specs.base import BuiltPolicy
 from policies.base import ActionChunk, Observation, Request
 
@@ -174,12 +175,3 @@ def _make(make_policy: MakePolicy, observe_first: Callable[[], Observation], thr
 
     torch.set_num_threads(threads)
     return make_policy(observe_first)
-
-
-def is_device_lost(error: Exception) -> bool:
-    """Whether no later call on this GPU can succeed in this process: CUDA's errors stay."""
-    import torch
-
-    if isinstance(error, torch.cuda.OutOfMemoryError | OSError):  # the latter may tell of another machine's
-        return False
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

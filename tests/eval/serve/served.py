@@ -135,7 +135,8 @@ def serving(policy: Policy, protocol: str = "openpi", **options: Any) -> Iterato
         try:
             yield Served(f"ws://127.0.0.1:{sock.getsockname()[1]}", server, said)
         finally:
-            loop.call_soon_threadsafe(server.stop)
+            with contextlib.suppress(RuntimeError):  # the server has ended by itself
+                loop.call_soon_threadsafe(server.stop)
             thread.join(20)
             assert not thread.is_alive()
 

@@ -1,10 +1,12 @@
 """One client takes neither the others' time nor all of the console; the server names faults of its own."""
 
 import asyncio
+import re
 import threading
 from typing import Any
 
 import pytest
+import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
@@ -12,10 +14,12 @@ from eval.serve import doors
 from eval.serve.inference import Inference, PolicyGone
 from eval.serve.server import MAX_CLIENT_NOTES
 from policies.remote.fields import MAX_UNREAD
+from policies.remote.link import MAX_LINE
 from policies.remote.wire import pack_openpi, unpack
 from tests.eval.serve import test_vla_eval
 from tests.eval.serve.served import EchoPolicy, VlaEvalClient, serving
 from tests.eval.serve.test_openpi import ask, observation, wait_for
+from tests.optim.small import eager_policy, random_checkpoint
 from tests.policies.remote.servers import request
 
 
@@ -116,3 +120,73 @@ def test_a_goodbye_of_several_lines_is_one() -> None:
     with serving(EchoPolicy()) as served, served.greeted() as connection:
         connection.close(4000, "bye\nerror: the machine is on fire")
         wait_for(served, r"client 0 .*closed with 4000 bye error: the machine is on fire")
+
+
+def test_a_clients_words_do_not_end_the_server() -> None:
+    with serving(eager_policy(random_checkpoint())) as served, served.greeted() as other:
+        with served.greeted() as connection:
+            connection.send(pack_openpi(observation(prompt="CUDA error " * 300)))
+            told = connection.recv(10)
+        assert ask(other, observation())["actions"].shape == (10, 7)
+        assert served.server.lost is None
+    assert isinstance(told, str)
+    assert re.match(r"ValueError: prompt must have .*CUDA error", told)
+    assert len(told) <= MAX_LINE
+
+
+class Raising(EchoPolicy):
+    """Raises one error for every request."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def infer(self, requests: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        raise self.error
+
+
+def test_a_lost_gpu_ends_the_server_with_a_line() -> None:
+    lost = torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with DSA\x1b[2J")
+    with serving(Raising(lost)) as served, served.greeted() as connection:
+        connection.send(pack_openpi(observation()))
+        with pytest.raises(ConnectionClosed):
+            connection.recv(10)
+        wait_for(
+            served, r"client 0 .*the policy lost its GPU: CUDA error: unspecified launch failure Compile"
+        )
+    assert served.server.lost is not None
+    assert served.server.lost.isprintable()
+
+
+@pytest.mark.parametrize("protocol", ["openpi", "vla_eval"])
+def test_an_error_of_any_length_is_a_short_line(protocol: str) -> None:
+    policy = Raising(ValueError("\x1b[2J" + "long " * 100_000))
+    with serving(policy, protocol) as served, served.connect() as connection:
+        if protocol == "openpi":
+            connection.recv(5)
+            connection.send(pack_openpi(observation()))
+            told = connection.recv(10)
+        else:
+            answer = VlaEvalClient(connection).ask("observation", test_vla_eval.observation())
+            told = answer.payload["error"]
+        line = wait_for(served, r"client 0 .*got an error: ValueError: .x1b.2Jlong long")
+    assert isinstance(told, str)
+    for words in (told, line):
+        assert words.isprintable()
+        assert len(words) < MAX_LINE + 100
+
+
+def test_whether_the_gpu_is_lost_is_asked_in_the_policys_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask_where(error: Exception) -> bool:
+        asked.append(threading.get_ident())
+        return False
+
+    monkeypatch.setattr("eval.serve.inference.is_device_lost", ask_where)
+    policy = Raising(ValueError("no"))
+    with serving(policy) as served, served.greeted() as connection:
+        connection.send(pack_openpi(observation()))
+        connection.recv(10)
+    assert asked == list(policy.threads)

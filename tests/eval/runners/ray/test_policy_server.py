@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from eval.episodes.rollout import PolicyLost, ServedChunk
-from eval.runners.ray.policy_server import PolicyServer, is_device_lost
+from eval.runners.ray.policy_server import PolicyServer
 from eval.specs.base import BuiltPolicy
 from eval.specs.batching import Batching
 from policies.base import ActionChunk, Request
-from policies.remote.link import RemoteError
 from tests.eval import fake_run
 from tests.eval.fake_run import run
 from tests.eval.fakes import ArithmeticPolicy, no_observation
@@ -99,13 +98,6 @@ def test_an_error_in_a_batch_stays_with_its_episode() -> None:
     policy = Counting(broken_task=1)
     answers = serve(policy, [request(0), request(1), request(2)], max_batch=3)
     assert [type(answer) for answer in answers] == [ServedChunk, FloatingPointError, ServedChunk]
-
-
-def test_running_out_of_memory_is_not_a_lost_gpu() -> None:
-    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
-    assert not is_device_lost(torch.cuda.OutOfMemoryError("CUDA out of memory"))
-    assert not is_device_lost(FloatingPointError("actions are not finite"))
-    assert not is_device_lost(RemoteError("policy.url=ws://x:1 reports an error: CUDA error: out of memory"))
 
 
 def test_what_a_policy_sets_up_in_a_call_is_no_latency() -> None:
