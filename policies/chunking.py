@@ -9,11 +9,11 @@ from policies.base import ACTION_DIM, ActionChunk
 
 
 def checked(chunk: ActionChunk, replan_steps: int) -> NDArray[np.float64]:
-    """Take a chunk's actions_HJ.
+    """Take a chunk's actions_HJ in float64, as the simulator takes them and records hash them.
 
     Raises ValueError for fewer than `replan_steps`, or actions that are not (horizon, 7) finite numbers.
     """
-    actions = chunk.actions_HJ
+    actions = chunk.actions_HJ.astype(np.float64, copy=False)
     if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) < replan_steps:
         raise ValueError(
             f"a chunk needs at least replan_steps={replan_steps} rows of {ACTION_DIM} actions, "

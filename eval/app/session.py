@@ -144,6 +144,7 @@ def prepare(
         ConfigError, ValueError, OSError, SimulatorError, TrackingError, RunnerError: naming what is wrong.
     """
     clock = make_clock(config)
+    clock.check_chunks(*spec.known_chunks(config))
     tasks = choose_tasks(config)
     episodes = choose_episodes(config, tasks)
     tracker.check()

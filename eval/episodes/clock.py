@@ -141,11 +141,15 @@ class Clock:
                 "checkpoint.replan_steps or clock.speed, or use clock=wait"
             )
 
+    def check_chunks(self, replan_steps: int | None, horizon: int | None) -> None:
+        """Raise CannotServe where the longest delay does not fit a policy's chunks; None is not known yet."""
+        worst_ms = self.latency.worst_ms
+        if worst_ms is not None and replan_steps is not None:
+            self.check(worst_ms, replan_steps, horizon)
+
     def check_policy(self, about: Mapping[str, Any]) -> None:
         """Raise CannotServe where what a policy says of itself does not fit; see `check`."""
-        worst_ms, replan_steps = self.latency.worst_ms, about.get("replan_steps")
-        if worst_ms is not None and replan_steps is not None:
-            self.check(worst_ms, replan_steps, about.get("horizon"))
+        self.check_chunks(about.get("replan_steps"), about.get("horizon"))
         guide, guided = None if self.guide is None else asdict(self.guide), about.get("guidance")
         if guide != guided:
             raise CannotServe(

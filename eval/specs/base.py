@@ -40,6 +40,10 @@ class PolicySpec:
     def check(self, config: Config) -> None:
         """Raise ConfigError for what this policy excludes; cheap, before anything is loaded."""
 
+    def known_chunks(self, config: Config) -> tuple[int | None, int | None]:
+        """Replan steps and horizon of its chunks; None for what only the built policy says."""
+        return None, None
+
     def check_machine(self, config: Config) -> None:
         """Raise CannotRun or ConfigError for what this machine lacks, before anything is loaded."""
 

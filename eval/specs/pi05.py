@@ -28,6 +28,9 @@ class Pi05Spec(PolicySpec):
             )
         check_folder(config)
 
+    def known_chunks(self, config: Config) -> tuple[int | None, int | None]:
+        return config.checkpoint.replan_steps, config.checkpoint.horizon
+
     def check_machine(self, config: Config) -> None:
         from eval.specs.pi05_build import choose_backends
 

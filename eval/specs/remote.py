@@ -30,6 +30,9 @@ class RemoteSpec(PolicySpec):
                 "policy.protocol=vla_eval has one episode on a connection, so runner must be local, got ray"
             )
 
+    def known_chunks(self, config: Config) -> tuple[int | None, int | None]:
+        return remote_options(config)["replan_steps"], None
+
     def build(self, config: Config, capture: Capture, max_batch: int = 1) -> BuiltPolicy:
         """Connect; RemoteError, an OSError, where no server answers, ConfigError for what no run records."""
         from policies.remote import RemotePolicy

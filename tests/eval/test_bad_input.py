@@ -16,6 +16,9 @@ from policies.pi05.dims import STAGES
 BASELINE = ("policy=baseline", "checkpoint=random_small")
 
 
+NOWHERE = ["policy=baseline", "policy.device=cpu", "checkpoint=native", "checkpoint.path=no/where"]
+SERVER = ["policy=remote", "policy.url=ws://127.0.0.1:1", "policy.label=x", "policy.connect_timeout_s=0.1"]
+
 BAD_INPUT = {
     "misspelt key": (["sede=3"], "unknown key sede; did you mean seed?"),
     "misspelt nested key": (["suite.taks=[3]"], "unknown key suite.taks; did you mean suite.tasks?"),
@@ -165,6 +168,18 @@ BAD_INPUT = {
     "checkpoint that is not there": (
         ["policy=baseline", "checkpoint=native", "checkpoint.path=no/where"],
         "checkpoint.path: no folder 'no/where' (looked at ",
+    ),
+    "delay beyond the replan steps of a checkpoint that is not there": (
+        [*NOWHERE, "checkpoint.replan_steps=5", "clock=async", "clock.latency_ms=300"],
+        "clock=async needs a delay of at most the replan steps, got d = 6 (300 ms at 50 ms a step) and s = 5",
+    ),
+    "delay beyond the horizon of a checkpoint that is not there": (
+        [*NOWHERE, "checkpoint.replan_steps=8", "clock=rtc", "clock.latency_ms=150", "checkpoint.horizon=10"],
+        "clock=rtc needs s <= H - d actions of the old chunk, got s = 8, H = 10 and d = 3 ",
+    ),
+    "delay beyond the replan steps of a server that is not there": (
+        [*SERVER, "policy.replan_steps=5", "clock=async", "clock.latency_ms=300"],
+        "clock=async needs a delay of at most the replan steps, got d = 6 (300 ms at 50 ms a step) and s = 5",
     ),
     "checkpoint in the home": (
         ["policy=baseline", "checkpoint=native", "checkpoint.path=~/no/where"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from policies.base import ActionChunk
-from policies.chunking import ActionQueue
+from policies.chunking import ActionQueue, checked
 
 
 def test_queue_hands_out_replan_steps_of_each_chunk_in_order() -> None:
@@ -30,6 +30,17 @@ def test_queue_refuses_actions_that_are_not_finite() -> None:
     actions[3, 2] = np.inf
     with pytest.raises(ValueError, match="not finite"):
         ActionQueue(2).refill(ActionChunk(actions))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, ">f8"])
+def test_equal_actions_have_equal_bytes_whatever_their_type(dtype: str) -> None:
+    actions = np.arange(-3.0, 4.0)[None] / (1 if dtype == np.int8 else 3)
+    given = actions.astype(dtype)
+    taken = checked(ActionChunk(given), 1)
+    assert (taken.dtype, taken.tobytes()) == (np.float64, given.astype(np.float64).tobytes())
+    assert (
+        checked(ActionChunk(actions), 1) is actions
+    )  # those of the project's policies are hashed as they are
 
 
 def test_replan_steps_below_one_is_refused() -> None:
