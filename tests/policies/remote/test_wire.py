@@ -180,21 +180,16 @@ from PIL import Image
 from policies.files import ROOT
 from policies.remote.fields import spell
 from policies.remote.wire import WireError, unpack
+from tests.policies.remote.memory import forget_peak, peak_mb
 
 def image(side):
     buffer = io.BytesIO()
     Image.new("RGB", (side, side)).save(buffer, "png")
     return {"__image__": True, "format": "png", "data": buffer.getvalue(), "shape": [side, side, 3]}
 
-def peak_mb():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-
 message = msgpack.packb({"images": [image(2000)] * 12, "flat": [[{}] * 4096] * int(sys.argv[1])})
 unpack(msgpack.packb(image(8)))
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak counts from here; it sees the memory of Pillow, which tracemalloc does not
-before_mb = peak_mb()
+before_mb = forget_peak()
 try:
     unpack(message)
 except WireError as error:
