@@ -15,6 +15,7 @@ from eval.sim.tasks import load_tasks
 
 @pytest.fixture
 def path_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    libero_paths()  # LIBERO keeps the path that it was imported with, also for the tests that follow
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
     return tmp_path / "config.yaml"
 
