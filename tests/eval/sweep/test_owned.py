@@ -142,6 +142,24 @@ def test_a_record_names_no_code_but_the_command_line_does(
     assert resumed["policy._target_"] == new["policy._target_"] == "my_pkg.MyPolicy"
 
 
+def test_a_record_gives_a_policy_no_weights_but_the_command_line_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, jobs = tmp_path / "s", Jobs()
+    own = [*OWN[:2], "denoise.steps=10", "+policy.args.path=a,b", "+policy.args.size=3"]
+    assert sweep([*own, "--out", str(folder)], Jobs(interrupted="custom")) == 130
+    go_on = capsys.readouterr().err.partition("go on with it: ")[2].splitlines()[0]
+    assert sweep(["--resume", str(folder), OWN[1]], jobs) == 1
+    assert "+policy.args.path=a stands in the record alone" in capsys.readouterr().err
+    assert sweep(["--resume", str(folder), OWN[1], "+policy.args.size=3"], jobs) == 1
+    assert "+policy.args.size=3 would change recorded jobs; " in capsys.readouterr().err
+    assert jobs.seen == []
+    words = shlex.split(go_on)
+    assert words[5:] == [OWN[1], "+policy.args.path=a", "+policy.args.path=b"]
+    assert sweep(words[3:], jobs) == 0
+    assert [parse(arguments)["+policy.args.path"] for arguments in jobs.seen] == ["a", "b"]
+
+
 def test_tracking_of_a_record_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, jobs = tmp_path / "s", Jobs()
     online = ["tracking.mode=online", "tracking.entity=somebody"]
