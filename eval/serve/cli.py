@@ -29,15 +29,13 @@ from eval.records.resume import portable
 from eval.render.console import print_info, report_console
 from eval.serve import record
 from eval.serve.config import IGNORED, ServeRun, read_api_key
-from eval.serve.doors import Door, OpenpiDoor, VlaEvalDoor
+from eval.serve.doors import make_door
 from eval.serve.inference import Inference
 from eval.serve.server import PolicyServer, on_signals
 from eval.specs.base import PolicySpec
 from eval.specs.choose import checked_spec
 from policies.base import Policy
 from policies.files import expand_home
-from policies.remote import openpi
-from policies.remote.fields import CHUNK, OWN_SERVER
 
 LAST_WORDS_S = 5.0  # for the answer that is being computed when the server ends, and for goodbyes
 SIZES = "server.image_sizes"
@@ -90,23 +88,8 @@ class Serving:
 
     def _server(self, policy: Policy, inference: Inference) -> PolicyServer:
         options = self.config.server
-        chunks = options.answer == CHUNK
-        metadata = {
-            "server": OWN_SERVER,
-            "version": provenance.installed_version("libero-vla-eval"),
-            "policy": portable({"policy": policy.name, **policy.provenance()}),
-            "cameras": list(policy.cameras),
-            "image_size": None,  # as they are rendered: the policy resizes them itself
-            "replan_steps": policy.replan_steps if chunks else 1,
-            "answer": options.answer,
-        }
-        door: Door = (
-            OpenpiDoor(metadata, policy.cameras)
-            if options.protocol == openpi.NAME
-            else VlaEvalDoor(metadata, policy.cameras, chunks)
-        )
         return PolicyServer(
-            door,
+            make_door(policy, options.protocol, options.answer),
             inference,
             self.config.seed,
             policy.replan_steps,

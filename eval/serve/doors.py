@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from eval.records import provenance
+from eval.records.resume import portable
 from eval.serve.inference import PolicyGone, Timed
 from eval.serve.session import CountsItself, Session, refuse_call
-from policies.base import Request
+from policies.base import Policy, Request
 from policies.remote import fields, openpi, vla_eval
 from policies.remote.link import one_line
 from policies.remote.wire import WireError, pack_openpi, pack_vla_eval, unpack
@@ -166,6 +168,23 @@ class VlaEvalDoor:
 
 
 Door = OpenpiDoor | VlaEvalDoor
+
+
+def make_door(policy: Policy, protocol: str, answer: str) -> Door:
+    """Make the door of a protocol for a policy; its metadata says whose server it is and what it serves."""
+    chunks = answer == fields.CHUNK
+    metadata = {
+        "server": fields.OWN_SERVER,
+        "version": provenance.installed_version("libero-vla-eval"),
+        "policy": portable({"policy": policy.name, **policy.provenance()}),
+        "cameras": list(policy.cameras),
+        "image_size": None,  # as they are rendered: the policy resizes them itself
+        "replan_steps": policy.replan_steps if chunks else 1,
+        "answer": answer,
+    }
+    if protocol == openpi.NAME:
+        return OpenpiDoor(metadata, policy.cameras)
+    return VlaEvalDoor(metadata, policy.cameras, chunks)
 
 
 def read(message: str | bytes) -> Any:

@@ -25,7 +25,8 @@ from websockets.http11 import Response
 from eval.episodes.signals import COPIES_S, ENDING
 from eval.serve.doors import Client, ClientFault, Door, read, word
 from eval.serve.inference import Inference, PolicyGone
-from eval.serve.session import Session
+from eval.serve.lines import Lines
+from eval.serve.session import Session, join_ended
 from policies.chunking import ActionQueue
 from policies.remote.wire import MEBIBYTE, is_quick
 from policies.text import visible
@@ -38,6 +39,8 @@ ERROR, AWAY = 1011, 1001  # websocket's statuses
 TOO_BIG = 1009
 REASON_BYTES = 120  # of a websocket's goodbye; 123 at most
 MAX_NOTES = 1000  # kept for the record
+MAX_SESSIONS = 1000  # likewise; the oldest of more are joined
+NOBODY = "somebody who was no client yet"  # in the place of an address
 MAX_CLIENT_NOTES = 20  # of one client
 READERS = 2  # messages that are unpacked at the same time, each with the memory that `wire.unpack` may take
 KEY_PREFIX = "Api-Key "
@@ -70,6 +73,8 @@ class PolicyServer:
 
     def __post_init__(self) -> None:
         self._lost: str | None = None
+        self._clients = 0
+        self._lines = Lines(self.say)
         self._stop = asyncio.Event()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
@@ -86,7 +91,7 @@ class PolicyServer:
         """Serve on a bound socket until `stop`, or until the policy is lost."""
         of_websockets = logging.getLogger("eval.serve.websockets")
         of_websockets.propagate = False
-        of_websockets.handlers = [_OneLine(self._note)]
+        of_websockets.handlers = [_OneLine(partial(self._note, NOBODY))]
         # clients' sockets inherit it: without it, the port stays taken for a minute after this server's end
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         async with serve(
@@ -110,16 +115,18 @@ class PolicyServer:
     async def _serve(self, connection: ServerConnection) -> None:
         host, port, *_ = connection.remote_address
         queue = ActionQueue(self.replan_steps)
-        session = Session(len(self.sessions), f"{host}:{port}", self.seed, queue)
+        session = Session(self._clients, f"{host}:{port}", self.seed, queue)
+        self._clients += 1
         self.sessions.append(session)
-        self.say(f"{session.name} is here")
+        join_ended(self.sessions, MAX_SESSIONS)
+        self._lines.tell(host, f"{session.name} is here")
         client = Client(
             session,
             aiter(connection),
             self._read,
             partial(self._send, connection),
             self.inference.infer,
-            partial(self._note_of, session),
+            partial(self._note_of, host, session),
         )
         try:
             await self.door.serve(client)
@@ -141,7 +148,7 @@ class PolicyServer:
             await self._close(connection, session.left)
         finally:
             session.left = session.left or ENDED
-            self.say(f"{session.name} {session.left}")
+            self._lines.tell(host, f"{session.name} {session.left}")
 
     async def _read(self, message: str | bytes) -> Any:
         """Unpack a message, beside the answers to others where that takes longer than to hand it over."""
@@ -174,19 +181,18 @@ class PolicyServer:
             return f"broke the protocol, or did not answer: {closed.sent.reason or closed.sent.code}"
         return "left without a goodbye"
 
-    def _note_of(self, session: Session, words: str) -> None:
+    def _note_of(self, host: str, session: Session, words: str) -> None:
         """Note what a client did, its first times; it must not fill the console."""
         session.notes += 1
         if session.notes <= MAX_CLIENT_NOTES:
-            self._note(f"{session.name} {words}")
+            self._note(host, f"{session.name} {words}")
         if session.notes == MAX_CLIENT_NOTES:
-            self._note(f"{session.name} has had {MAX_CLIENT_NOTES} lines; the next ones are not shown")
+            self._note(host, f"{session.name} has had {MAX_CLIENT_NOTES} lines; the next ones are not shown")
 
-    def _note(self, words: str) -> None:
-        line = " ".join(words.split())
-        if len(self.notes) < MAX_NOTES:
+    def _note(self, host: str, words: str) -> None:
+        line = self._lines.tell(host, words)
+        if line is not None and len(self.notes) < MAX_NOTES:
             self.notes.append(line)
-        self.say(line)
 
     def _answer_http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
         """Answer plain HTTP, and refuse clients without the key; None lets a client in."""
@@ -201,9 +207,11 @@ class PolicyServer:
                 return _json(connection, HTTPStatus.UNPROCESSABLE_ENTITY, errors)
             return _json(connection, HTTPStatus.OK, {"applied": {}, "config": {}})
         if self.api_key is not None:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"{KEY_PREFIX}{self.api_key}".encode()):
-                self._note(f"{connection.remote_address[0]} came without the API key")
+            given = request.headers.get_all("Authorization")
+            right = f"{KEY_PREFIX}{self.api_key}"
+            if len(given) != 1 or not given[0].isascii() or not hmac.compare_digest(given[0], right):
+                host = connection.remote_address[0]
+                self._note(host, f"{host} came without the API key")
                 return connection.respond(HTTPStatus.UNAUTHORIZED, "an API key is needed\n")
         return None
 

@@ -9,6 +9,7 @@ from policies.base import EpisodeKey, Request
 from policies.chunking import ActionQueue
 from policies.remote.fields import FieldError, Received
 
+SEVERAL = "several"  # in the place of an address, and of how a client left
 CLIENT = "client"  # in the place of a suite: the noise of a client that names no episode
 
 
@@ -34,10 +35,19 @@ class Session:
     noted: set[str] = field(default_factory=set)  # keys that were told to be unread
     notes: int = 0  # lines about it, shown or not
     left: str | None = None  # how it ended; None while it is connected
+    clients: int = 1  # how many it stands for
 
     @property
     def name(self) -> str:
-        return f"client {self.number} ({self.address})"
+        others = f" and {self.clients - 1} more" if self.clients > 1 else ""
+        return f"client {self.number}{others} ({self.address})"
+
+    def join(self, other: "Session") -> None:
+        """Stand for the clients of another session too."""
+        self.infer_ms.extend(other.infer_ms)
+        self.total_ms.extend(other.total_ms)
+        self.clients += other.clients
+        self.address = self.left = SEVERAL
 
     @property
     def noise_key(self) -> EpisodeKey:
@@ -63,12 +73,22 @@ class Session:
         """For the record, in JSON's types."""
         return {
             "client": self.number,
+            "clients": self.clients,
             "address": self.address,
             "inferences": len(self.infer_ms),
             "infer": describe(self.infer_ms),
             "total": describe(self.total_ms),
             "left": self.left,
         }
+
+
+def join_ended(sessions: list[Session], most: int) -> None:
+    """Join the oldest sessions that have ended until there are `most`, or none is left to be joined."""
+    while len(sessions) > most:
+        ended = [i for i, session in enumerate(sessions) if session.left is not None][:2]
+        if len(ended) < 2:
+            return
+        sessions[ended[0]].join(sessions.pop(ended[1]))
 
 
 def describe(latencies_ms: "array[float]") -> dict[str, Any] | None:

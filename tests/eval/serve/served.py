@@ -13,7 +13,7 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from eval.serve.cli import bind
-from eval.serve.doors import OpenpiDoor, VlaEvalDoor
+from eval.serve.doors import make_door
 from eval.serve.inference import Inference
 from eval.serve.server import PolicyServer
 from policies.base import ActionChunk, Policy, Request
@@ -64,6 +64,14 @@ class HangingPolicy(EchoPolicy):
         return super().infer(requests)
 
 
+def shake_hands(host: str, headers: bytes = b"") -> bytes:
+    """What a websocket's client says first, with more headers."""
+    return (
+        f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n"
+    ).encode() + b"%s\r\n" % headers
+
+
 @dataclass
 class Served:
     """A server that runs: its address, itself, and what it said."""
@@ -80,10 +88,7 @@ class Served:
         """The bare socket of a client that nobody reads for."""
         host, port = self.url.removeprefix("ws://").split(":")
         with socket.create_connection((host, int(port))) as sock:
-            sock.sendall(
-                f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-            )
+            sock.sendall(shake_hands(host))
             assert sock.recv(12) == b"HTTP/1.1 101"
             yield sock
 
@@ -105,20 +110,7 @@ def serving(policy: Policy, protocol: str = "openpi", **options: Any) -> Iterato
     port = options.pop("port", 0)
 
     async def run() -> None:
-        metadata = {
-            "server": "libero-vla-eval",
-            "version": "0",
-            "policy": {"policy": policy.name, **policy.provenance()},
-            "cameras": list(policy.cameras),
-            "image_size": None,
-            "replan_steps": policy.replan_steps,
-            "answer": "chunk" if whole_chunks else "action",
-        }
-        door = (
-            OpenpiDoor(metadata, policy.cameras)
-            if protocol == "openpi"
-            else VlaEvalDoor(metadata, policy.cameras, whole_chunks)
-        )
+        door = make_door(policy, protocol, "chunk" if whole_chunks else "action")
         inference = Inference()
         await inference.build(lambda: policy)
         given = {"max_message_mb": 4, "patience_s": 5.0, "api_key": None, **options}
