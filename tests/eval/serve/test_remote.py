@@ -18,6 +18,7 @@ from policies.base import EpisodeKey, Request
 from policies.files import ROOT
 from policies.remote.link import RemoteError
 from tests.eval.serve.served import EchoPolicy, serving
+from tests.eval.serve.test_openpi import wait_for
 from tests.optim.small import eager_policy, random_checkpoint, random_request
 from tests.policies.remote.servers import remote, request
 
@@ -108,11 +109,12 @@ def test_a_round_trip_costs_at_most_two_milliseconds() -> None:
 
 def test_the_record_has_each_clients_latency_and_the_engagement(tmp_path: Path) -> None:
     with serving(EchoPolicy()) as served:
-        for calls in (3, 1):
+        for number, calls in enumerate((3, 1)):
             client = remote(served.url)
             for call in range(calls):
                 client.infer([request(call)])
             client.close()
+            wait_for(served, rf"client {number} .* left")
     sessions = served.server.sessions
     engagement = {"vision": {"backend": "eager", "calls": 4, "misses": 0, "refused": 0, "details": {}}}
     record.write(tmp_path / "new" / "serve.json", {"engagement": engagement}, sessions)
