@@ -121,7 +121,7 @@ def serve_with(hydra: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bu
 
     [start] = requests_of(tuple(CAMERAS), [LONG])
     task = Task("libero_spatial", 0, LONG, "", np.zeros((50, 1)))
-    monkeypatch.setattr(serving, "load_tasks", lambda suite: [task])
+    monkeypatch.setattr(serving, "choose_tasks", lambda config: [task])
     monkeypatch.setattr(Batches, "built", [])
     monkeypatch.setattr(Batches, "asked", [])
 
