@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from eval.records.folders import RUN_FILE
 from policies.files import ROOT
@@ -47,7 +48,10 @@ def test_an_option_that_a_backend_had_once_is_no_change_where_it_said_what_holds
     file = folder / RUN_FILE
     run = json.loads(file.read_text())
     assert run["config"]["optim"]["denoise"]["weights"] == "bf16"
-    changed = f"{folder} has another configuration, policy or simulator: "
+    old = run["config"]["checkpoint"]["sha256"]
+    new = OmegaConf.load(ROOT / "conf" / "checkpoint" / "reference.yaml").sha256
+    weights = f"checkpoint.sha256 was {old!r}, is {new!r}; "  # trained anew since
+    changed = f"{folder} has another configuration, policy or simulator: {weights}"
     assert refusal(f"resume={folder}", "seed=8") == f"{changed}seed was 7, is 8"
     run["config"]["optim"]["denoise"]["weights"] = "fp8"
     file.write_text(json.dumps(run))
