@@ -29,7 +29,7 @@ from eval.sim.tasks import Task, load_tasks
 from policies.base import EpisodeKey, Request
 from policies.chunking import ActionQueue
 from policies.files import ROOT, write_atomic
-from tools.checkpoint_table import visible_gpus
+from tools.cells import visible_gpus
 from tools.oracle_table import numbers
 
 SUITE = "libero_goal"

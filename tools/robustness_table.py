@@ -9,30 +9,22 @@ and what the sequential test says of each pair of arms (`sequential.md`).
 """
 
 import argparse
-import multiprocessing
-import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from eval.analysis.comparison import MARGIN, compare
 from eval.analysis.overview import Source, overview
-from eval.api import LoadedPolicy, evaluate, load_policy
-from eval.config.schema import ConfigError
 from eval.records.reader import read_run
 from eval.render.arms import CAPTION, COLUMNS, LEGEND, TEXTS, rows
 from eval.render.comparison import conclusion
 from eval.render.tables import Heading, Sentence, Table, to_markdown
-from eval.sim.errors import SimulatorError
 from eval.sim.suites import CONTROL, SuiteName
 from eval.sim.tasks import Task, load_tasks
 from policies.files import write_atomic
-from tools.checkpoint_table import merge_suites, say, take, visible_gpus
+from tools.cells import measure
+from tools.checkpoint_table import merge_suites
 
 ARMS = (False, True)  # suite.control
 
@@ -103,54 +95,6 @@ def _by_words(tasks: Sequence[Task], most: int) -> Iterator[list[Task]]:
         yield group
 
 
-def work(
-    out: Path,
-    cells: Sequence[Cell],
-    taken: Any,
-    policy: str,
-    overrides: Sequence[str],
-    gpu: str | None,
-    end: float,
-) -> None:
-    """Run cells until none is left or `end` of `time.time` has come; those that exist are kept.
-
-    Raises:
-        SystemExit: cells that raised; the others were run.
-    """
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    torch.set_num_threads(1)
-    loaded: LoadedPolicy | None = None
-    own: Any = None
-    lost = 0
-    while time.time() < end and (cell := take(cells, taken, own)) is not None:
-        folder = out / "parts" / cell.folder
-        if folder.exists():
-            continue
-        try:
-            if loaded is None or cell.of != own:
-                loaded = load_policy(policy, *overrides, *cell.chosen, suite=cell.suite)
-                own = cell.of
-            states = (f"protocol.first_episode={cell.first}", f"protocol.episodes={cell.count}")
-            run = evaluate(
-                loaded,
-                *cell.chosen,
-                *states,
-                suite=cell.suite,
-                protocol="plus",
-                folder=folder,
-                progress=False,
-            )
-        except (ConfigError, SimulatorError, ValueError, OSError, RuntimeError) as error:
-            lost += 1
-            say(f"{cell.folder}: ERROR {type(error).__name__}: {error}")
-            continue
-        won = sum(bool(episode.success) for episode in run.records.episodes)
-        say(f"{cell.folder}: {won} of {len(run.records.episodes)}")
-    if lost:
-        sys.exit(f"error: {lost} cells raised; the output above says why")
-
-
 def write_tables(out: Path, margin: float) -> str:
     """Merge the parts; write and return the table of arms, and beside it what the sequential test says.
 
@@ -188,24 +132,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--suites must perturb one of LIBERO's, got {', '.join(plain)}")
     end = time.time() + 60 * options.minutes
     cells = plan_cells(options.suites, options.states, options.tasks_a_cell, options.states_a_cell)
-    gpus = visible_gpus()
-    context = multiprocessing.get_context("spawn")
-    taken = context.Array("b", len(cells))
-    rest = (options.policy, options.overrides)
-    processes = [
-        context.Process(target=work, args=(options.out, cells, taken, *rest, gpus[i % len(gpus)], end))
-        for i in range(min(options.processes, len(cells)))
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    try:
-        say(write_tables(options.out, MARGIN))
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
-    if failed := [process.exitcode for process in processes if process.exitcode]:
-        sys.exit(f"error: {len(failed)} of {len(processes)} processes failed with {failed}")
+    measure(
+        options.out,
+        cells,
+        options.policy,
+        "plus",
+        options.overrides,
+        options.processes,
+        end,
+        lambda: write_tables(options.out, MARGIN),
+    )
 
 
 if __name__ == "__main__":

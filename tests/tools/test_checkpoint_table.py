@@ -5,7 +5,8 @@ from pathlib import Path
 
 from eval.records.reader import read_run
 from tests.eval.fake_run import plan_of, results, run
-from tools.checkpoint_table import merge_suites, plan_cells, take
+from tools.cells import take
+from tools.checkpoint_table import merge_suites, plan_cells
 
 NUM_TASKS = {"libero_spatial": 3, "libero_goal": 2}
 
