@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -11,32 +12,15 @@ import pytest
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection
 
-from eval.records.schema import EpisodeRecord
 from eval.runners.base import EpisodeTimeout
 from eval.runners.watch import Watch
 from policies.remote.link import Link, RemoteError
 from policies.remote.wire import pack_openpi, unpack
+from tests.eval.conftest import EPISODE
 from tests.policies.remote.servers import ACTIONS, remote, request, serving
 
-RECORD = EpisodeRecord(
-    suite="libero_spatial",
-    task_id=2,
-    instruction="pick up the black bowl",
-    episode=0,
-    seed=7,
-    seeding="paired",
-    success=None,
-    steps=0,
-    inferences=0,
-    wall_s=0.0,
-    policy="remote",
-    checkpoint=None,
-    checkpoint_sha256=None,
-    weights_label=None,
-    actions_sha256=None,
-    initial_state_sha256=None,
-    error_type="EpisodeTimeout",
-    error_message="over",
+RECORD = replace(
+    EPISODE, success=None, steps=0, actions_sha256=None, error_type="EpisodeTimeout", error_message="over"
 )
 
 
